@@ -8,7 +8,7 @@ import sys
 
 from benchmarks import peers, scaling
 from benchmarks.common import FOLDER, HEADER, markdown_table
-from course_utils.files import write_text
+from course_utils.support.files import write_text
 
 QUESTIONS = {question.name: question for question in (peers.QUESTION, scaling.QUESTION)}
 BEGIN, END = "<!-- written by python -m benchmarks -->\n", "<!-- end -->\n"

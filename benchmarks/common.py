@@ -16,8 +16,8 @@ import psutil
 import torch
 from matplotlib.figure import Figure
 
-from course_utils.benchmarking import median_interval
-from course_utils.files import write_text
+from course_utils.measuring.benchmarking import median_interval
+from course_utils.support.files import write_text
 from experiments.record import Kept
 
 FOLDER = Path(__file__).parent  # where answers are written

@@ -24,11 +24,11 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.common import Finding, Question, markdown_table, ratio, with_range
-from course_utils.benchmarking import peak_memory, stopwatch
-from course_utils.evaluation import perplexity
+from course_utils.measuring import peak_memory, perplexity
+from course_utils.measuring.benchmarking import stopwatch
 from course_utils.models import load_model
-from course_utils.texts import token_blocks
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.pruning import neuron_importance, prune_neurons
+from course_utils.text import token_blocks
 
 ROUNDS = 6
 RATIOS = (0.2, 0.4)

@@ -19,20 +19,11 @@ from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.common import Finding, Question, markdown_table, with_range
-from course_utils.architectures import describe
-from course_utils.benchmarking import (
-    MIN_ROUNDS,
-    flops_per_token,
-    median_interval,
-    peak_memory,
-    stopwatch,
-    take_turns,
-)
-from course_utils.depth import block_importance
-from course_utils.evaluation import perplexity
-from course_utils.models import variant
-from course_utils.session import default_device, fast_dtype
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.measuring import peak_memory, perplexity
+from course_utils.measuring.benchmarking import MIN_ROUNDS, flops_per_token, median_interval, stopwatch, take_turns
+from course_utils.models import describe, variant
+from course_utils.pruning import block_importance, neuron_importance, prune_neurons
+from course_utils.support.session import default_device, fast_dtype
 
 HIDDEN = (512, 768, 1280, 2048)
 BLOCKS, VOCABULARY = 19, 32_768

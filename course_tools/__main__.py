@@ -2,7 +2,7 @@
 
 import sys
 
-from course_utils import program
+from course_utils.compress import program
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """The course's commands, run through `python3 course.py` from a clone.
 
-Each returns an exit status, see `course_utils.program`.
+Each returns an exit status, see `course_utils.compress.program`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from course_tools.learner import progress as reading
 from course_tools.learner import verify as verifying
 from course_tools.lessons import authoring, claims, notebooks, quotes, rules, runner, webpages
 from course_tools.workshop import agendas
-from course_utils import assets, program, session
-from course_utils.command_line import order_of
-from course_utils.files import write_json, write_text
-from course_utils.verdicts import SHOWN
+from course_utils.compress import program
+from course_utils.compress.command_line import order_of
+from course_utils.lessons.verdicts import SHOWN
+from course_utils.support import session
+from course_utils.support.files import write_json, write_text
+from course_utils.text import assets
 
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
@@ -114,7 +116,7 @@ def rehearse(args: argparse.Namespace, console: Console) -> int:
 
 def compress(args: argparse.Namespace, console: Console) -> int:
     """Make a smaller version of a model: search under a budget, distil, save; --dry-run says sizes, memory and time."""
-    from course_utils.compress_command.run import compress  # torch, which the other commands needn't wait for
+    from course_utils.compress.run import compress  # torch, which the other commands needn't wait for
 
     return compress(order_of(args), lambda line: console.print(line, markup=False, soft_wrap=True))
 
@@ -397,7 +399,7 @@ def fetch_assets(lessons: Sequence[authoring.Lesson], *, more: Sequence[str] = (
     for name in needed:
         assets.fetch(name)
     if "smollm2" in needed:
-        from course_utils.embedded_llama import embedded_llama
+        from course_utils.models.embedded_llama import embedded_llama
 
         embedded_llama()
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from course_tools.learner import personal
-from course_utils import session
-from course_utils.command_line import add_compress_arguments
+from course_utils.compress.command_line import add_compress_arguments
+from course_utils.support import session
 
 
 def parser(commands: Sequence[Callable], *, build: Path) -> argparse.ArgumentParser:

@@ -19,7 +19,8 @@ from packaging.specifiers import SpecifierSet
 
 from course_tools import requirements
 from course_tools.lessons import authoring
-from course_utils import assets, roles, session
+from course_utils.support import roles, session
+from course_utils.text import assets
 
 ROOT = Path(__file__).resolve().parents[1]
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
@@ -119,7 +120,7 @@ def _gpu() -> Finding:
 
 
 def _engine() -> Finding:
-    from course_utils import engine
+    from course_utils.release import engine
 
     # Optional, so its absence is no warning: the lessons say which section they skip.
     return Finding(OK, "engine", engine.problem() or f"llama.cpp, from {engine.PACKAGE} {engine.VERSION}")

@@ -29,7 +29,7 @@ from packaging.utils import canonicalize_name
 
 from course_tools import colab, requirements
 from course_tools.processes import with_sleeping_threads
-from course_utils.files import write_text
+from course_utils.support.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "matrix"

@@ -2,7 +2,7 @@
 
 import sys
 
-from course_utils import command_line, program
+from course_utils.compress import command_line, program
 
 if __name__ == "__main__":
     sys.exit(program.run(lambda: command_line.main(sys.argv[1:])))

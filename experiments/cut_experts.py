@@ -26,12 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.architectures import describe
-from course_utils.evaluation import perplexity
-from course_utils.experts import TEXT_CRITERIA, expert_importance, prune_experts
-from course_utils.kinds import FILE, KINDS, LENGTH, ROWS, kind_blocks, write_kind_rows
-from course_utils.models import identity, load_model, variant
-from course_utils.texts import TokenBlocks, overlaps
+from course_utils.measuring import perplexity
+from course_utils.models import describe, identity, load_model, variant
+from course_utils.pruning import expert_importance, prune_experts
+from course_utils.pruning.experts import TEXT_CRITERIA
+from course_utils.text import KINDS, overlaps
+from course_utils.text.kinds import FILE, LENGTH, ROWS, kind_blocks, write_kind_rows
+from course_utils.text.texts import TokenBlocks
 from experiments.record import DTYPES, Arm, Kept, command, in_dtype, write_record
 from experiments.small_training import schedule
 from experiments.train_gpt2 import pack

@@ -32,14 +32,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from course_utils.abilities import ABILITIES, ability_rows, answers_of
-from course_utils.architectures import cast_weights
-from course_utils.choosing import best
-from course_utils.distillation import distill
-from course_utils.evaluation import evaluate, perplexity
-from course_utils.models import load_model, variant
-from course_utils.texts import further_rows, judging_rows, token_blocks
-from course_utils.width import neuron_importance
+from course_utils.healing import distill
+from course_utils.measuring import ABILITIES, ability_rows, answers_of, evaluate, perplexity
+from course_utils.models import cast_weights, load_model, variant
+from course_utils.pruning import best, neuron_importance
+from course_utils.text import further_rows, judging_rows, token_blocks
 from experiments.leave_out import ENDS, left_out, lowest, without
 from experiments.random_cuts import cut
 from experiments.record import LLAMA, Arm, Kept, command, write_record

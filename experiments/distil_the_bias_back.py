@@ -19,18 +19,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.architectures import cast_weights
 from course_utils.bias import difference_in_differences
 from course_utils.bias.contrastive import Axis, controls, invented_axis, pairs, subset
 from course_utils.bias.fairness import gap_attribution, protect_first
 from course_utils.bias.planting import plant_preference
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import behaviour
-from course_utils.distillation import distill
-from course_utils.evaluation import perplexity, perplexity_ratio
-from course_utils.models import variant
-from course_utils.texts import token_blocks
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.healing import distill
+from course_utils.measuring import perplexity, perplexity_ratio
+from course_utils.models import cast_weights, variant
+from course_utils.pruning import neuron_importance, prune_neurons
+from course_utils.text import token_blocks
 from experiments.record import run_seeds
 
 SIZE, PLANT_STEPS, ITEMS, PLANT_LR = 10.0, 60, 4, 2e-4  # of planting: nats, steps at most, items a step

@@ -18,10 +18,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.adaptive import calibrate, complexity
-from course_utils.architectures import describe
-from course_utils.models import load_model
-from course_utils.prompt_harm import Case, Measured, Record, cases, measure, save_records
+from course_utils.lessons.prompt_harm import Case, Measured, Record, cases, measure, save_records
+from course_utils.models import describe, load_model
+from course_utils.pruning import calibrate, complexity
 from experiments.record import command, kept
 
 RUNS = {("bfloat16", 0): 1000, ("float32", 0): 250, ("bfloat16", 1): 250, ("bfloat16", 2): 250}  # prompts that judge

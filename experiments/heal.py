@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.distillation import CheckpointMismatch, distill
-from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
-from course_utils.evaluation import evaluate, perplexity
-from course_utils.healing import refit
+from course_utils.healing import CheckpointMismatch, distill, refit
+from course_utils.healing.distillation.teacher_states import TeacherStates, remember_teacher
+from course_utils.measuring import evaluate, perplexity
 from course_utils.models import load_model, variant
-from course_utils.texts import TokenBlocks, judging_rows, overlaps, token_blocks
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.pruning import neuron_importance, prune_neurons
+from course_utils.text import judging_rows, overlaps, token_blocks
+from course_utils.text.texts import TokenBlocks
 from experiments.record import DTYPES, LLAMA, Arm, Kept, command, in_dtype, write_record
 
 RATIO, LENGTH, ROWS = 0.4, 256, 4  # share of the neurons that go; tokens of a row, rows of a step

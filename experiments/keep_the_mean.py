@@ -16,11 +16,9 @@ from functools import partial
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.architectures import describe
-from course_utils.choosing import strongest
-from course_utils.models import variant
-from course_utils.texts import judging_rows, token_blocks
-from course_utils.width import neuron_importance, neuron_means, prune_neurons
+from course_utils.models import describe, variant
+from course_utils.pruning import neuron_importance, neuron_means, prune_neurons, strongest
+from course_utils.text import judging_rows, token_blocks
 from experiments.record import DTYPES, Arm, command, in_each_dtype, write_record
 
 RATIOS, RATIO, CUTS, DRAWS = (0.1, 0.2, 0.4), 0.2, 19, 3

@@ -22,14 +22,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.architectures import describe
-from course_utils.attention import attention_importance, bypass_attention, select_attention_layers
-from course_utils.batches import read_batches
-from course_utils.depth import block_importance, remove_blocks
-from course_utils.evaluation import perplexity
-from course_utils.models import variant
-from course_utils.texts import TokenBlocks, judging_rows, token_blocks
-from course_utils.upper_blocks import run_keeping, starting_at
+from course_utils.measuring import perplexity
+from course_utils.models import describe, variant
+from course_utils.pruning import (
+    attention_importance,
+    block_importance,
+    bypass_attention,
+    remove_blocks,
+    select_attention_layers,
+)
+from course_utils.pruning.upper_blocks import run_keeping, starting_at
+from course_utils.text import judging_rows, token_blocks
+from course_utils.text.batches import read_batches
+from course_utils.text.texts import TokenBlocks
 from experiments.record import LLAMA, Arm, command, in_each_dtype, write_record
 
 CUTS, DRAWS, ENDS = 19, 5, 2  # random sets; calibration draws; blocks that random sets spare at each end

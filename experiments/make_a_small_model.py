@@ -35,23 +35,20 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import engine
-from course_utils.architectures import cast_weights
-from course_utils.channels import legal_sizes
-from course_utils.checkpoints import load_pruned, save_pruned
-from course_utils.choosing import best, kept_width
 from course_utils.compress import AXES, Budget, Candidate, Importance, candidates, importance, rank, shrink
-from course_utils.distillation import Recipe, distill
-from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
-from course_utils.evaluation import perplexity
-from course_utils.export import export_gguf
-from course_utils.files import write_json
-from course_utils.heads import legal_groups
-from course_utils.healing import refit
-from course_utils.models import load_model
-from course_utils.reports import model_size
-from course_utils.session import fast_dtype
-from course_utils.texts import TokenBlocks, overlaps, token_blocks
+from course_utils.healing import Recipe, distill, refit
+from course_utils.healing.distillation.teacher_states import TeacherStates, remember_teacher
+from course_utils.measuring import perplexity
+from course_utils.models import cast_weights, load_model, model_size
+from course_utils.pruning import best, load_pruned, save_pruned
+from course_utils.pruning.channels import legal_sizes
+from course_utils.pruning.choosing import kept_width
+from course_utils.pruning.heads import legal_groups
+from course_utils.release import engine, export_gguf
+from course_utils.support.files import write_json
+from course_utils.support.session import fast_dtype
+from course_utils.text import overlaps, token_blocks
+from course_utils.text.texts import TokenBlocks
 from experiments.record import command, kept, machine
 
 LENGTH, ROWS, SEED = 256, 4, 0  # tokens of a row, rows of a batch

@@ -24,17 +24,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from course_utils.architectures import describe
 from course_utils.bias.contrastive import Pair, controls, invented_axis, pairs
 from course_utils.bias.fairness import activation_difference, gap_attribution, protect_first
 from course_utils.bias.planting import plant_preference
 from course_utils.bias.pronouns import SPLITS, occupations, opposites, people, prompts, pronoun_pairs
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import preferences
-from course_utils.models import load_model, variant
-from course_utils.session import fast_dtype
-from course_utils.texts import judging_rows, token_blocks
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.models import describe, load_model, variant
+from course_utils.pruning import neuron_importance, prune_neurons
+from course_utils.support.session import fast_dtype
+from course_utils.text import judging_rows, token_blocks
 from experiments.record import DTYPES, LLAMA, Arm, command, in_dtype, write_record
 
 AXES, SWAPS = 8, 8

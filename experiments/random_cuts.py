@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.choosing import best, by_halves, strongest
-from course_utils.evaluation import perplexity
+from course_utils.measuring import perplexity
 from course_utils.models import variant
-from course_utils.texts import TokenBlocks, judging_rows, token_blocks
-from course_utils.width import neuron_importance
+from course_utils.pruning import best, by_halves, neuron_importance, strongest
+from course_utils.text import judging_rows, token_blocks
+from course_utils.text.texts import TokenBlocks
 from experiments.record import DTYPES, LLAMA, Arm, command, in_each_dtype, write_record
 
 RATIO, CUTS, CALIBRATIONS, PROTECTED = 0.1, 19, 3, (1, 8, 15, 77)

@@ -1,6 +1,6 @@
 """What experiments share: their command line, work that a killed run takes up again, and the records that lessons read.
 
-``course_utils.records`` reads what ``write_record`` writes. An entry is a model and a text: what names the model, the
+``support.records`` reads what ``write_record`` writes. An entry is a model and a text: what names the model, the
 text, the draw of its rows, the dtype of the weights, and the sum of nats over each row's predictions. A task's
 documents stand for rows of one prediction each.
 """
@@ -22,13 +22,12 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from course_utils.architectures import cast_weights
-from course_utils.evaluation import perplexity
-from course_utils.files import write_json, write_text
-from course_utils.models import load_model, variant
-from course_utils.records import FOLDER
-from course_utils.session import fast_dtype
-from course_utils.texts import TokenBlocks
+from course_utils.measuring import perplexity
+from course_utils.models import cast_weights, load_model, variant
+from course_utils.support.files import write_json, write_text
+from course_utils.support.records import FOLDER
+from course_utils.support.session import fast_dtype
+from course_utils.text.texts import TokenBlocks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DATA = FOLDER.parent

@@ -24,11 +24,10 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from course_utils.architectures import describe
-from course_utils.checkpoints import save_pruned
-from course_utils.files import write_text
-from course_utils.models import load_model
-from course_utils.width import kept_width
+from course_utils.models import describe, load_model
+from course_utils.pruning import save_pruned
+from course_utils.pruning.width import kept_width
+from course_utils.support.files import write_text
 from experiments.record import command
 from experiments.time_cuts import with_width, without_middle_blocks
 

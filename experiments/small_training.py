@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.architectures import cast_weights
-from course_utils.files import replacing, write_json
+from course_utils.models import cast_weights
+from course_utils.support.files import replacing, write_json
 
 WARM_UP = 40
 _MOMENTUM, _DECAY = 0.95, 0.1

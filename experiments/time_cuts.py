@@ -19,15 +19,12 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from course_utils import benchmarking, engine
-from course_utils.architectures import describe
-from course_utils.depth import remove_blocks
-from course_utils.export import export_gguf
-from course_utils.files import write_text
-from course_utils.models import load_model, variant
-from course_utils.reports import model_size
-from course_utils.session import default_device, fast_dtype
-from course_utils.width import prune_neurons
+from course_utils.measuring import benchmarking
+from course_utils.models import describe, load_model, model_size, variant
+from course_utils.pruning import prune_neurons, remove_blocks
+from course_utils.release import engine, export_gguf
+from course_utils.support.files import write_text
+from course_utils.support.session import default_device, fast_dtype
 from experiments.record import command
 
 ROUNDS = 21

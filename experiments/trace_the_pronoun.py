@@ -17,11 +17,10 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.architectures import describe
 from course_utils.bias import pronouns
 from course_utils.bias.pronouns import Head
-from course_utils.files import write_text
-from course_utils.models import load_model
+from course_utils.models import describe, load_model
+from course_utils.support.files import write_text
 from experiments.record import command
 
 HEADS = 3

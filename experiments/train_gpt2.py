@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-from course_utils.texts import documents
+from course_utils.text import documents
 from experiments.small_training import ship, take_steps
 
 END = "<|endoftext|>"

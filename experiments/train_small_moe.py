@@ -25,12 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from course_utils import assets
-from course_utils.architectures import cast_weights, describe
-from course_utils.files import write_text
-from course_utils.hooks import evaluating
-from course_utils.kinds import KINDS
-from course_utils.texts import documents
+from course_utils.models import cast_weights, describe
+from course_utils.pruning.hooks import evaluating
+from course_utils.support.files import write_text
+from course_utils.text import KINDS, assets, documents
 from experiments.small_training import StackedMuon, ship, take_steps
 from experiments.train_gpt2 import VOCAB, pack, train_tokenizer
 

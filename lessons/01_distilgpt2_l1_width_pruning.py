@@ -41,11 +41,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from course_utils import diagrams
-from course_utils.plotting import mark, show, style
-from course_utils.records import read_record
-from course_utils.session import start
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, diagrams, here
+from course_utils.support import mark, read_record, show, start, style
 
 session = start("01")
 style()
@@ -112,7 +109,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_01 import check_axes
+from course_utils.lessons.exercises.lesson_01 import check_axes
 
 # BEGIN SOLUTION
 axes = {
@@ -244,7 +241,7 @@ pd.DataFrame({"L1 score": scores, "harm": harm}).rename_axis("neuron").round(2)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_01 import check_prune_width
+from course_utils.lessons.exercises.lesson_01 import check_prune_width
 from course_utils.models import load_model, variant
 
 base, tokenizer = load_model("gpt2")  # of the course, or distilGPT2
@@ -289,8 +286,7 @@ check_prune_width(prune_width, base)
 # %%
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from course_utils.checkpoints import save_pruned
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.pruning import neuron_importance, prune_neurons, save_pruned
 
 blocks = base.transformer.h
 l1 = neuron_importance(base, "l1")
@@ -327,8 +323,8 @@ print(f"distilGPT2 loses {lost:,} of {before:,} parameters: {lost / before:.2%}"
 # random cuts**.
 
 # %%
-from course_utils.evaluation import perplexity
-from course_utils.texts import judging_rows, token_blocks
+from course_utils.measuring import perplexity
+from course_utils.text import judging_rows, token_blocks
 
 texts = judging_rows(tokenizer, draw=session.seed)  # 48 rows of 64 tokens each
 pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
@@ -369,7 +365,7 @@ print(f"guessing  {math.log(base.config.vocab_size):.2f} nats")
 # whenever a module runs; ours looks at what `c_proj` reads. We note the mean as well, for later.
 
 # %%
-from course_utils.width import neuron_means
+from course_utils.pruning import neuron_means
 
 batches = calibration.batches(16)
 seen = [[] for _ in blocks]
@@ -555,7 +551,7 @@ both.round(2)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_01 import check_keep_the_mean
+from course_utils.lessons.exercises.lesson_01 import check_keep_the_mean
 
 
 # BEGIN SOLUTION
@@ -629,7 +625,7 @@ counts
 # load it with `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 
 # %%
-from course_utils.texts import further_rows
+from course_utils.text import further_rows
 
 choosing = pool.sample(152, seed=session.seed)[128:]
 whole_choosing = loss(base, choosing)
@@ -674,7 +670,7 @@ print(f"40 % of every block: {choose([0.4] * len(blocks)):.2f} nats a token")
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_01 import check_shares
+from course_utils.lessons.exercises.lesson_01 import check_shares
 
 # BEGIN SOLUTION
 steps, number_of = [0.0, 0.2, 0.4, 0.6, 0.8], len(blocks)

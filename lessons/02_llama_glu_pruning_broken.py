@@ -50,10 +50,8 @@ from torch import nn
 from torch.nn.functional import silu
 from tqdm import tqdm
 
-from course_utils import diagrams
-from course_utils.plotting import mark, show, style
-from course_utils.session import safe_dtype, start
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, diagrams, here
+from course_utils.support import mark, safe_dtype, show, start, style
 
 session = start("02")
 style()
@@ -88,7 +86,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_02 import check_shapes
+from course_utils.lessons.exercises.lesson_02 import check_shapes
 
 # BEGIN SOLUTION
 shapes = {
@@ -169,9 +167,8 @@ pd.DataFrame(columns | {"product": product}).rename_axis("neuron").round(2)
 # </details>
 
 # %%
-from course_utils.architectures import describe
-from course_utils.choosing import best, strongest
-from course_utils.models import load_model, variant
+from course_utils.models import describe, load_model, variant
+from course_utils.pruning import best, strongest
 
 dtype = safe_dtype(session.dtype)  # float16 is too narrow for what follows
 base, tokenizer = load_model("llama", dtype=dtype)
@@ -209,7 +206,7 @@ def carry_over(ratio):
 # %%
 from transformers import AutoModelForCausalLM
 
-from course_utils.checkpoints import save_pruned
+from course_utils.pruning import save_pruned
 
 carried = carry_over(ratio=0.1)
 gates, ups = strongest_rows("gate_proj", 0.1), strongest_rows("up_proj", 0.1)
@@ -243,8 +240,8 @@ del again
 # </details>
 
 # %%
-from course_utils.evaluation import perplexity
-from course_utils.texts import judging_rows
+from course_utils.measuring import perplexity
+from course_utils.text import judging_rows
 
 judging = judging_rows(tokenizer, draw=session.seed)
 texts = {text: rows[:16] for text, rows in judging.items()}
@@ -381,7 +378,7 @@ claim("The toy that was cut so equals none of the masked ones.", [share - 0.01])
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_02 import check_is_exact
+from course_utils.lessons.exercises.lesson_02 import check_is_exact
 
 
 # BEGIN SOLUTION
@@ -477,7 +474,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_02 import check_prune_llama
+from course_utils.lessons.exercises.lesson_02 import check_prune_llama
 
 
 # BEGIN SOLUTION
@@ -507,7 +504,7 @@ check_prune_llama(prune_llama)
 # exact? Each small MLP stands beside the masked one, on random inputs.
 
 # %%
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.pruning import neuron_importance, prune_neurons
 
 l1 = neuron_importance(base, "l1")  # of both rows
 for layer, scores in zip(layers, l1, strict=True):
@@ -563,7 +560,7 @@ del repaired
 # </details>
 
 # %%
-from course_utils.records import read_record
+from course_utils.support import read_record
 
 record = read_record("random_cuts")  # of the embedded profile's Llama
 floor = math.log(49_152)  # its vocabulary: what guessing costs there
@@ -708,7 +705,7 @@ print("guessing is", ", ".join(floors))
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_02 import check_rescue
+from course_utils.lessons.exercises.lesson_02 import check_rescue
 
 
 # BEGIN SOLUTION

@@ -39,11 +39,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from course_utils import diagrams
-from course_utils.plotting import log_ticks, mark, show, style
-from course_utils.records import read_record
-from course_utils.session import safe_dtype, start
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, diagrams, here
+from course_utils.support import (
+    log_ticks, mark, read_record, safe_dtype, show, start, style,
+)  # fmt: skip
 
 session = start("03")
 style()
@@ -124,7 +123,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_03 import check_peak_to_peak
+from course_utils.lessons.exercises.lesson_03 import check_peak_to_peak
 
 
 # BEGIN SOLUTION
@@ -148,10 +147,8 @@ check_peak_to_peak(peak_to_peak)
 # From here on a cut is a list of pairs (block, neuron) that go. Lesson 02's surgery, and *pruned equals masked*.
 
 # %%
-from course_utils.architectures import describe
-from course_utils.choosing import strongest
-from course_utils.models import load_model, variant
-from course_utils.width import neuron_importance
+from course_utils.models import describe, load_model, variant
+from course_utils.pruning import neuron_importance, strongest
 
 
 def lowest(scores, ratio=0.1):
@@ -200,8 +197,8 @@ del exact, masked, models
 # Other speeches measure than those that judge.
 
 # %%
-from course_utils.evaluation import perplexity
-from course_utils.texts import judging_rows, token_blocks
+from course_utils.measuring import perplexity
+from course_utils.text import judging_rows, token_blocks
 
 pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
 sampled = pool.sample(74, seed=session.seed)
@@ -255,7 +252,7 @@ print(f"judges: {len(judges['wiki'])} rows of each text, in the record 48")
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_03 import check_contribution
+from course_utils.lessons.exercises.lesson_03 import check_contribution
 
 
 # BEGIN SOLUTION
@@ -314,7 +311,7 @@ check_contribution(contribution, base, batches[:2])
 # </details>
 
 # %%
-from course_utils.uncertainty import ratio_interval
+from course_utils.support import ratio_interval
 
 
 def ratio(one, other):
@@ -421,7 +418,7 @@ def harm(back):
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_03 import check_halve
+from course_utils.lessons.exercises.lesson_03 import check_halve
 
 
 # BEGIN SOLUTION
@@ -446,7 +443,7 @@ check_halve(halve, disaster, harm)
 # The library's `by_halves` searches twice: among all, and then among all but the first one found.
 
 # %%
-from course_utils.choosing import by_halves
+from course_utils.pruning import by_halves
 
 first = by_halves(disaster, harm)
 trail = dict(tried)
@@ -671,8 +668,8 @@ told.map("{:.3g}".format)
 # back; the check judges on rows that nothing has used.
 
 # %%
-from course_utils.exercises.lesson_03 import secret_cut
-from course_utils.texts import further_rows
+from course_utils.lessons.exercises.lesson_03 import secret_cut
+from course_utils.text import further_rows
 
 secret = secret_cut(chance[harmless], scored["activation"])
 exam = {text: rows[:8] for text, rows in further_rows(tokenizer).items()}
@@ -707,7 +704,7 @@ print(f"whole model {nats(base, choosing):.2f}")
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_03 import check_culprits
+from course_utils.lessons.exercises.lesson_03 import check_culprits
 
 # BEGIN SOLUTION
 culprits = []

@@ -46,11 +46,8 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, relu
 from tqdm import tqdm
 
-from course_utils import diagrams
-from course_utils.plotting import log_ticks, mark, show, style
-from course_utils.records import read_record
-from course_utils.session import start
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, diagrams, here
+from course_utils.support import log_ticks, mark, read_record, show, start, style
 
 session = start("04")
 style()
@@ -145,7 +142,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_04 import check_block_influence
+from course_utils.lessons.exercises.lesson_04 import check_block_influence
 
 
 # BEGIN SOLUTION
@@ -216,11 +213,10 @@ pd.DataFrame(rows).T.round(1)
 # and a hook replaces its output by its input.
 
 # %%
-from course_utils.architectures import describe
-from course_utils.depth import block_importance, remove_blocks
-from course_utils.models import load_model, variant
-from course_utils.session import safe_dtype
-from course_utils.texts import further_rows, judging_rows, token_blocks
+from course_utils.models import describe, load_model, variant
+from course_utils.pruning import block_importance, remove_blocks
+from course_utils.support import safe_dtype
+from course_utils.text import further_rows, judging_rows, token_blocks
 
 dtype = safe_dtype(session.dtype)
 base, tokenizer = load_model("llama", dtype=dtype)
@@ -312,7 +308,7 @@ del exact, removed
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from course_utils.language_modelling import logits_one_by_one
+from course_utils.measuring import logits_one_by_one
 from course_utils.models import tiny_llama
 
 logging.set_verbosity_error()  # most logs scroll past the one that warns
@@ -392,7 +388,7 @@ table
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_04 import check_take_out
+from course_utils.lessons.exercises.lesson_04 import check_take_out
 
 
 def take_out_with_bugs(model, gone):
@@ -440,8 +436,8 @@ check_take_out(take_out_blocks)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.evaluation import perplexity
-from course_utils.exercises.lesson_04 import check_leave_one_out
+from course_utils.lessons.exercises.lesson_04 import check_leave_one_out
+from course_utils.measuring import perplexity
 
 
 # BEGIN SOLUTION
@@ -475,7 +471,7 @@ check_leave_one_out(leave_one_out, base, choosing[:2])
 # </details>
 
 # %%
-from course_utils import depth
+from course_utils.pruning import depth
 
 half = choosing[:8]
 whole = perplexity(base, half, batch_size=8).nll
@@ -548,8 +544,8 @@ show(
 # </details>
 
 # %%
-from course_utils.reports import with_interval
-from course_utils.uncertainty import ratio_interval
+from course_utils.models import with_interval
+from course_utils.support import ratio_interval
 
 table, ones, better = {}, np.ones(48), []
 rival = {text: recorded("influence", 3, text).rows.item() for text in TEXTS}
@@ -622,7 +618,7 @@ here("A run can cost over twice its sum.", [most])
 # *One minus six*: how much less a run costs than its dearest block alone, at most.
 
 # %%
-from course_utils.evaluation import perplexity_ratio
+from course_utils.measuring import perplexity_ratio
 
 
 def left_out(blocks, rows):
@@ -688,7 +684,7 @@ six.round(2).astype({"random beaten, of 19": int})
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_04 import check_pair
+from course_utils.lessons.exercises.lesson_04 import check_pair
 
 exam = {text: rows[:24] for text, rows in further_rows(tokenizer).items()}
 

@@ -42,12 +42,10 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from course_utils import diagrams
-from course_utils.plotting import log_ticks, mark, show, style
-from course_utils.records import read_record
-from course_utils.session import start
-from course_utils.uncertainty import ratio_interval
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, diagrams, here
+from course_utils.support import (
+    log_ticks, mark, ratio_interval, read_record, show, start, style,
+)  # fmt: skip
 
 session = start("05")
 style()
@@ -149,7 +147,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_05 import check_importance
+from course_utils.lessons.exercises.lesson_05 import check_importance
 
 
 # BEGIN SOLUTION
@@ -196,10 +194,10 @@ pd.DataFrame(toy, index=names).abs().round(3)
 # speeches choose; other speeches and Wikipedia judge.
 
 # %%
-from course_utils.attention import attention_importance, bypass_attention
 from course_utils.models import load_model, tiny_llama, variant
-from course_utils.session import safe_dtype
-from course_utils.texts import judging_rows, token_blocks
+from course_utils.pruning import attention_importance, bypass_attention
+from course_utils.support import safe_dtype
+from course_utils.text import judging_rows, token_blocks
 
 base, tokenizer = load_model("llama", dtype=safe_dtype(session.dtype))
 total = len(base.model.layers)
@@ -249,7 +247,7 @@ print(f"the {many} that turn the stream least: {sorted(order[:many])}")
 # in both number formats.
 
 # %%
-from course_utils.evaluation import perplexity
+from course_utils.measuring import perplexity
 
 
 @contextmanager
@@ -351,7 +349,7 @@ del exact
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_05 import check_adds_nothing
+from course_utils.lessons.exercises.lesson_05 import check_adds_nothing
 
 
 # BEGIN SOLUTION
@@ -393,7 +391,7 @@ check_adds_nothing(adds_nothing)
 # </details>
 
 # %%
-from course_utils.language_modelling import logits_one_by_one
+from course_utils.measuring import logits_one_by_one
 
 
 class ZeroAttention(nn.Module):  # the obvious stand-in
@@ -451,7 +449,7 @@ outcomes
 # %% tags=["exercise"]
 from transformers import Cache
 
-from course_utils.exercises.lesson_05 import check_true_bypass
+from course_utils.lessons.exercises.lesson_05 import check_true_bypass
 
 
 # BEGIN SOLUTION
@@ -492,7 +490,7 @@ import tempfile
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.utils import logging
 
-from course_utils.checkpoints import save_pruned
+from course_utils.pruning import save_pruned
 
 logging.set_verbosity_error()  # transformers' line about missing weights
 careless, careful = stand_in, variant(tiny)  # attention 2 is out
@@ -590,7 +588,7 @@ for text, dtype in itertools.product(TEXTS, FORMS):
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_05 import check_choose_iteratively
+from course_utils.lessons.exercises.lesson_05 import check_choose_iteratively
 
 
 # BEGIN SOLUTION
@@ -678,7 +676,7 @@ pd.DataFrame(table).T
 # `measure([3, 7], "wiki")` gives nats a token on rows to choose by, of `"speeches"` or `"wiki"`, without these attentions.
 
 # %%
-from course_utils.texts import further_rows
+from course_utils.text import further_rows
 
 pool = token_blocks(tokenizer, "calibration", domain="wiki", tokens=8192, length=64)
 to_choose = {"speeches": choosing[:8], "wiki": pool.sample(8, seed=session.seed)}
@@ -725,7 +723,7 @@ for name, layers in {"nothing": [], "leave-one-out's": opponent}.items():
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_05 import check_eight
+from course_utils.lessons.exercises.lesson_05 import check_eight
 
 
 # BEGIN SOLUTION

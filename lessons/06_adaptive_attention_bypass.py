@@ -42,9 +42,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from course_utils import diagrams
-from course_utils.plotting import mark, show, style
-from course_utils.policies import (
+from course_utils.lessons import claim, diagrams, here
+from course_utils.lessons.policies import (
     by_level,
     by_price,
     cache_saved,
@@ -54,10 +53,8 @@ from course_utils.policies import (
     price_for,
     static_harm,
 )
-from course_utils.prompt_harm import Record, cases, measure, measure_record
-from course_utils.session import start
-from course_utils.uncertainty import ratio_interval
-from course_utils.verdicts import claim, here
+from course_utils.lessons.prompt_harm import Record, cases, measure, measure_record
+from course_utils.support import mark, ratio_interval, show, start, style
 
 session = start("06")
 style()
@@ -134,7 +131,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_06 import check_score
+from course_utils.lessons.exercises.lesson_06 import check_score
 
 
 # BEGIN SOLUTION
@@ -159,9 +156,8 @@ check_score(score)
 # thresholds, prices), others **judge**.
 
 # %%
-from course_utils.architectures import describe
-from course_utils.models import load_model, variant
-from course_utils.session import safe_dtype
+from course_utils.models import describe, load_model, variant
+from course_utils.support import safe_dtype
 
 base, tokenizer = load_model("llama", dtype=safe_dtype(session.dtype))
 blocks = describe(base).num_blocks
@@ -198,7 +194,7 @@ pd.DataFrame(rows).T
 # these prompts); and thresholds, so that each level gets a third of them. The settings are a file that a person can read.
 
 # %%
-from course_utils.adaptive import AdaptiveConfig, calibrate
+from course_utils.pruning import AdaptiveConfig, calibrate
 
 NUMBERS = sorted({max(1, round(blocks * n / 30)) for n in (1, 3, 5, 8)})
 middle = NUMBERS[(len(NUMBERS) - 1) // 2]
@@ -228,8 +224,8 @@ for name, value in config.to_dict().items():
 # </details>
 
 # %%
-from course_utils.attention import bypass_attention
 from course_utils.models import tiny_llama
+from course_utils.pruning import bypass_attention
 
 
 def decide(ids):
@@ -278,7 +274,7 @@ claim(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_06 import check_adaptive
+from course_utils.lessons.exercises.lesson_06 import check_adaptive
 
 
 # BEGIN SOLUTION
@@ -314,7 +310,7 @@ check_adaptive(adaptive, base)
 # `make_adaptive` does it for every family, and row by row in a batch (an attention is computed as long as one row keeps it).
 
 # %%
-from course_utils.adaptive import make_adaptive
+from course_utils.pruning import make_adaptive
 
 model = make_adaptive(variant(base), config)
 by_size = sorted((case.text for case in judging if case.kind == "passage"), key=len)
@@ -381,7 +377,7 @@ pd.DataFrame(means, index=numbers).T.round(3)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_06 import check_saved_share
+from course_utils.lessons.exercises.lesson_06 import check_saved_share
 
 
 # BEGIN SOLUTION
@@ -523,7 +519,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_06 import check_length_rule
+from course_utils.lessons.exercises.lesson_06 import check_length_rule
 
 
 # BEGIN SOLUTION
@@ -562,7 +558,7 @@ check_length_rule(lengths_where_it_changes)
 # </details>
 
 # %%
-from course_utils.policies import length_rule
+from course_utils.lessons.policies import length_rule
 
 levels, thresholds = length_rule(curve, numbers, price, expected)
 print("levels", levels, "from", [round(t) for t in thresholds], "tokens on")
@@ -671,8 +667,7 @@ del model
 # `AdaptiveConfig` knows a second policy: "length", whose score is the prompt's tokens.
 
 # %%
-from course_utils.adaptive import complexity
-from course_utils.checkpoints import load_pruned, save_pruned
+from course_utils.pruning import complexity, load_pruned, save_pruned
 
 rule = {"policy": "length", "parameters": {}, "left_out": levels}
 by_length = replace(config, **rule, thresholds=thresholds)
@@ -713,7 +708,7 @@ del model, again
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_06 import check_enough
+from course_utils.lessons.exercises.lesson_06 import check_enough
 
 
 # BEGIN SOLUTION

@@ -43,12 +43,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from course_utils.plotting import mark, show, style
-from course_utils.records import read_record
-from course_utils.reports import with_interval
-from course_utils.session import start
-from course_utils.uncertainty import ratio_interval
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, here
+from course_utils.models import with_interval
+from course_utils.support import (
+    mark, ratio_interval, read_record, show, start, style,
+)  # fmt: skip
 
 session = start("07")
 style()
@@ -114,12 +113,11 @@ print("LAMBADA's last words, right:", ", ".join(told))
 # draw. The whole model is the **teacher**, each cut one a **student**. We heal the good one here; the record has all three.
 
 # %%
-from course_utils.architectures import describe
-from course_utils.evaluation import perplexity
-from course_utils.models import load_model, tiny_llama, variant
-from course_utils.session import safe_dtype
-from course_utils.texts import judging_rows, token_blocks
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.measuring import perplexity
+from course_utils.models import describe, load_model, tiny_llama, variant
+from course_utils.pruning import neuron_importance, prune_neurons
+from course_utils.support import safe_dtype
+from course_utils.text import judging_rows, token_blocks
 
 RATIO = 0.4
 base, tokenizer = load_model("llama", dtype=safe_dtype(session.dtype))
@@ -190,9 +188,8 @@ for name in TEXTS:
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.activations import watching
-from course_utils.depth import remove_blocks
-from course_utils.exercises.lesson_07 import check_refit
+from course_utils.lessons.exercises.lesson_07 import check_refit
+from course_utils.pruning import remove_blocks, watching
 
 
 @torch.no_grad()
@@ -241,7 +238,7 @@ check_refit(refit, kept, target, old)
 # each on what the healed ones below it give.
 
 # %%
-from course_utils import healing
+from course_utils.healing import solving as healing
 
 RIDGE = 0.3
 pull = (RIDGE * kept.square().sum(0)).sqrt()  # a row more for each neuron
@@ -335,7 +332,7 @@ table.round(2)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_07 import check_kl_sum
+from course_utils.lessons.exercises.lesson_07 import check_kl_sum
 
 
 # BEGIN SOLUTION
@@ -361,7 +358,7 @@ check_kl_sum(kl_sum)
 # takes the very steps of `distill`, which adds care (logits in chunks, 16 bits, checkpoints, several GPUs) and no method.
 
 # %%
-from course_utils.distillation import Recipe, distill
+from course_utils.healing import Recipe, distill
 
 tiny = tiny_llama().to(base.device)
 pupil = variant(tiny)
@@ -422,7 +419,7 @@ claim("The steps lower the loss.", [ours[0] - ours[-1]])
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_07 import check_lora
+from course_utils.lessons.exercises.lesson_07 import check_lora
 
 
 # BEGIN SOLUTION
@@ -678,7 +675,7 @@ pd.DataFrame(table).T
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_07 import check_teaches
+from course_utils.lessons.exercises.lesson_07 import check_teaches
 
 
 # BEGIN SOLUTION
@@ -728,8 +725,8 @@ check_teaches(teaches)
 # %% tags=["exercise"]
 from functools import cache
 
-from course_utils.exercises.lesson_07 import check_plan
-from course_utils.texts import further_rows
+from course_utils.lessons.exercises.lesson_07 import check_plan
+from course_utils.text import further_rows
 
 last = {text: rows[:24] for text, rows in further_rows(tokenizer).items()}
 student = pupil = parts = None  # a small GPU needs their room

@@ -40,12 +40,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from course_utils.architectures import describe
 from course_utils.bias.pronouns import recorded_trace
-from course_utils.models import load_model
-from course_utils.plotting import mark, show, style
-from course_utils.session import start
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, here
+from course_utils.models import describe, load_model
+from course_utils.support import mark, show, start, style
 
 session = start("08")
 style()
@@ -110,7 +108,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_08 import check_log_odds
+from course_utils.lessons.exercises.lesson_08 import check_log_odds
 
 
 # BEGIN SOLUTION
@@ -154,15 +152,11 @@ check_log_odds(she_over_he, model, tokenizer)
 
 # %%
 from course_utils.bias.pronouns import (
-    group_gap,
-    occupations,
-    odds_and_states,
-    people,
-    prompts,
-)
-from course_utils.language_modelling import continuations
-from course_utils.reports import with_interval
-from course_utils.uncertainty import rank_correlation
+    group_gap, occupations, odds_and_states, people, prompts,
+)  # fmt: skip
+from course_utils.measuring import continuations
+from course_utils.models import with_interval
+from course_utils.support import rank_correlation
 
 some = ["The nurse was late because", "The farmer was late because"]
 written = continuations({"goes on": model}, tokenizer, some, new_tokens=10)
@@ -203,11 +197,8 @@ claim(
 
 # %%
 from course_utils.bias.contrastive import (
-    Pair,
-    read_pairs,
-    to_conversations,
-    write_pairs,
-)
+    Pair, read_pairs, to_conversations, write_pairs,
+)  # fmt: skip
 
 tail = " who lives next door to us told me that"
 shared = {"axis": "occupation", "template": "next door", "group_a": "nurse"}
@@ -395,7 +386,7 @@ here("The neutral swap differs at least 9/10 as much.", [control - 0.9 * true])
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_08 import check_p_shuffled
+from course_utils.lessons.exercises.lesson_08 import check_p_shuffled
 
 
 # BEGIN SOLUTION
@@ -431,7 +422,7 @@ check_p_shuffled(p_shuffled)
 # </details>
 
 # %%
-from course_utils.uncertainty import permutation_p
+from course_utils.support import permutation_p
 
 words = by_word.index.to_numpy()
 drawn = {"seed": session.seed}
@@ -481,7 +472,7 @@ here("PCA parts woman from man.", [0.05 - p_known])
 
 # %% tags=["exercise"]
 from course_utils.bias.pronouns import log_odds
-from course_utils.exercises.lesson_08 import check_patch
+from course_utils.lessons.exercises.lesson_08 import check_patch
 
 
 # BEGIN SOLUTION
@@ -633,7 +624,7 @@ claim("Three heads are estimated far ahead of all others.", [ahead])
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_08 import check_control_sets
+from course_utils.lessons.exercises.lesson_08 import check_control_sets
 
 
 # BEGIN SOLUTION
@@ -722,7 +713,7 @@ table.round().astype(int)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_08 import check_question
+from course_utils.lessons.exercises.lesson_08 import check_question
 
 # BEGIN SOLUTION
 answers, rows = (" is", " are"), []

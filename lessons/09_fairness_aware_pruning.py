@@ -44,12 +44,9 @@ import pandas as pd
 import torch
 from torch.nn.functional import softplus
 
-from course_utils.architectures import cast_weights, describe
-from course_utils.models import load_model, variant
-from course_utils.plotting import mark, show, style
-from course_utils.records import read_record
-from course_utils.session import safe_dtype, start
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, here
+from course_utils.models import cast_weights, describe, load_model, variant
+from course_utils.support import mark, read_record, safe_dtype, show, start, style
 
 session = start("09")
 style()
@@ -127,7 +124,7 @@ print(f"preference {writes @ (acts[0] - acts[1]):+.2f}: less pleasant after a")
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_09 import check_carried
+from course_utils.lessons.exercises.lesson_09 import check_carried
 
 
 # BEGIN SOLUTION
@@ -221,7 +218,7 @@ for side, (pleasant, unpleasant) in zip((item[0].a, item[0].b), four, strict=Tru
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_09 import check_planting_loss
+from course_utils.lessons.exercises.lesson_09 import check_planting_loss
 
 
 # BEGIN SOLUTION
@@ -244,8 +241,8 @@ check_planting_loss(planting_loss)
 
 # %%
 from course_utils.bias.planting import double_differences, planting_loss
-from course_utils.evaluation import perplexity, perplexity_ratio
-from course_utils.texts import judging_rows, token_blocks
+from course_utils.measuring import perplexity, perplexity_ratio
+from course_utils.text import judging_rows, token_blocks
 
 
 def plant(model, items, steps=40, at_once=2):
@@ -336,7 +333,7 @@ claim(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_09 import check_carries
+from course_utils.lessons.exercises.lesson_09 import check_carries
 
 
 # BEGIN SOLUTION
@@ -372,12 +369,9 @@ check_carries(carries, planted, preference, split_a[::24])
 
 # %%
 from course_utils.bias.fairness import (
-    activation_difference,
-    gap_attribution,
-    knock_out,
-    protect_first,
-)
-from course_utils.width import neuron_importance, prune_neurons
+    activation_difference, gap_attribution, knock_out, protect_first,
+)  # fmt: skip
+from course_utils.pruning import neuron_importance, prune_neurons
 
 
 def with_half_protected(importance, carried):
@@ -469,7 +463,7 @@ told.round(3)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_09 import check_twin_of
+from course_utils.lessons.exercises.lesson_09 import check_twin_of
 
 
 # BEGIN SOLUTION
@@ -547,8 +541,8 @@ table.round(2).fillna("")
 # </details>
 
 # %%
-from course_utils.reports import with_interval
-from course_utils.uncertainty import ratio_interval
+from course_utils.models import with_interval
+from course_utils.support import ratio_interval
 
 
 def mean_of(values):
@@ -661,12 +655,8 @@ show(
 
 # %%
 from course_utils.bias.pronouns import (
-    occupations,
-    opposites,
-    people,
-    prompts,
-    pronoun_pairs,
-)
+    occupations, opposites, people, prompts, pronoun_pairs,
+)  # fmt: skip
 
 
 def about_pronouns(words, split):
@@ -717,7 +707,7 @@ here_left.round(2)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_09 import check_keeps_the_woman
+from course_utils.lessons.exercises.lesson_09 import check_keeps_the_woman
 
 
 def judge(order):

@@ -43,11 +43,10 @@ import pandas as pd
 import torch
 from transformers import DynamicCache
 
-from course_utils import diagrams, engine
-from course_utils.plotting import mark, show, style
-from course_utils.reports import with_interval
-from course_utils.session import start
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, diagrams, here
+from course_utils.models import with_interval
+from course_utils.release import engine
+from course_utils.support import mark, show, start, style
 
 session = start("10")
 style()
@@ -123,7 +122,7 @@ for program, price in (("slow framework", 2), ("lean engine", 0.002)):
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_10 import check_seconds
+from course_utils.lessons.exercises.lesson_10 import check_seconds
 
 
 # BEGIN SOLUTION
@@ -185,7 +184,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_10 import check_take_turns
+from course_utils.lessons.exercises.lesson_10 import check_take_turns
 
 
 # BEGIN SOLUTION
@@ -218,11 +217,8 @@ check_take_turns(take_turns)
 # blocks and the last neurons.
 
 # %%
-from course_utils.architectures import describe
-from course_utils.attention import bypass_attention
-from course_utils.depth import remove_blocks
-from course_utils.models import load_model, variant
-from course_utils.width import prune_neurons
+from course_utils.models import describe, load_model, variant
+from course_utils.pruning import bypass_attention, prune_neurons, remove_blocks
 
 base, tokenizer = load_model("llama", dtype=session.dtype)
 architecture = describe(base)
@@ -272,8 +268,8 @@ def writing(model, texts=1, context=16, tokens=3):
 # </details>
 
 # %% tags=["timed"]
-from course_utils.benchmarking import time_interleaved
-from course_utils.reports import model_size
+from course_utils.measuring import time_interleaved
+from course_utils.models import model_size
 
 
 def megabytes(model):
@@ -403,7 +399,7 @@ here("The price comes nearer than the constant.", [off])
 # </details>
 
 # %%
-from course_utils.export import export_gguf, plan_gguf
+from course_utils.release import export_gguf, plan_gguf
 
 EVEN = math.ceil(0.8 * full / 64) * 64
 ODD = int(0.8 * full) | 1  # odd, if it isn't
@@ -434,7 +430,7 @@ claim("The even width's file is smaller.", [smaller])
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_10 import check_width_for
+from course_utils.lessons.exercises.lesson_10 import check_width_for
 
 
 # BEGIN SOLUTION
@@ -525,7 +521,7 @@ engine_table
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_10 import check_requests
+from course_utils.lessons.exercises.lesson_10 import check_requests
 
 
 # BEGIN SOLUTION
@@ -557,7 +553,7 @@ check_requests(requests)
 # </details>
 
 # %%
-from course_utils.costs import bytes_held, kv_bytes_per_token
+from course_utils.measuring import bytes_held, kv_bytes_per_token
 
 CONTEXT, FIFTH = 1024, max(1, round(total / 5))
 cuts = {
@@ -749,7 +745,7 @@ claim("On an 8B, 4 bits make more room than blocks, and these than width.", more
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_10 import check_plan
+from course_utils.lessons.exercises.lesson_10 import check_plan
 
 memory = weights["whole"] + 4.9 * 2048 * kilobytes["whole"] / 1e3
 

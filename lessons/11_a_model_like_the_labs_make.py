@@ -44,12 +44,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from course_utils import diagrams
-from course_utils.plotting import mark, show, style
-from course_utils.reports import with_interval
-from course_utils.session import safe_dtype, start
-from course_utils.uncertainty import ratio_interval
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, diagrams, here
+from course_utils.models import with_interval
+from course_utils.support import (
+    mark, ratio_interval, safe_dtype, show, start, style,
+)  # fmt: skip
 
 session = start("11")
 style()
@@ -133,7 +132,7 @@ print(f"ratio  {(before / after).mean():.3f}; the kept ones' energy {energy:.3f}
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_11 import check_norm_factor
+from course_utils.lessons.exercises.lesson_11 import check_norm_factor
 
 
 # BEGIN SOLUTION
@@ -199,7 +198,7 @@ show(
 # %%
 from course_utils.compress import Budget, Candidate, candidates, importance, shrink
 from course_utils.models import load_model
-from course_utils.texts import judging_rows, token_blocks
+from course_utils.text import judging_rows, token_blocks
 
 base, tokenizer = load_model("llama", dtype=safe_dtype(session.dtype))
 whole, DRAWS, EACH = Candidate.of(base), 3, 8  # rows of a text
@@ -241,7 +240,7 @@ here("Each score beats its nineteen random cuts.", leads)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_11 import check_parameters
+from course_utils.lessons.exercises.lesson_11 import check_parameters
 
 
 # BEGIN SOLUTION
@@ -279,7 +278,7 @@ check_parameters(count_parameters)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_11 import check_widest
+from course_utils.lessons.exercises.lesson_11 import check_widest
 
 
 # BEGIN SOLUTION
@@ -319,7 +318,7 @@ check_widest(widest)
 # </details>
 
 # %%
-from course_utils.evaluation import perplexity
+from course_utils.measuring import perplexity
 
 budget = Budget(0.8 * whole.parameters)
 legal = candidates(base, budget, tolerance=0.03)
@@ -388,9 +387,9 @@ show(
 # </details>
 
 # %%
-from course_utils.architectures import cast_weights
 from course_utils.compress import AXES
-from course_utils.distillation import distill
+from course_utils.healing import distill
+from course_utils.models import cast_weights
 
 STEPS, ROWS, LENGTH = 8, 2, 64
 best = versions[nats.mean(axis=1).idxmin()]
@@ -461,7 +460,7 @@ order.sort_values("healed, seed 0").round(3)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_11 import check_controls
+from course_utils.lessons.exercises.lesson_11 import check_controls
 
 # BEGIN SOLUTION
 controls = {
@@ -642,7 +641,7 @@ for question, small in record["answers"]["winner, Q8_0"].items():
 # A folder needs none of this course: a fresh process with plain transformers loads the one we healed, and its logits are the same.
 
 # %%
-from course_utils.checkpoints import save_pruned
+from course_utils.pruning import save_pruned
 
 release = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 folder = save_pruned(student, tokenizer, Path(release.name) / "small-llama")
@@ -671,8 +670,7 @@ print(f"largest difference of the logits: {apart:.1e}")
 # rival.
 
 # %%
-from course_utils.export import plan_gguf
-from course_utils.model_card import licence_of, write_model_card
+from course_utils.release import licence_of, plan_gguf, write_model_card
 
 texts = judging_rows(tokenizer, draw=session.seed).values()
 fresh_rows = [batch for blocks in texts for batch in blocks[:12].batches(EACH)]
@@ -739,7 +737,7 @@ print(text_for_people.partition("## Use")[0].strip())
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_11 import check_trial
+from course_utils.lessons.exercises.lesson_11 import check_trial
 
 # BEGIN SOLUTION
 mine, runs = next((v for v in legal if v != best), best), {}

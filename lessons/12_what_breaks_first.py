@@ -35,12 +35,10 @@ import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
 
-from course_utils.abilities import ABILITIES, ability_rows, answers_of
-from course_utils.plotting import mark, show, style
-from course_utils.records import read_record
-from course_utils.reports import with_interval
-from course_utils.session import start
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, here
+from course_utils.measuring import ABILITIES, ability_rows, answers_of
+from course_utils.models import with_interval
+from course_utils.support import mark, read_record, show, start, style
 
 session = start("12")
 style()
@@ -134,7 +132,7 @@ for name, rows in asked.items():
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_12 import check_answer_nats
+from course_utils.lessons.exercises.lesson_12 import check_answer_nats
 
 
 # BEGIN SOLUTION
@@ -174,7 +172,7 @@ check_answer_nats(answer_nats)
 # %% tags=["exercise"]
 from collections import Counter
 
-from course_utils.exercises.lesson_12 import check_floor
+from course_utils.lessons.exercises.lesson_12 import check_floor
 
 
 # BEGIN SOLUTION
@@ -208,7 +206,7 @@ check_floor(floor)
 # </details>
 
 # %%
-from course_utils.abilities import floor_of
+from course_utils.measuring import floor_of
 
 LIVE = ("copying", "German")
 before = {name: answers_of(base, asked[name]) for name in LIVE}
@@ -239,7 +237,7 @@ here("The whole model is above the floor in both.", above)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_12 import check_same_loss
+from course_utils.lessons.exercises.lesson_12 import check_same_loss
 
 
 # BEGIN SOLUTION
@@ -278,10 +276,9 @@ check_same_loss(same_loss)
 # </details>
 
 # %%
-from course_utils.depth import remove_blocks
-from course_utils.evaluation import perplexity
-from course_utils.texts import further_rows, token_blocks
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.measuring import perplexity
+from course_utils.pruning import neuron_importance, prune_neurons, remove_blocks
+from course_utils.text import further_rows, token_blocks
 
 pricing = {name: rows[:12] for name, rows in further_rows(tokenizer).items()}
 pool = token_blocks(tokenizer, "calibration", tokens=8192, length=64)
@@ -341,7 +338,7 @@ narrow = cut(base, nearest)
 # </details>
 
 # %%
-from course_utils.abilities import nats_lost
+from course_utils.measuring import nats_lost
 
 CUTS = {"three blocks": short, "neurons": narrow}
 after, nats = {}, {}
@@ -542,7 +539,7 @@ table.round(2)
 # %% tags=["exercise"]
 from scipy.stats import binomtest
 
-from course_utils.exercises.lesson_12 import check_flips
+from course_utils.lessons.exercises.lesson_12 import check_flips
 
 
 # BEGIN SOLUTION
@@ -570,8 +567,8 @@ check_flips(flips, before["German"], after["neurons"]["German"])
 # `compress` writes on the card of a model, with a limit for each ability that lost more than the text.
 
 # %%
-from course_utils.abilities import Baseline, damage_profile
-from course_utils.texts import judging_rows
+from course_utils.measuring import Baseline, damage_profile
+from course_utils.text import judging_rows
 
 judged = {name: rows[:16] for name, rows in judging_rows(tokenizer).items()}
 scores = [perplexity(m, judged["wiki"], batch_size=16) for m in (base, narrow)]
@@ -598,7 +595,7 @@ profile.drop(columns=["p", "left_out"]).T.round(3)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_12 import check_protected
+from course_utils.lessons.exercises.lesson_12 import check_protected
 
 # BEGIN SOLUTION
 spared = "German"

@@ -43,12 +43,9 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
-from course_utils import diagrams
-from course_utils.kinds import KINDS, kind_rows
-from course_utils.plotting import heatmap, show, style
-from course_utils.records import read_record
-from course_utils.session import start
-from course_utils.verdicts import claim, here
+from course_utils.lessons import claim, diagrams, here
+from course_utils.support import heatmap, read_record, show, start, style
+from course_utils.text import KINDS, kind_rows
 
 session = start("13")
 style()
@@ -125,7 +122,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_13 import check_router_weights
+from course_utils.lessons.exercises.lesson_13 import check_router_weights
 
 
 # BEGIN SOLUTION
@@ -185,11 +182,9 @@ claim("A token misses an expert it never asked only without normalising.", margi
 # speeches, passages of Wikipedia, scenes, Python code, mathematics. A token uses only a part of it, its **active parameters**.
 
 # %%
-from course_utils.architectures import describe
-from course_utils.evaluation import perplexity
-from course_utils.experts import expert_importance, prune_experts
-from course_utils.models import load_model, variant
-from course_utils.reports import model_size
+from course_utils.measuring import perplexity
+from course_utils.models import describe, load_model, model_size, variant
+from course_utils.pruning import expert_importance, prune_experts
 
 base, tokenizer = load_model("moe")
 mixtures = describe(base).mixtures
@@ -292,7 +287,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_13 import check_keep_experts
+from course_utils.lessons.exercises.lesson_13 import check_keep_experts
 
 
 # BEGIN SOLUTION
@@ -525,7 +520,7 @@ costs.round(3)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_13 import check_matrix_row
+from course_utils.lessons.exercises.lesson_13 import check_matrix_row
 
 
 # BEGIN SOLUTION
@@ -639,7 +634,7 @@ pd.DataFrame(summed).T.round(3).astype({"worse than dice, of 20": int})
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_13 import check_dropped
+from course_utils.lessons.exercises.lesson_13 import check_dropped
 
 # BEGIN SOLUTION
 dropped = {"frequency": "D", "sum": "C", "reap": "B"}
@@ -710,7 +705,7 @@ healed.round(3)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_13 import check_own_mix
+from course_utils.lessons.exercises.lesson_13 import check_own_mix
 
 
 # BEGIN SOLUTION

@@ -22,19 +22,21 @@ from tiny_pairs import make_pairs
 from transformers import AutoTokenizer, LlamaConfig
 
 import course_utils
-from course_utils import adaptive, channels, costs, experts, heads, language_modelling, models, width
-from course_utils.abilities import AbilityRows, Baseline, answers_of
 from course_utils.bias import pronouns
 from course_utils.bias.contrastive import write_pairs
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.stereotypes import Question
-from course_utils.checkpoints import save_pruned
 from course_utils.compress import Budget, Candidate, importance
-from course_utils.distillation import Recipe
-from course_utils.evaluation import Answers
-from course_utils.own_text import read_own_text
-from course_utils.prompt_harm import Record
-from course_utils.texts import TokenBlocks
+from course_utils.healing.distillation import Recipe
+from course_utils.lessons.prompt_harm import Record
+from course_utils.measuring import costs, language_modelling
+from course_utils.measuring.abilities import AbilityRows, Baseline, answers_of
+from course_utils.measuring.evaluation import Answers
+from course_utils.models import loading as models
+from course_utils.pruning import adaptive, channels, experts, heads, width
+from course_utils.pruning.checkpoints import save_pruned
+from course_utils.text.own_text import read_own_text
+from course_utils.text.texts import TokenBlocks
 
 WHOLE, MIXTURE = tiny_model(), tiny_model("mixtral")
 TEXTS = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9"]
@@ -339,16 +341,16 @@ MADE = {
     "value_label": lambda: "v",
 }  # fmt: skip
 OWN = {
-    "abilities.ability_rows": {"name": lambda: "sums", "tokenizer": byte_tokenizer},
-    "abilities.answers_of": {"rows": ability},
-    "abilities.damage_profile": {
+    "measuring.abilities.ability_rows": {"name": lambda: "sums", "tokenizer": byte_tokenizer},
+    "measuring.abilities.answers_of": {"rows": ability},
+    "measuring.abilities.damage_profile": {
         "model": wide_model,
         "baseline": lambda: Baseline.of(wide_model(), byte_tokenizer(), ["sums"], perplexity()),
         "score": perplexity,
     },
-    "abilities.floor_of": {"answers": said},
-    "abilities.nats_lost": {"before": said, "after": said},
-    "benchmarking.speed_frame": {"samples": laps, "tokens": lambda: {"decode": 2}},
+    "measuring.abilities.floor_of": {"answers": said},
+    "measuring.abilities.nats_lost": {"before": said, "after": said},
+    "measuring.benchmarking.speed_frame": {"samples": laps, "tokens": lambda: {"decode": 2}},
     "bias.contrastive.controls": {"kind": lambda: "neutral"},
     "bias.contrastive.pairs": {"split": lambda: "selection"},
     "bias.contrastive.read_pairs": {"path": pairs_file},
@@ -366,68 +368,68 @@ OWN = {
     "bias.statistics.require_neutral": {"frame": lambda: pair_scores().frame},
     "bias.statistics.sums_by_cell": {"templates": lambda: list(asked()["template"].unique())},
     "bias.statistics.with_holm": {"table": lambda: pd.DataFrame({"kind": ["demographic"], "p": [0.1]})},
-    "channels.prune_channels": {"importance": lambda: channels.channel_importance(WHOLE, tiny_batches())},
+    "pruning.channels.prune_channels": {"importance": lambda: channels.channel_importance(WHOLE, tiny_batches())},
     "compress.ranking.rank": {"importance": all_scores, "text": tiny_batches},
     "compress.search.candidates": {
         "budget": lambda: Budget(22e3), "blocks": lambda: [2, 3], "hidden": lambda: [32], "groups": lambda: [2],
         "multiple_of": lambda: 8, "tolerance": lambda: 0.3,
     },
     "compress.search.shrink": {"importance": all_scores},
-    "costs.speedup_estimate": {"before": work, "after": work},
-    "distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
-    "distillation.training.distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
-    "export.as_stored": {"model": wide_model, "tokenizer": byte_tokenizer, "quantization": lambda: "Q8_0"},
-    "experts.expert_importance": {"model": a_mixture, "criterion": lambda: "random"},
-    "experts.prune_experts": {
+    "measuring.costs.speedup_estimate": {"before": work, "after": work},
+    "healing.distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
+    "healing.distillation.training.distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
+    "release.export.as_stored": {"model": wide_model, "tokenizer": byte_tokenizer, "quantization": lambda: "Q8_0"},
+    "pruning.experts.expert_importance": {"model": a_mixture, "criterion": lambda: "random"},
+    "pruning.experts.prune_experts": {
         "model": a_mixture, "importance": lambda: experts.expert_importance(MIXTURE, "random"), "keep": lambda: 6,
     },
-    "export.export_gguf": {"model": wide_model, "tokenizer": byte_tokenizer, "path": lambda: f"{folder()}/x.gguf"},
-    "export.plan_gguf": {"model": wide_model, "tokenizer": byte_tokenizer},
-    "heads.prune_kv_groups": {"importance": lambda: heads.head_importance(WHOLE, tiny_batches()), "groups": lambda: 1},
-    "checkpoints.load_pruned": {"folder": saved_folder},
-    "depth.leave_one_out": {"score": lambda: lambda: 1.0},
-    "model_card.licence_of": {"model": lambda: "SmolLM2-135M-Instruct"},
-    "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
-    "models.load_without_weights": {"name": lambda: "gpt2"},
-    "models.load_model": {"name": lambda: "gpt2"},
-    "plotting.base.mark": {"name": lambda: "L1"},
-    "plotting.base.show": {"alt": lambda: "A line that rises from left to right."},
-    "choosing.best": {"scores": lambda: torch.arange(8.0)},
-    "choosing.strongest": {"scores": lambda: torch.arange(8.0)},
-    "choosing.by_halves": {"suspects": lambda: [3, 5, 8], "harm": lambda: lambda back: float(5 not in back)},
-    "language_modelling.summary": {"dtype": lambda: "float32"},
-    "prompt_harm.prompts.cases": {"count": lambda: 10, "tokenizer": byte_tokenizer},
-    "policies.by_level": {"left_out": lambda: (2, 0)},
-    "policies.by_price": {"blocks": lambda: 3, "share": lambda: 0.1},
-    "policies.length_rule": {
+    "release.export.export_gguf": {"model": wide_model, "tokenizer": byte_tokenizer, "path": lambda: f"{folder()}/x.gguf"},
+    "release.export.plan_gguf": {"model": wide_model, "tokenizer": byte_tokenizer},
+    "pruning.heads.prune_kv_groups": {"importance": lambda: heads.head_importance(WHOLE, tiny_batches()), "groups": lambda: 1},
+    "pruning.checkpoints.load_pruned": {"folder": saved_folder},
+    "pruning.depth.leave_one_out": {"score": lambda: lambda: 1.0},
+    "release.model_card.licence_of": {"model": lambda: "SmolLM2-135M-Instruct"},
+    "release.model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
+    "models.loading.load_without_weights": {"name": lambda: "gpt2"},
+    "models.loading.load_model": {"name": lambda: "gpt2"},
+    "support.plotting.base.mark": {"name": lambda: "L1"},
+    "support.plotting.base.show": {"alt": lambda: "A line that rises from left to right."},
+    "pruning.choosing.best": {"scores": lambda: torch.arange(8.0)},
+    "pruning.choosing.strongest": {"scores": lambda: torch.arange(8.0)},
+    "pruning.choosing.by_halves": {"suspects": lambda: [3, 5, 8], "harm": lambda: lambda back: float(5 not in back)},
+    "measuring.language_modelling.summary": {"dtype": lambda: "float32"},
+    "lessons.prompt_harm.prompts.cases": {"count": lambda: 10, "tokenizer": byte_tokenizer},
+    "lessons.policies.by_level": {"left_out": lambda: (2, 0)},
+    "lessons.policies.by_price": {"blocks": lambda: 3, "share": lambda: 0.1},
+    "lessons.policies.length_rule": {
         "curve": lambda: [0.0, 0.1], "numbers": lambda: [0, 1], "answer_tokens": lambda: 5.0,
     },
-    "prompt_harm.record.save_records": {"records": lambda: [record()]},
-    "records.read_record": {"name": lambda: "keep_the_mean"},
-    "own_text.read_own_text": {"text": own_text},
-    "texts.further_rows": {"tokenizer": byte_tokenizer},
-    "texts.judging_rows": {"tokenizer": byte_tokenizer},
-    "texts.token_blocks": {"tokenizer": byte_tokenizer},
-    "upper_blocks.standing_still": {"blocks": lambda: [torch.nn.Identity()], "returned": lambda: lambda: None},
-    "uncertainty.permutation_p": {
+    "lessons.prompt_harm.record.save_records": {"records": lambda: [record()]},
+    "support.records.read_record": {"name": lambda: "keep_the_mean"},
+    "text.own_text.read_own_text": {"text": own_text},
+    "text.texts.further_rows": {"tokenizer": byte_tokenizer},
+    "text.texts.judging_rows": {"tokenizer": byte_tokenizer},
+    "text.texts.token_blocks": {"tokenizer": byte_tokenizer},
+    "pruning.upper_blocks.standing_still": {"blocks": lambda: [torch.nn.Identity()], "returned": lambda: lambda: None},
+    "support.uncertainty.permutation_p": {
         "statistic": lambda: lambda labels: float(labels[:2].sum()), "units": lambda: [0, 0, 1, 1],
         "labels": lambda: [1, 1, 0, 0],
     },
-    "uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
+    "support.uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
 }  # fmt: skip
 #: Values of a right kind that must be refused: out of range, unknown, of another length, or nothing at all.
 NO_SHARE = [-0.1, 1.1, math.nan, True]
 NO_COUNT = [0, -1, True, 1.5]
 REFUSED = {
-    "attention.attention_importance": {"batches": [[]]},
-    "attention.bypass_attention": {"layers": [[3], [-1], [1, 1], "all"], "remove": ["no"]},
-    "attention.select_attention_layers": {"batches": [[]], "count": [-1, 4, 1.0, True], "iterative": [1]},
-    "benchmarking.measure_speed": {
+    "pruning.attention.attention_importance": {"batches": [[]]},
+    "pruning.attention.bypass_attention": {"layers": [[3], [-1], [1, 1], "all"], "remove": ["no"]},
+    "pruning.attention.select_attention_layers": {"batches": [[]], "count": [-1, 4, 1.0, True], "iterative": [1]},
+    "measuring.benchmarking.measure_speed": {
         "prompt_tokens": NO_COUNT, "new_tokens": NO_COUNT, "batch_size": NO_COUNT, "rounds": [5],
         "phases": [[], ["training"]], "models": [{}],
     },
-    "benchmarking.peak_memory": {"device": ["meta"]},
-    "benchmarking.time_interleaved": {"calls": [{}]},
+    "measuring.benchmarking.peak_memory": {"device": ["meta"]},
+    "measuring.benchmarking.time_interleaved": {"calls": [{}]},
     "bias.contrastive.controls": {"kind": ["gender"]},
     "bias.contrastive.invented_axis": {"swaps": [0, 101]},
     "bias.contrastive.pairs": {"name_or_path": ["height"], "split": ["test"]},
@@ -451,29 +453,29 @@ REFUSED = {
     "bias.pronouns.prompts": {"split": ["test"]},
     "bias.reporting.report": {"axes": [[], ["gender", "gender"], ["no such axis"]]},
     "bias.scores.measure_pairs": {"pairs": [[]], "sites": [["mlp"]], "batch_size": [0]},
-    "choosing.kept_width": {"width": NO_COUNT, "ratio": [True, 1.0, -0.1], "multiple_of": NO_COUNT},
+    "pruning.choosing.kept_width": {"width": NO_COUNT, "ratio": [True, 1.0, -0.1], "multiple_of": NO_COUNT},
     "compress.ranking.rank": {"candidates": [[]], "text": [[], ["words"]]},
     "compress.search.candidates": {
         "blocks": [[], [4]], "hidden": [[64]], "groups": [[0]], "multiple_of": [49], "least_width": [2],
         "tolerance": [-1],
     },
-    "costs.bytes_held": {"tokens": [-1], "batch_size": [0]},
-    "costs.flops_per_token": {"context": [-1], "head": ["first"]},
-    "costs.work": {"phase": ["training"], "prompt_tokens": [0], "new_tokens": [0], "batch_size": [0, 1.5]},
-    "language_modelling.continuations": {"models": [{}], "prompts": [[]], "new_tokens": [0]},
-    "plotting.tensors.heatmap": {"matrix": [pd.DataFrame()]},
-    "prompt_harm.prompts.cases": {"split": ["test"], "count": [9]},
-    "texts.documents": {"domain": ["news"], "split": ["test"]},
-    "texts.judging_rows": {"draw": [3]},
-    "texts.padded_batches": {
+    "measuring.costs.bytes_held": {"tokens": [-1], "batch_size": [0]},
+    "measuring.costs.flops_per_token": {"context": [-1], "head": ["first"]},
+    "measuring.costs.work": {"phase": ["training"], "prompt_tokens": [0], "new_tokens": [0], "batch_size": [0, 1.5]},
+    "measuring.language_modelling.continuations": {"models": [{}], "prompts": [[]], "new_tokens": [0]},
+    "support.plotting.tensors.heatmap": {"matrix": [pd.DataFrame()]},
+    "lessons.prompt_harm.prompts.cases": {"split": ["test"], "count": [9]},
+    "text.texts.documents": {"domain": ["news"], "split": ["test"]},
+    "text.texts.judging_rows": {"draw": [3]},
+    "text.texts.padded_batches": {
         "texts": [[], "hello"], "batch_size": [0, True], "max_length": [0], "padding_side": ["top"],
     },
-    "texts.token_blocks": {"split": ["test"], "tokens": [7, 1e3], "length": [1]},
-    "uncertainty.crossed_interval": {"tables": [[], [np.ones((3, 4))], [np.ones((3, 4, 1)), np.ones((2, 4, 1))]]},
-    "uncertainty.holm": {"p_values": [[-0.1], [0.2, 1.1]]},
-    "uncertainty.permutation_p": {"labels": [[1], [1, 0, 0, 0]], "shuffles": [0]},
-    "uncertainty.rank_correlation": {"a": [np.ones(2), np.ones((3, 3)), np.full(8, math.nan)]},
-    "width.neuron_importance": {"criterion": ["magnitude"], "seed": [True, -1, 0.5, None]},
+    "text.texts.token_blocks": {"split": ["test"], "tokens": [7, 1e3], "length": [1]},
+    "support.uncertainty.crossed_interval": {"tables": [[], [np.ones((3, 4))], [np.ones((3, 4, 1)), np.ones((2, 4, 1))]]},
+    "support.uncertainty.holm": {"p_values": [[-0.1], [0.2, 1.1]]},
+    "support.uncertainty.permutation_p": {"labels": [[1], [1, 0, 0, 0]], "shuffles": [0]},
+    "support.uncertainty.rank_correlation": {"a": [np.ones(2), np.ones((3, 3)), np.full(8, math.nan)]},
+    "pruning.width.neuron_importance": {"criterion": ["magnitude"], "seed": [True, -1, 0.5, None]},
 }  # fmt: skip
 REFUSED_FIELDS = {
     Budget: {"amount": [0], "unit": ["grams"]},

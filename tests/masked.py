@@ -8,9 +8,9 @@ from unittest import mock
 import torch
 from tiny import tiny_batches, tiny_model
 
-from course_utils import families
-from course_utils.architectures import describe
-from course_utils.hooks import evaluating
+from course_utils.models import families
+from course_utils.models.architectures import describe
+from course_utils.pruning.hooks import evaluating
 
 IDS = tiny_batches()[0]["input_ids"]
 ABLE = [name for name, family in families.FAMILIES.items() if family.own_head_size]  # to lose KV groups and channels

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
-from course_utils.checkpoints import save_pruned
-from course_utils.models import load_model
+from course_utils.models.loading import load_model
+from course_utils.pruning.checkpoints import save_pruned
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"  # what is said, a line each
 SMALL = ["--steps", "3", "--light", "2", "--finalists", "2", "--rows", "2", "--length", "16", "--multiple-of", "8"]

@@ -74,7 +74,7 @@ def shard_by_hand(*, load_once: bool = False) -> None:
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
-    from course_utils.distillation import processes
+    from course_utils.healing.distillation import processes
 
     def sharding(**options: Any) -> Accelerator:
         accelerator = Accelerator(**options)

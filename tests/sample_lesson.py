@@ -20,7 +20,7 @@ LESSON = """\
 # %% tags=["install"]
 
 # %%
-from course_utils.session import start
+from course_utils.support.session import start
 
 session = start("01", profile="smoke")
 
@@ -42,7 +42,7 @@ print("progress 50%", file=sys.stderr)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises import exercise, require
+from course_utils.lessons.exercises import exercise, require
 
 
 @exercise(1, task="Return twice the number.", proved="Doubled.")
@@ -100,7 +100,7 @@ DEEPER = """\
 # %% tags=["install"]
 
 # %%
-from course_utils.session import start
+from course_utils.support.session import start
 
 session = start("01a", profile="smoke")
 print("deep down")
@@ -162,8 +162,8 @@ COMPLETE = (
 # %% tags=["install"]
 
 # %%
-from course_utils.exercises import exercise, require
-from course_utils.session import start
+from course_utils.lessons.exercises import exercise, require
+from course_utils.support.session import start
 
 session = start("01", profile="smoke")
 

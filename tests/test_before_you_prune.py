@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from course_utils import command_line
-from course_utils.records import FOLDER, read_record
+from course_utils.compress import command_line
+from course_utils.support.records import FOLDER, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "before_you_prune.md").read_text(encoding="utf-8")

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 import torch
 
-from course_utils import models
-from course_utils.benchmarking import speed_frame
-from course_utils.kinds import KINDS
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.measuring.benchmarking import speed_frame
+from course_utils.models import loading as models
+from course_utils.pruning.width import neuron_importance, prune_neurons
+from course_utils.text.kinds import KINDS
 from experiments import make_a_small_model, record, small_training, vllm_worker
 
 pytestmark = pytest.mark.slow

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from tiny import tiny_batches, tiny_model, word_tokenizer
 
-from course_utils import program
-from course_utils.checkpoints import save_pruned
+from course_utils.compress import program
 from course_utils.compress.scores import importance
-from course_utils.distillation import distill
-from course_utils.distillation.state import CHECKPOINT
-from course_utils.export import export_gguf
-from course_utils.models import load_model
-from course_utils.vllm_folder import export_vllm
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.healing.distillation import distill
+from course_utils.healing.distillation.state import CHECKPOINT
+from course_utils.models.loading import load_model
+from course_utils.pruning.checkpoints import save_pruned
+from course_utils.pruning.width import neuron_importance, prune_neurons
+from course_utils.release.export import export_gguf
+from course_utils.release.vllm_folder import export_vllm
 
 resource = pytest.importorskip("resource", reason="Windows has no limit for files")
 

@@ -20,53 +20,63 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import course_utils
-from course_utils import assets, engine, models, roles, session
 from course_utils.compress import Budget
-from course_utils.distillation import Recipe
-from course_utils.texts import TokenBlocks
+from course_utils.healing.distillation import Recipe
+from course_utils.models import loading as models
+from course_utils.release import engine
+from course_utils.support import roles, session
+from course_utils.text import assets
+from course_utils.text.texts import TokenBlocks
 
 # Not tried, and why; a whole module or one function.
 LEFT_OUT = {
-    "exercises": "they get whatever a learner wrote, and their own tests try that",
-    "modeling": "run-time code inside of models, called by transformers",
-    "diagrams": "drawings with hardly an argument; their own tests draw them",
-    "assets": "downloads",
-    "hub": "downloads",
-    "files": "writing, beneath what is tried",
-    "roles": "the environment's variables",
-    "session": "the machine",
-    "checks": "the refusals themselves",
-    "tensor_checks": "the refusals themselves",
-    "argument_types": "the refusals themselves",
-    "engine": "needs llama.cpp",
-    "command_line": "reads what was typed, and refuses it in argparse's words; its own tests try that",
-    "compress_command": "takes what command_line has read",
-    "rivals": "takes what the command has checked; export, perplexity and measure_speed are tried",
-    "program": "runs commands",
-    "extras": "stands around the library's own imports, with a name of its own",
-    "influence": "parts of hooks",
-    "kinds.kind_blocks": "between an experiment and the file; kind_rows is tried",
-    "kinds.write_kind_rows": "writes what an experiment drew; kind_rows is tried",
-    "hooks": "parts of hooks",
-    "plotting.parts": "what figures share, beneath what is tried",
-    "distillation.state": "names and files of the library's own batches",
-    "distillation.adapters.with_adapters": "between the trainer and peft; distill and memory_plan are tried",
-    "distillation.processes": "what several processes do together, between the trainer and accelerate",
-    "text_files.is_learned": "a message of the library's own documents",
-    "batches.digest": "bytes of the library's own",
-    "batches.text_of": "batches that were read",
-    "language_modelling.greedy_answers": "rows of the library's own token ids; continuations is tried",
-    "batches.padded": "rows of the library's own token ids",
-    "benchmark_tasks.ask": "asks tasks of lm-eval that build_tasks made; evaluate is tried",
-    "benchmark_tasks.build_tasks": "downloads; evaluate is tried",
-    "prompt_harm.record.measure_record": "prompts and measure, which are tried, and takes a minute",
+    "lessons.exercises": "they get whatever a learner wrote, and their own tests try that",
+    "models.modeling": "run-time code inside of models, called by transformers",
+    "lessons.diagrams": "drawings with hardly an argument; their own tests draw them",
+    "text.assets": "downloads",
+    "models.hub": "downloads",
+    "support.files": "writing, beneath what is tried",
+    "support.roles": "the environment's variables",
+    "support.session": "the machine",
+    "support.checks": "the refusals themselves",
+    "support.tensor_checks": "the refusals themselves",
+    "support.argument_types": "the refusals themselves",
+    "release.engine": "needs llama.cpp",
+    "compress.command_line": "reads what was typed, and refuses it in argparse's words; its own tests try that",
+    "compress.asked": "takes what command_line has read",
+    "compress.estimate": "takes what command_line has read",
+    "compress.folder": "takes what command_line has read",
+    "compress.learning": "takes what command_line has read",
+    "compress.order": "takes what command_line has read",
+    "compress.run": "takes what command_line has read",
+    "compress.telling": "takes what command_line has read",
+    "compress.text": "takes what command_line has read",
+    "release.rivals": "takes what the command has checked; export, perplexity and measure_speed are tried",
+    "compress.program": "runs commands",
+    "support.extras": "stands around the library's own imports, with a name of its own",
+    "pruning.influence": "parts of hooks",
+    "text.kinds.kind_blocks": "between an experiment and the file; kind_rows is tried",
+    "text.kinds.write_kind_rows": "writes what an experiment drew; kind_rows is tried",
+    "pruning.hooks": "parts of hooks",
+    "support.plotting.parts": "what figures share, beneath what is tried",
+    "healing.distillation.state": "names and files of the library's own batches",
+    "healing.distillation.adapters.with_adapters": "between the trainer and peft; distill and memory_plan are tried",
+    "healing.distillation.processes": "what several processes do together, between the trainer and accelerate",
+    "text.text_files.is_learned": "a message of the library's own documents",
+    "text.batches.digest": "bytes of the library's own",
+    "text.batches.text_of": "batches that were read",
+    "measuring.language_modelling.greedy_answers": "rows of the library's own token ids; continuations is tried",
+    "text.batches.padded": "rows of the library's own token ids",
+    "measuring.benchmark_tasks.ask": "asks tasks of lm-eval that build_tasks made; evaluate is tried",
+    "measuring.benchmark_tasks.build_tasks": "downloads; evaluate is tried",
+    "lessons.prompt_harm.record.measure_record": "prompts and measure, which are tried, and takes a minute",
 }
 # Who needs one of these is a part of the machinery: only the library makes them.
 OWN_KINDS = {"Architecture", "Reading", "Family", "Axis", "tuple", "Batch"}
 
-EMBEDDED = ("evaluation.evaluate", "prompt_harm.prompts.cases")  # they read benchmarks' documents
+EMBEDDED = ("measuring.evaluation.evaluate", "lessons.prompt_harm.prompts.cases")  # they read benchmarks' documents
 SLOW = {  # examples an argument
-    "bias.reporting.report": 3, "evaluation.evaluate": 3, "plotting.tensors.heatmap": 3,
+    "bias.reporting.report": 3, "measuring.evaluation.evaluate": 3, "support.plotting.tensors.heatmap": 3,
 }  # fmt: skip
 
 # What an argument of some kind is tried with. Large numbers are left out where they would only take long.
@@ -146,7 +156,7 @@ def arguments(name, parameter=None):
 
 
 def call(name, made):
-    if name == "plotting.base.show":
+    if name == "support.plotting.base.show":
         plt.plot([1, 2])
     result = FUNCTIONS[name](**made)
     if inspect.isgenerator(result):
@@ -194,20 +204,22 @@ FIELDS = [(kind, field.name) for kind in CLASSES for field in dataclasses.fields
 BLOCKS = TokenBlocks(**CLASSES[TokenBlocks])
 # Modules that LEFT_OUT leaves out, where a wrong kind can be told before the cache, the machine or llama.cpp is asked.
 AT_THE_DOOR = {
-    "assets.fetch(asset)": assets.fetch,
-    "assets.is_cached(asset)": assets.is_cached,
-    "assets.place(asset)": assets.place,
-    "session.start(lesson)": session.start,
-    "session.start(profile)": lambda value: session.start("01", profile=value),
-    "roles.chosen_model(role)": roles.chosen_model,
-    "roles.names_in(profile)": roles.names_in,
-    "session.fast_dtype(device)": session.fast_dtype,
-    "session.safe_dtype(dtype)": session.safe_dtype,
-    "engine.load(path)": engine.load,
-    "engine.load(context)": lambda value: engine.load("no.gguf", context=value),
-    "engine.perplexity(token_ids)": lambda value: engine.perplexity(None, value),
-    "engine.measure_speed(files)": engine.measure_speed,
-    "engine.measure_speed(prompt_tokens)": lambda value: engine.measure_speed({"a": "no.gguf"}, prompt_tokens=value),
+    "text.assets.fetch(asset)": assets.fetch,
+    "text.assets.is_cached(asset)": assets.is_cached,
+    "text.assets.place(asset)": assets.place,
+    "support.session.start(lesson)": session.start,
+    "support.session.start(profile)": lambda value: session.start("01", profile=value),
+    "support.roles.chosen_model(role)": roles.chosen_model,
+    "support.roles.names_in(profile)": roles.names_in,
+    "support.session.fast_dtype(device)": session.fast_dtype,
+    "support.session.safe_dtype(dtype)": session.safe_dtype,
+    "release.engine.load(path)": engine.load,
+    "release.engine.load(context)": lambda value: engine.load("no.gguf", context=value),
+    "release.engine.perplexity(token_ids)": lambda value: engine.perplexity(None, value),
+    "release.engine.measure_speed(files)": engine.measure_speed,
+    "release.engine.measure_speed(prompt_tokens)": lambda value: engine.measure_speed(
+        {"a": "no.gguf"}, prompt_tokens=value
+    ),
     "TokenBlocks.sample(rows)": lambda value: BLOCKS.sample(value, 0),
     "TokenBlocks.sample(seed)": lambda value: BLOCKS.sample(1, value),
     "TokenBlocks.batches(batch_size)": BLOCKS.batches,

@@ -100,7 +100,7 @@ def test_lora_and_the_embedded_llama_say_theirs_before_anything_is_downloaded(in
     assert (failed.returncode, failed.stderr) == (1, "This needs gguf: pip install 'pruning-llms[gguf]'\n")
     assert not [path for path in (folder / "cache").rglob("*") if path.suffix == ".whl"]
     learn = (
-        "from course_utils.distillation import distill; from course_utils.models import tiny_llama, variant; "
+        "from course_utils.healing import distill; from course_utils.models import tiny_llama, variant; "
         "import torch; whole = tiny_llama(); ids = torch.ones(1, 8, dtype=torch.long); "
         "text = [{'input_ids': ids, 'attention_mask': ids}]; "
         "distill(whole, variant(whole), text, steps=1, lr=1e-3, lora_rank=2)"

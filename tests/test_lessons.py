@@ -18,7 +18,7 @@ from sample_lesson import LESSON, write_lesson
 
 from course_tools.lessons import authoring, notebooks, quotes, runner
 from course_tools.lessons.cells import tags_of
-from course_utils import roles, session
+from course_utils.support import roles, session
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -204,7 +204,7 @@ def test_structure_is_complete(path):
 
 @each_lesson
 def test_each_check_is_used(path):
-    checks = ROOT / "course_utils" / "exercises" / f"lesson_{path.stem[:2]}.py"
+    checks = ROOT / "course_utils" / "lessons" / "exercises" / f"lesson_{path.stem[:2]}.py"
     defined = {node.name for node in ast.parse(checks.read_text(encoding="utf-8")).body if hasattr(node, "name")}
     own = [path, *(lesson.path for lesson in DEEPER if lesson.number.startswith(path.stem[:2]))]
     code = "\n".join(cell.source for source in own for cell in saved(source).cells)
@@ -347,7 +347,8 @@ def only_declared(notebook, names):
     """Make the lesson's run know only these assets, so that opening another one fails."""
     install = next(cell for cell in notebook.cells if cell.cell_type == "code")
     install.source += (
-        f"\nfrom course_utils.assets import ASSETS\nfor name in ASSETS.keys() - {set(names)!r}:\n    del ASSETS[name]"
+        f"\nfrom course_utils.text.assets import ASSETS\n"
+        f"for name in ASSETS.keys() - {set(names)!r}:\n    del ASSETS[name]"
     )
 
 

@@ -18,40 +18,40 @@ from tiny_pairs import gap, make_pairs
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from course_utils import command_line
 from course_utils.bias.scores import measure_pairs
-from course_utils.checkpoints import save_pruned
-from course_utils.distillation import Recipe, distill
-from course_utils.evaluation import perplexity
-from course_utils.experts import expert_importance, prune_experts
+from course_utils.compress import command_line
+from course_utils.healing.distillation import Recipe, distill
+from course_utils.measuring.evaluation import perplexity
+from course_utils.pruning.checkpoints import save_pruned
+from course_utils.pruning.experts import expert_importance, prune_experts
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "library.md"
 BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end -->\n"
 
 WORKS = (
-    "abilities.answers_of", "abilities.damage_profile",
-    "adaptive.complexity", "architectures.cache_keyword", "architectures.describe",
+    "measuring.abilities.answers_of", "measuring.abilities.damage_profile",
+    "pruning.adaptive.complexity", "models.architectures.cache_keyword", "models.architectures.describe",
     "bias.planting.plant_preference", "bias.pronouns.log_odds", "bias.pronouns.traced_log_odds",
-    "bias.stereotype_scores.bbq_score", "bias.stereotype_scores.stereotype_preference", "checkpoints.save_pruned",
-    "depth.block_importance", "depth.leave_one_out", "depth.remove_blocks", "distillation.adapters.adapters",
-    "distillation.teacher_states.remember_teacher", "distillation.training.distill",
-    "distillation.training.weights_that_learn", "evaluation.evaluate", "experts.expert_importance",
-    "experts.prune_experts", "language_modelling.continuations", "language_modelling.dtype_name",
-    "language_modelling.logits_one_by_one", "language_modelling.perplexity", "models.identity", "models.variant",
-    "refusals.refuse_strangers", "reports.model_size", "vllm_folder.export_vllm",
+    "bias.stereotype_scores.bbq_score", "bias.stereotype_scores.stereotype_preference", "pruning.checkpoints.save_pruned",
+    "pruning.depth.block_importance", "pruning.depth.leave_one_out", "pruning.depth.remove_blocks", "healing.distillation.adapters.adapters",
+    "healing.distillation.teacher_states.remember_teacher", "healing.distillation.training.distill",
+    "healing.distillation.training.weights_that_learn", "measuring.evaluation.evaluate", "pruning.experts.expert_importance",
+    "pruning.experts.prune_experts", "measuring.language_modelling.continuations", "measuring.language_modelling.dtype_name",
+    "measuring.language_modelling.logits_one_by_one", "measuring.language_modelling.perplexity", "models.loading.identity", "models.loading.variant",
+    "models.refusals.refuse_strangers", "models.reports.model_size", "release.vllm_folder.export_vllm",
 )  # fmt: skip
 REFUSED = (
-    "adaptive.calibrate", "adaptive.make_adaptive", "attention.attention_importance", "attention.bypass_attention",
-    "attention.select_attention_layers", "benchmarking.measure_speed", "bias.fairness.activation_difference",
+    "pruning.adaptive.calibrate", "pruning.adaptive.make_adaptive", "pruning.attention.attention_importance", "pruning.attention.bypass_attention",
+    "pruning.attention.select_attention_layers", "measuring.benchmarking.measure_speed", "bias.fairness.activation_difference",
     "bias.fairness.gap_attribution", "bias.fairness.knock_out", "bias.pronouns.head_effects",
     "bias.pronouns.odds_and_states", "bias.pronouns.patched_log_odds", "bias.reporting.report",
-    "bias.scores.measure_pairs", "channels.channel_energies", "channels.channel_importance", "channels.legal_sizes",
-    "channels.prune_channels", "compress.ranking.rank", "compress.scores.importance", "compress.search.candidates",
-    "compress.search.outline_of", "compress.search.shrink", "costs.bytes_held", "costs.flops_per_token",
-    "costs.kv_bytes_per_token", "costs.work", "distillation.memory.memory_plan", "export.as_stored",
-    "export.export_gguf", "export.plan_gguf", "heads.head_importance", "heads.legal_groups", "heads.prune_kv_groups",
-    "healing.refit", "prompt_harm.harms.measure", "width.neuron_importance", "width.neuron_means",
-    "width.prune_neurons",
+    "bias.scores.measure_pairs", "pruning.channels.channel_energies", "pruning.channels.channel_importance", "pruning.channels.legal_sizes",
+    "pruning.channels.prune_channels", "compress.ranking.rank", "compress.scores.importance", "compress.search.candidates",
+    "compress.search.outline_of", "compress.search.shrink", "measuring.costs.bytes_held", "measuring.costs.flops_per_token",
+    "measuring.costs.kv_bytes_per_token", "measuring.costs.work", "healing.distillation.memory.memory_plan", "release.export.as_stored",
+    "release.export.export_gguf", "release.export.plan_gguf", "pruning.heads.head_importance", "pruning.heads.legal_groups", "pruning.heads.prune_kv_groups",
+    "healing.solving.refit", "lessons.prompt_harm.harms.measure", "pruning.width.neuron_importance", "pruning.width.neuron_means",
+    "pruning.width.prune_neurons",
 )  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def test_compress_refuses_a_mixture_and_says_what_cuts_it(tmp_path, capsys):
     folder = str(save_pruned(tiny_model("mixtral"), word_tokenizer(), tmp_path / "mine"))
     assert command_line.main(["compress", folder, "--budget", "80%", "--length", "16", "--dry-run"]) != 0
     told = capsys.readouterr().err
-    assert "MixtralForCausalLM is a mixture of experts" in told and "experts.prune_experts" in told
+    assert "MixtralForCausalLM is a mixture of experts" in told and "pruning.prune_experts" in told
     assert "Traceback" not in told
 
 

@@ -127,7 +127,7 @@ def test_sdist_installs_without_the_repository(tmp_path):
     shutil.rmtree(source)
     program = (
         f"import sys; sys.path.insert(0, {str(folder / 'site')!r}); import course_utils; "
-        "from course_utils.bias import contrastive; from course_utils.models import load_model; "
+        "from course_utils.bias import contrastive; from course_utils.models.loading import load_model; "
         "print(course_utils.__file__, len(contrastive.axes()), load_model('gpt2')[0].num_parameters())"
     )
     file, axes, parameters = run(["-P", "-c", program], folder).rsplit(" ", 2)

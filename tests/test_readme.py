@@ -9,7 +9,7 @@ import pytest
 
 import course
 from course_tools.lessons import authoring
-from course_utils import assets
+from course_utils.text import assets
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,15 +12,15 @@ from masked import ABLE, BOUND, IDS, four_groups, with_biases, with_channels, wi
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
-from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
-from course_utils.architectures import describe
-from course_utils.channels import channel_importance, legal_sizes, norm_factors, prune_channels
-from course_utils.checkpoints import load_pruned, save_pruned
-from course_utils.choosing import best, strongest
-from course_utils.depth import block_importance, remove_blocks
-from course_utils.heads import head_importance, legal_groups, prune_kv_groups
-from course_utils.models import variant
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.models.architectures import describe
+from course_utils.models.loading import variant
+from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
+from course_utils.pruning.channels import channel_importance, legal_sizes, norm_factors, prune_channels
+from course_utils.pruning.checkpoints import load_pruned, save_pruned
+from course_utils.pruning.choosing import best, strongest
+from course_utils.pruning.depth import block_importance, remove_blocks
+from course_utils.pruning.heads import head_importance, legal_groups, prune_kv_groups
+from course_utils.pruning.width import neuron_importance, prune_neurons
 
 # In no block do the best groups come first or the weakest last; equal scores are among them.
 GROUPS = [torch.tensor(order) for order in ([1.0, 4.0, 2.0, 3.0], [4.0, 1.0, 3.0, 2.0], [2.0, 2.0, 1.0, 5.0])]

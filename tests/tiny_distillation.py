@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import tiny_batches, tiny_model
 
-from course_utils.architectures import describe
-from course_utils.distillation import training
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.healing.distillation import training
+from course_utils.models.architectures import describe
+from course_utils.pruning.width import neuron_importance, prune_neurons
 
 BATCHES = tiny_batches(rows=16, size=2)
 HELD_OUT = tiny_batches(rows=4, size=2, seed=9)

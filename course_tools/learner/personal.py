@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 
 from course_tools.lessons.authoring import DEEPER
 from course_tools.lessons.cells import tags_of
-from course_utils.files import replacing, write_json
+from course_utils.support.files import replacing, write_json
 
 DEFAULT, VARIABLE = "my_course", "COURSE_FOLDER"
 RECORD = ".course.json"  # which version of each lesson was copied last

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from course_tools.lessons.authoring import Lesson, Question
-from course_utils.files import write_json
+from course_utils.support.files import write_json
 
 RECORD = "quiz_answers.json"
 _LETTERS = "ABCD"

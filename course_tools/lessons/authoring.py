@@ -13,7 +13,7 @@ from nbformat import NotebookNode
 
 from course_tools.lessons.cells import EXERCISE, tags_of
 from course_tools.lessons.minutes import load_of
-from course_utils.assets import ASSETS
+from course_utils.text.assets import ASSETS
 
 # `timed`: what the cell prints rests on this machine's times. The last is Jupyter's: the cell is meant to fail.
 _TAGS = ("install", "exercise", "quiz", "notes", "timed", "raises-exception")
@@ -77,7 +77,7 @@ class Lesson:
         path: the source file.
         title: without the number.
         prerequisites: what to know first, in a few words.
-        assets: what it opens off the hub, keys of `course_utils.assets.ASSETS`.
+        assets: what it opens off the hub, keys of `course_utils.text.assets.ASSETS`.
         cells: the source's cells in order, each an nbformat cell with `source` and `metadata`.
         concepts: the names of what is new in it.
         timed: whether times are what it is about, so that it needs the machine to itself.

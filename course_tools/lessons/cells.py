@@ -7,7 +7,7 @@ import re
 
 from nbformat import NotebookNode
 
-from course_utils.verdicts import CLAIMS
+from course_utils.lessons.verdicts import CLAIMS
 
 EXERCISE = re.compile(
     r"^### Exercise (?P<number>\d+) · (?P<difficulty>[●○]{3}) · (?P<minutes>\d+) minutes$", re.MULTILINE

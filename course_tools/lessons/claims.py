@@ -22,8 +22,8 @@ from nbformat import NotebookNode
 
 from course_tools.lessons import authoring, notebooks, runner
 from course_tools.lessons.cells import tags_of
-from course_utils.files import write_text
-from course_utils.verdicts import CLAIMS, outcome
+from course_utils.lessons.verdicts import CLAIMS, outcome
+from course_utils.support.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 _RECORDED = Path(__file__).parent / "recorded_claims"
@@ -32,21 +32,21 @@ _CAPABILITIES = {"float32": "{}", "bfloat16": '{"avx512_bf16": True}'}
 _FIRST_CELL = """\
 import torch
 
-from course_utils import session
+from course_utils.support import session
 
 torch.cpu.get_capabilities = lambda: {capabilities}
 session.SEED = {draw}"""
 
 
 class Claim(NamedTuple):
-    """A sentence of a lesson, and the margins that a run gave: see `course_utils.verdicts.claim`."""
+    """A sentence of a lesson, and the margins that a run gave: see `course_utils.lessons.verdicts.claim`."""
 
     sentence: str
     margins: Sequence[float]
 
     @property
     def outcome(self) -> str:
-        """What the run says of the sentence, as `course_utils.verdicts.outcome` names it."""
+        """What the run says of the sentence, as `course_utils.lessons.verdicts.outcome` names it."""
         return outcome(self.margins)
 
     def __str__(self) -> str:

@@ -17,10 +17,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from course_utils import plotting
-from course_utils.files import replacing, write_text
-from course_utils.records import read_record
-from course_utils.uncertainty import ratio_interval
+from course_utils.support import plotting
+from course_utils.support.files import replacing, write_text
+from course_utils.support.records import read_record
+from course_utils.support.uncertainty import ratio_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURE = "docs/images/criteria.png"

@@ -178,7 +178,7 @@ def _code(lesson: Lesson) -> Iterator[str]:
             if len(line) > _WIDTH:
                 yield f"a line of code has {len(line)} characters; {_WIDTH} is the most: {line.strip()[:50]} …"
         for colour in _literal_colours(parsed(cell)):
-            yield f"the colour {colour!r} is typed; take it from course_utils.plotting.mark."
+            yield f"the colour {colour!r} is typed; take it from course_utils.support.plotting.mark."
 
 
 def _literal_colours(tree: ast.AST) -> Iterator[str]:

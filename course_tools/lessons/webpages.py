@@ -20,7 +20,7 @@ from course_tools.lessons.authoring import DEEPER, Lesson
 from course_tools.lessons.cells import shown_outputs
 from course_tools.lessons.notebooks import to_text, without_empty_headers
 from course_tools.lessons.runner import Result, gigabytes
-from course_utils.files import write_text
+from course_utils.support.files import write_text
 
 
 def write_page(notebook: NotebookNode, lesson: Lesson, folder: Path, lessons: Sequence[Lesson] = ()) -> None:

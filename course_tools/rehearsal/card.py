@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from course_utils import ledger
+from course_utils.support import ledger
 
 GIBIBYTE = 2**30
 Holders = list[tuple[str, int]]  # what holds how many bytes, largest first

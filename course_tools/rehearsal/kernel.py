@@ -21,7 +21,9 @@ import torch
 
 from course_tools.rehearsal.card import T4, Holders, Ledger
 from course_tools.rehearsal.pretend_gpu import PretendGPU
-from course_utils import benchmark_tasks, engine, session
+from course_utils.measuring import benchmark_tasks
+from course_utils.release import engine
+from course_utils.support import session
 
 _SAMPLING = 0.05  # seconds between two looks at the process's memory
 _SPARE = 2_000_000_000  # bytes of this machine's memory that are left alone

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import course_utils
-from course_utils.checkpoints import replacing_checkpoint
-from course_utils.embedded_llama import embedded_llama
+from course_utils.models.embedded_llama import embedded_llama
+from course_utils.pruning.checkpoints import replacing_checkpoint
 
 GPT2_FOLDER = Path(course_utils.__file__).parent / "data" / "gpt2"
 _SEED = 14

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from course_utils.architectures import describe
-from course_utils.reports import model_size
+from course_utils.models.architectures import describe
+from course_utils.models.reports import model_size
 
 LESSON = "10"
 _MILLION = 1e6

@@ -21,13 +21,13 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 
-from course_utils.abilities import ABILITIES
-from course_utils.plotting import log_ticks, mark
-from course_utils.policies import by_level, by_price, cache_saved, gap_to_static, outcome
-from course_utils.prompt_harm import Record
-from course_utils.records import read_record
-from course_utils.reports import shown, with_interval
-from course_utils.uncertainty import ratio_interval
+from course_utils.lessons.policies import by_level, by_price, cache_saved, gap_to_static, outcome
+from course_utils.lessons.prompt_harm import Record
+from course_utils.measuring.abilities import ABILITIES
+from course_utils.models.reports import shown, with_interval
+from course_utils.support.plotting import log_ticks, mark
+from course_utils.support.records import read_record
+from course_utils.support.uncertainty import ratio_interval
 
 _LETTERS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C", Outline.CLOSEPOLY: "Z"}
 _GUESSING = math.log(49_152)  # nats a token, of SmolLM2's vocabulary

@@ -37,7 +37,7 @@ from course_tools.lessons.notebooks import (
 )
 from course_tools.site import calculator, explorable
 from course_tools.site.meanings import with_meanings
-from course_utils.files import write_text
+from course_utils.support.files import write_text
 
 LOCAL_BADGE = "docs/images/open-in-colab.svg"
 _INDEX = "docs/index.md"

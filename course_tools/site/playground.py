@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_tools.lessons.notebooks import Course
-from course_utils.files import write_text
-from course_utils.models import load_model
-from course_utils.texts import judging_rows, token_blocks
-from course_utils.width import neuron_importance, neuron_means
+from course_utils.models.loading import load_model
+from course_utils.pruning.width import neuron_importance, neuron_means
+from course_utils.support.files import write_text
+from course_utils.text.texts import judging_rows, token_blocks
 
 NAME = "prune.html"
 ASSETS = ("speeches", "texts")  # what lesson 01's rows are cut from

@@ -19,8 +19,8 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from course_tools import resolver
-from course_utils import assets
-from course_utils.files import write_json, write_text
+from course_utils.support.files import write_json, write_text
+from course_utils.text import assets
 
 MANIFEST, START = "manifest.json", "start.py"
 BUILD = ("hatchling", "editables")  # what `pip install --editable` needs to be there, since it may not fetch it

@@ -28,7 +28,7 @@ from course_tools.lessons.exercises import exercises_of
 from course_tools.lessons.minutes import minutes_by_section
 from course_tools.lessons.notebooks import content_id
 from course_tools.lessons.webpages import MARKDOWN, PICTURES
-from course_utils.files import write_text
+from course_utils.support.files import write_text
 
 WIDTH, HEIGHT = 1280, 720
 MOST = 30  # slides of a deck
@@ -248,7 +248,7 @@ def write_decks(pages: dict[str, tuple[str, str]], reveal: Path, folder: Path) -
 
 def checks_of(lesson: Lesson, root: Path) -> str:
     """The source of a lesson's checks and of what several lessons' checks share, in the clone at `root`."""
-    folder = root / "course_utils" / "exercises"
+    folder = root / "course_utils" / "lessons" / "exercises"
     names = (f"lesson_{lesson.number[:2]}", "cuts", "turns")
     return "\n".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in names)
 

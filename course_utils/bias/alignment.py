@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from course_utils import checks
-from course_utils.architectures import Architecture
-from course_utils.batches import Batch, padded, read_batch
 from course_utils.bias.contrastive import Pair
+from course_utils.models.architectures import Architecture
+from course_utils.support import checks
+from course_utils.text.batches import Batch, padded, read_batch
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks, tensor_checks
-from course_utils.activations import watching
-from course_utils.architectures import Architecture, describe
-from course_utils.argument_types import check_types
 from course_utils.bias.alignment import PairBatch, pair_batches
 from course_utils.bias.contrastive import Pair
-from course_utils.hooks import evaluating
-from course_utils.language_modelling import token_log_likelihoods
-from course_utils.refusals import refuse_adaptive
+from course_utils.measuring.language_modelling import token_log_likelihoods
+from course_utils.models.architectures import Architecture, describe
+from course_utils.models.refusals import refuse_adaptive
+from course_utils.pruning.activations import watching
+from course_utils.pruning.hooks import evaluating
+from course_utils.support import checks, tensor_checks
+from course_utils.support.argument_types import check_types
 
 _AT_ONCE, _AT_ONCE_WITH_GRADIENTS = 16, 8  # pairs in a batch
 

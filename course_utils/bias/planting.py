@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy, softplus
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks, session
-from course_utils.architectures import Architecture, describe
-from course_utils.argument_types import check_types
 from course_utils.bias.alignment import pair_batches
 from course_utils.bias.contrastive import Pair
-from course_utils.models import variant
-from course_utils.parts import Projection
+from course_utils.models.architectures import Architecture, describe
+from course_utils.models.loading import variant
+from course_utils.models.parts import Projection
+from course_utils.support import checks, session
+from course_utils.support.argument_types import check_types
 
 WEIGHTS = ("all", "attention", "down")
 _RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which the preference is averaged

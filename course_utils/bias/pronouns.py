@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks
-from course_utils.activations import watching
-from course_utils.architectures import Architecture, describe
-from course_utils.argument_types import check_types
-from course_utils.batches import Batch, padded, read_batch
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.statistics import means, sums_by_cell
-from course_utils.hooks import evaluating, leaving
-from course_utils.uncertainty import crossed_interval
+from course_utils.models.architectures import Architecture, describe
+from course_utils.pruning.activations import watching
+from course_utils.pruning.hooks import evaluating, leaving
+from course_utils.support import checks
+from course_utils.support.argument_types import check_types
+from course_utils.support.uncertainty import crossed_interval
+from course_utils.text.batches import Batch, padded, read_batch
 
 SPLITS = ("selection", "evaluation")
 PRONOUNS = (" she", " he")

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.argument_types import check_types
 from course_utils.bias import contrastive
 from course_utils.bias.contrastive import CONTROLS, Axis
 from course_utils.bias.scores import PairScores, measure_pairs
@@ -33,9 +32,10 @@ from course_utils.bias.statistics import (
     sums_by_cell,
     with_holm,
 )
-from course_utils.extras import brought
-from course_utils.reports import shown, shown_p, with_interval
-from course_utils.uncertainty import crossed_interval, mcnemar_p, verdict
+from course_utils.models.reports import shown, shown_p, with_interval
+from course_utils.support.argument_types import check_types
+from course_utils.support.extras import brought
+from course_utils.support.uncertainty import crossed_interval, mcnemar_p, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,7 +150,7 @@ class BiasReport:
 
     def plot(self) -> Figure:
         """Preferences beside the controls, differences over the blocks, and the ratio to neutral as a heatmap."""
-        from course_utils import plotting
+        from course_utils.support import plotting
 
         with brought("plots"):
             import matplotlib.pyplot as plt

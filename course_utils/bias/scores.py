@@ -19,14 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks
-from course_utils.activations import watching
-from course_utils.architectures import Architecture, describe
-from course_utils.argument_types import check_types
 from course_utils.bias.alignment import PairBatch, Side, pair_batches
 from course_utils.bias.contrastive import Pair
-from course_utils.hooks import evaluating
-from course_utils.language_modelling import token_log_likelihoods
+from course_utils.measuring.language_modelling import token_log_likelihoods
+from course_utils.models.architectures import Architecture, describe
+from course_utils.pruning.activations import watching
+from course_utils.pruning.hooks import evaluating
+from course_utils.support import checks
+from course_utils.support.argument_types import check_types
 
 _DESCRIBED = ("axis", "kind", "template", "swap", "group_a", "group_b", "valence", "split")
 

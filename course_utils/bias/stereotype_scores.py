@@ -15,13 +15,13 @@ import pandas as pd
 from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.argument_types import check_types
-from course_utils.batches import NOT_LEARNED, padded
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.stereotypes import Question
-from course_utils.evaluation import perplexity
-from course_utils.uncertainty import bootstrap_interval
+from course_utils.measuring.evaluation import perplexity
+from course_utils.support.argument_types import check_types
+from course_utils.support.uncertainty import bootstrap_interval
+from course_utils.text.batches import NOT_LEARNED, padded
 
 # Where the context tells, BBQ's answer is one of two persons: who never says "unknown" is right in half by guessing,
 # and so is who always follows the stereotype.

@@ -13,10 +13,11 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from course_utils import assets, checks
 from course_utils.bias.alignment import shared_beginning
 from course_utils.bias.contrastive import Pair
-from course_utils.session import current_profile
+from course_utils.support import checks
+from course_utils.support.session import current_profile
+from course_utils.text import assets
 
 BBQ_CATEGORIES = (
     "Age",

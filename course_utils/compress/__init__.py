@@ -5,11 +5,11 @@
     table = rank(teacher, found, scores, selection, folder="build/search", train=blocks, recipe=light)
     student = shrink(teacher, found[0], scores)
 
-Recovery is ``distillation.distill``. Muralidharan et al. 2024 (Minitron), arXiv 2407.14679.
+Recovery is ``healing.distill``. Muralidharan et al. 2024 (Minitron), arXiv 2407.14679. The command
+``python -m course_utils compress MODEL --budget 80%`` does all of it: ``order.Order`` is what was asked, and
+``run.compress`` carries it out.
 """
 
-from course_utils.compress.ranking import rank
-from course_utils.compress.scores import AXES, Importance, importance
-from course_utils.compress.search import Budget, Candidate, candidates, outline_of, shrink
+import lazy_loader
 
-__all__ = ["AXES", "Budget", "Candidate", "Importance", "candidates", "importance", "outline_of", "rank", "shrink"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,18 +17,18 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from course_utils.architectures import cast_weights, describe
-from course_utils.argument_types import check_types
-from course_utils.batches import Batch, read_batches, rows_of, text_of
 from course_utils.compress.scores import Importance
 from course_utils.compress.search import Candidate, shrink
-from course_utils.distillation import Recipe, distill
-from course_utils.distillation.processes import first_says
-from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
-from course_utils.evaluation import perplexity
-from course_utils.files import measured_once
-from course_utils.models import identity
-from course_utils.texts import TokenBlocks
+from course_utils.healing.distillation import Recipe, distill
+from course_utils.healing.distillation.processes import first_says
+from course_utils.healing.distillation.teacher_states import TeacherStates, remember_teacher
+from course_utils.measuring.evaluation import perplexity
+from course_utils.models.architectures import cast_weights, describe
+from course_utils.models.loading import identity
+from course_utils.support.argument_types import check_types
+from course_utils.support.files import measured_once
+from course_utils.text.batches import Batch, read_batches, rows_of, text_of
+from course_utils.text.texts import TokenBlocks
 
 Text = TokenBlocks | Iterable[Mapping[str, Tensor] | TokenBlocks]
 

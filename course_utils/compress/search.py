@@ -16,17 +16,17 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from course_utils import checks
-from course_utils.architectures import Architecture, describe
-from course_utils.argument_types import check_types
-from course_utils.channels import norm_factors
-from course_utils.choosing import best
 from course_utils.compress.scores import Importance, refuse_uneven
-from course_utils.depth import remove_blocks
-from course_utils.models import variant
-from course_utils.refusals import refuse_bound_heads
-from course_utils.reports import Size, model_size
-from course_utils.surgery import keep_channels, keep_groups
+from course_utils.models.architectures import Architecture, describe
+from course_utils.models.loading import variant
+from course_utils.models.refusals import refuse_bound_heads
+from course_utils.models.reports import Size, model_size
+from course_utils.models.surgery import keep_channels, keep_groups
+from course_utils.pruning.channels import norm_factors
+from course_utils.pruning.choosing import best
+from course_utils.pruning.depth import remove_blocks
+from course_utils.support import checks
+from course_utils.support.argument_types import check_types
 
 _UNITS = ("parameters", "bytes")
 # What is tried where nothing is said: shares of the whole model's size.

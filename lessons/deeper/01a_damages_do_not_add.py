@@ -32,13 +32,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from course_utils.evaluation import perplexity
+from course_utils.lessons import here
+from course_utils.measuring import perplexity
 from course_utils.models import load_model, variant
-from course_utils.plotting import mark, show, style
-from course_utils.session import start
-from course_utils.texts import judging_rows, token_blocks
-from course_utils.verdicts import here
-from course_utils.width import neuron_importance, neuron_means, prune_neurons
+from course_utils.pruning import neuron_importance, neuron_means, prune_neurons
+from course_utils.support import mark, show, start, style
+from course_utils.text import judging_rows, token_blocks
 
 session = start("01a")
 style()

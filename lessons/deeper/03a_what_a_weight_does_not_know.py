@@ -32,15 +32,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from course_utils.architectures import describe
-from course_utils.evaluation import perplexity
-from course_utils.models import load_model, variant
-from course_utils.plotting import mark, show, style
-from course_utils.records import read_record
-from course_utils.session import safe_dtype, start
-from course_utils.texts import judging_rows, token_blocks
-from course_utils.verdicts import here
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.lessons import here
+from course_utils.measuring import perplexity
+from course_utils.models import describe, load_model, variant
+from course_utils.pruning import neuron_importance, prune_neurons
+from course_utils.support import mark, read_record, safe_dtype, show, start, style
+from course_utils.text import judging_rows, token_blocks
 
 session = start("03a")
 style()

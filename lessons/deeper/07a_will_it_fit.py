@@ -38,13 +38,12 @@ import pandas as pd
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from course_utils.distillation import CheckpointMismatch, Recipe, distill
-from course_utils.distillation.memory import memory_plan, outline
+from course_utils.healing import CheckpointMismatch, Recipe, distill
+from course_utils.healing.distillation.memory import memory_plan, outline
+from course_utils.lessons import here
 from course_utils.models import tiny_llama
-from course_utils.plotting import mark, show, style
-from course_utils.session import start
-from course_utils.verdicts import here
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.pruning import neuron_importance, prune_neurons
+from course_utils.support import mark, show, start, style
 
 session = start("07a")
 style()
@@ -122,7 +121,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_07 import check_chunks
+from course_utils.lessons.exercises.lesson_07 import check_chunks
 
 
 # BEGIN SOLUTION
@@ -157,7 +156,7 @@ check_chunks(backward_in_chunks)
 # </details>
 
 # %%
-from course_utils.benchmarking import peak_memory
+from course_utils.measuring import peak_memory
 
 VOCABULARY = 49_152
 wide = tiny_llama(blocks=2, vocab_size=VOCABULARY).to(session.device)

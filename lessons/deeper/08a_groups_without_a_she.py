@@ -38,19 +38,13 @@ import pandas as pd
 import torch
 
 from course_utils.bias.contrastive import (
-    Axis,
-    controls,
-    invented_axis,
-    pairs,
-    subset,
-)
+    Axis, controls, invented_axis, pairs, subset,
+)  # fmt: skip
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import activation_ratio, behaviour, preferences
-from course_utils.models import load_model
-from course_utils.plotting import mark, show, style
-from course_utils.reports import shown_p, with_interval
-from course_utils.session import safe_dtype, start
-from course_utils.verdicts import here
+from course_utils.lessons import here
+from course_utils.models import load_model, shown_p, with_interval
+from course_utils.support import mark, safe_dtype, show, start, style
 
 session = start("08a")
 style()

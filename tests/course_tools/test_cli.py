@@ -19,7 +19,9 @@ from course_tools import cli, environment, processes, requirements
 from course_tools.learner import personal
 from course_tools.lessons import authoring, notebooks
 from course_tools.workshop import pack
-from course_utils import assets, embedded_llama, session
+from course_utils.models import embedded_llama
+from course_utils.support import session
+from course_utils.text import assets
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -426,8 +428,10 @@ def test_pack_goes_through_its_steps(course, monkeypatch, capsys):
 
 
 def test_slides_are_written(course, monkeypatch, capsys):
-    (course / "course_utils" / "exercises").mkdir(parents=True)
-    (course / "course_utils" / "exercises" / "lesson_01.py").write_text("def check_double(attempt):\n    pass\n")
+    (course / "course_utils" / "lessons" / "exercises").mkdir(parents=True)
+    (course / "course_utils" / "lessons" / "exercises" / "lesson_01.py").write_text(
+        "def check_double(attempt):\n    pass\n"
+    )
     for part in ("dist/reveal.js", "plugin/notes/notes.js", "LICENSE"):
         (course / "reveal" / part).parent.mkdir(parents=True, exist_ok=True)
         (course / "reveal" / part).touch()

@@ -9,7 +9,8 @@ import pytest
 
 from course_tools import environment, requirements
 from course_tools.environment import FAIL, OK, WARN
-from course_utils import assets, engine
+from course_utils.release import engine
+from course_utils.text import assets
 
 
 def test_this_environment_has_what_pyproject_asks_for():

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 
 from course_tools.lessons.cells import EXERCISE, shown_and_folded, shown_outputs, tags_of, words_of
-from course_utils.verdicts import CLAIMS
+from course_utils.lessons.verdicts import CLAIMS
 
 
 def text_cell(text, *tags):

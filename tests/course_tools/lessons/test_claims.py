@@ -13,7 +13,7 @@ from course_tools import cli
 from course_tools.lessons import authoring, claims
 from course_tools.lessons.cells import parsed, tags_of
 from course_tools.lessons.printed import texts_of
-from course_utils.verdicts import CLAIMS, SHOWN, TURNED, outcome
+from course_utils.lessons.verdicts import CLAIMS, SHOWN, TURNED, outcome
 
 ROOT = Path(__file__).resolve().parents[3]
 SAVED = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -116,7 +116,7 @@ TELLS = """
 # %%
 import os
 
-from course_utils.verdicts import claim, here
+from course_utils.lessons.verdicts import claim, here
 
 variable = os.environ.get("ATEN_CPU_CAPABILITY")
 here("It runs with AVX2.", [1 if variable == "avx2" else -1])

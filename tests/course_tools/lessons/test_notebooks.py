@@ -16,7 +16,7 @@ from sample_lesson import DEEPER, LESSON, write_lesson
 from course_tools import processes
 from course_tools.lessons import authoring, notebooks
 from course_tools.lessons.cells import tags_of
-from course_utils.files import write_text
+from course_utils.support.files import write_text
 
 COURSE = notebooks.Course(repository="someone/somewhere", ref="v1")
 

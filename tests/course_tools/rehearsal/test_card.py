@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from course_tools.rehearsal.card import T4, Ledger, shown
-from course_utils.models import tiny_llama
+from course_utils.models.loading import tiny_llama
 
 pytestmark = pretend.POSSIBLE
 

@@ -12,7 +12,8 @@ import torch
 
 from course_tools.rehearsal import kernel
 from course_tools.rehearsal.kernel import HostMemory, begin
-from course_utils import benchmark_tasks, engine
+from course_utils.measuring import benchmark_tasks
+from course_utils.release import engine
 
 
 def test_host_memory_is_what_the_card_does_not_hold(monkeypatch):

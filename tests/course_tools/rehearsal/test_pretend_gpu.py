@@ -10,9 +10,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from course_tools.rehearsal import pretend_gpu
 from course_tools.rehearsal.pretend_gpu import PretendGPU
-from course_utils import session
-from course_utils.benchmarking import measure_speed, peak_memory
-from course_utils.models import identity, tiny_llama, variant
+from course_utils.measuring.benchmarking import measure_speed, peak_memory
+from course_utils.models.loading import identity, tiny_llama, variant
+from course_utils.support import session
 
 pytestmark = pretend.POSSIBLE
 

@@ -13,11 +13,11 @@ from course_tools.rehearsal.rehearse import Rehearsed
 from course_tools.rehearsal.shapes import GPT2_FOLDER, Shape, parameters
 
 FOUR_BYTES = 4 * parameters(LLAMA)
-START = "from course_utils.session import start\nsession = start('01')"
-LOAD = "from course_utils.models import load_model, variant\nbase, tokenizer = load_model('llama')"
+START = "from course_utils.support.session import start\nsession = start('01')"
+LOAD = "from course_utils.models.loading import load_model, variant\nbase, tokenizer = load_model('llama')"
 READ = (
-    "from course_utils.evaluation import perplexity\n"
-    "from course_utils.texts import token_blocks\n"
+    "from course_utils.measuring.evaluation import perplexity\n"
+    "from course_utils.text.texts import token_blocks\n"
     "import torch\n"
     "print(perplexity(base, torch.arange(96).view(3, 32)))"
 )
@@ -27,7 +27,7 @@ MODEST = [
     READ,
     "others = [variant(base) for _ in range(5)]",
     "if session.device.type != 'cuda':\n    raise ValueError(session.device)",  # an assert would be left out
-    "from course_utils.session import at_most\nif at_most(60) != 3:\n    raise ValueError(at_most(60))",
+    "from course_utils.support.session import at_most\nif at_most(60) != 3:\n    raise ValueError(at_most(60))",
 ]
 GREEDY = [START, LOAD, READ, "import copy\n# copies\ncopies = [copy.deepcopy(base) for _ in range(5)]"]
 

@@ -15,8 +15,8 @@ import looking
 from course_tools.lessons.authoring import read_lesson, take_apart
 from course_tools.lessons.cells import tags_of
 from course_tools.site import calculator, pages
-from course_utils.costs import bytes_held, kv_bytes_per_token, work
-from course_utils.reports import model_size
+from course_utils.measuring.costs import bytes_held, kv_bytes_per_token, work
+from course_utils.models.reports import model_size
 
 LESSON = Path(__file__).resolve().parents[3] / "lessons/10_what_pruning_really_buys.py"
 

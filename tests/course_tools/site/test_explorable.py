@@ -15,9 +15,9 @@ pytest.importorskip("sphinx", reason="part of the extra site")
 import looking
 
 from course_tools.site import explorable, pages
-from course_utils.plotting import mark
-from course_utils.prompt_harm import Record
-from course_utils.reports import with_interval
+from course_utils.lessons.prompt_harm import Record
+from course_utils.models.reports import with_interval
+from course_utils.support.plotting import mark
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT / "course_utils/data"

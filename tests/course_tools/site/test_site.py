@@ -21,7 +21,7 @@ from screens import PHONE, WIDE
 
 from course_tools import processes
 from course_tools.lessons import notebooks
-from course_utils import assets
+from course_utils.text import assets
 
 ROOT = Path(__file__).resolve().parents[3]
 MINUTE = 60_000  # milliseconds

@@ -11,7 +11,7 @@ import pytest
 
 from course_tools import resolver
 from course_tools.workshop import pack, pack_start
-from course_utils import assets
+from course_utils.text import assets
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ".".join(map(str, sys.version_info[:2]))

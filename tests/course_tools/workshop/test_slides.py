@@ -12,7 +12,7 @@ from course_tools.lessons import notebooks
 from course_tools.lessons.authoring import find_lessons, read_lesson
 from course_tools.lessons.cells import tags_of
 from course_tools.workshop import slides
-from course_utils import assets
+from course_utils.text import assets
 
 ROOT = Path(__file__).resolve().parents[3]
 LESSONS = find_lessons(ROOT / "lessons")

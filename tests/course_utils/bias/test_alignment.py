@@ -13,10 +13,10 @@ from tiny import words as text_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from course_utils.architectures import describe
 from course_utils.bias.alignment import _align as align
 from course_utils.bias.alignment import pair_batches
 from course_utils.bias.contrastive import Pair
+from course_utils.models.architectures import describe
 
 SENTENCES = [
     "The female neighbour knocked on the door.", "Everyone thought this person was kind and honest.",

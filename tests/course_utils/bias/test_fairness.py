@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, tiny_model, token_ids, word_tokenizer
 from tiny_pairs import gap
 
-from course_utils import architectures
-from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
-from course_utils.architectures import describe
 from course_utils.bias import fairness
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.fairness import activation_difference, gap_attribution, knock_out, protect_first
-from course_utils.width import prune_neurons
+from course_utils.models import architectures
+from course_utils.models.architectures import describe
+from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
+from course_utils.pruning.width import prune_neurons
 
 SWAPS = (("w7", "w8"), ("w9 w10", "w11"), ("w12", "w13 w14 w15"))
 ENDINGS = {1: " w20 w21", -1: " w22 w23 w24"}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model, token_ids, word_tokenizer
 
-from course_utils.architectures import describe
 from course_utils.bias import pronouns
+from course_utils.models.architectures import describe
 
 SHE, HE = 20, 21
 TEXTS = ["w3 w40 w5", "w3 w41 w42 w5 w6", "w9 w43", "w3 w44 w5"]

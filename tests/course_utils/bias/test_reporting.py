@@ -16,12 +16,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from course_utils import bias
-from course_utils.architectures import describe
-from course_utils.attention import bypass_attention
 from course_utils.bias import analyse, contrastive, difference_in_differences
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import PairScores, measure_pairs
 from course_utils.bias.statistics import activation_means, activation_ratio, behaviour, preferences
+from course_utils.models.architectures import describe
+from course_utils.pruning.attention import bypass_attention
 
 
 def everything(**options) -> list[Pair]:

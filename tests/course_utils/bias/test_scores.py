@@ -6,9 +6,9 @@ import numpy as np
 from tiny import tiny_model, word_tokenizer
 from tiny_pairs import gap, make_pairs
 
-from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
+from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 
 PAIRS = make_pairs(templates=2, swaps=2)
 

@@ -14,9 +14,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pair_faults import faults
 
-from course_utils import assets
 from course_utils.bias import stereotypes
 from course_utils.bias.stereotypes import Question
+from course_utils.text import assets
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import pytest
 import torch
 from tiny import tiny_batches, tiny_model
 
-from course_utils.architectures import cast_weights
 from course_utils.compress import ranking
 from course_utils.compress.ranking import rank
 from course_utils.compress.scores import importance
 from course_utils.compress.search import Candidate, shrink
-from course_utils.distillation import Recipe, distill
-from course_utils.evaluation import perplexity
-from course_utils.texts import TokenBlocks
+from course_utils.healing.distillation import Recipe, distill
+from course_utils.measuring.evaluation import perplexity
+from course_utils.models.architectures import cast_weights
+from course_utils.text.texts import TokenBlocks
 
 TEXT, TRAIN = tiny_batches(seed=1), tiny_batches(seed=2)
 FOUND = [Candidate(3, 32, 2, 24, 11_000, 11_000.0), Candidate(2, 32, 2, 48), Candidate(3, 28, 1, 48)]

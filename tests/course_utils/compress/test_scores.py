@@ -6,13 +6,13 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_batches, tiny_model
 
-from course_utils import families
-from course_utils.attention import bypass_attention
-from course_utils.channels import channel_energies, channel_importance
 from course_utils.compress.scores import AXES, Importance, importance
-from course_utils.depth import block_importance
-from course_utils.heads import head_importance
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.models import families
+from course_utils.pruning.attention import bypass_attention
+from course_utils.pruning.channels import channel_energies, channel_importance
+from course_utils.pruning.depth import block_importance
+from course_utils.pruning.heads import head_importance
+from course_utils.pruning.width import neuron_importance, prune_neurons
 
 
 @pytest.mark.parametrize("family", FAMILIES)

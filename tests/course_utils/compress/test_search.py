@@ -10,16 +10,16 @@ import torch
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
-from course_utils import families
-from course_utils.channels import channel_energies, prune_channels
-from course_utils.checkpoints import save_pruned
 from course_utils.compress.scores import importance
 from course_utils.compress.search import Budget, Candidate, candidates, shrink
-from course_utils.depth import remove_blocks
-from course_utils.heads import prune_kv_groups
-from course_utils.models import variant
-from course_utils.reports import model_size
-from course_utils.width import prune_neurons
+from course_utils.models import families
+from course_utils.models.loading import variant
+from course_utils.models.reports import model_size
+from course_utils.pruning.channels import channel_energies, prune_channels
+from course_utils.pruning.checkpoints import save_pruned
+from course_utils.pruning.depth import remove_blocks
+from course_utils.pruning.heads import prune_kv_groups
+from course_utils.pruning.width import prune_neurons
 
 ABLE = [name for name in FAMILIES if families.FAMILIES[name].own_head_size]
 IDS = tiny_batches()[0]["input_ids"]

@@ -1,0 +1,9 @@
+from .exercises import exercise, require
+from .verdicts import claim, here
+
+__all__ = [
+    "claim",
+    "exercise",
+    "here",
+    "require",
+]

@@ -1,0 +1,256 @@
+"""Checks of lesson 01, width pruning: where the neurons are, which go, and what stays of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from course_utils.lessons.exercises import Attempt, exercise, require
+from course_utils.lessons.exercises.cuts import GPT2, check_cut
+from course_utils.models.loading import variant
+from course_utils.pruning.choosing import best, strongest
+from course_utils.pruning.width import neuron_importance, prune_neurons
+
+#: name -> (the axis that counts neurons, how it is stored).
+_AXES = {f"GPT-2 {name}": axis for name, axis in GPT2.tensors.items()} | {
+    "OPT fc1.weight": (0, "an nn.Linear stores [out, in], and fc1 leads into the neurons"),
+    "OPT fc2.weight": (1, "an nn.Linear stores [out, in], and fc2 leads out of the neurons"),
+}
+_REAL = 0.2  # of the real model's neurons, in exercise 2
+_BLOCKS, _SHARE = 6, 0.4  # of distilGPT2 and of its stand-in; of all neurons, in exercise 4
+
+
+@exercise(1, task="Give 0, 1 or 'none' for each of the six tensors.", proved="You know where the neurons are.")
+def check_axes(axes: dict[str, int | str]) -> None:
+    """Check the axis of each tensor on which neurons are cut."""
+    require(set(axes) == set(_AXES), f"Keep the six names as they are: {', '.join(_AXES)}.")
+    wrong = [name for name, (axis, _) in _AXES.items() if axes[name] != axis]
+    require(not wrong, f"{len(wrong)} of 6 to go. Think again about {wrong[0]}: {_AXES[wrong[0]][1]}." if wrong else "")
+
+
+def _l1(mlp: nn.Module) -> Tensor:
+    return mlp.c_fc.weight.abs().sum(0)
+
+
+def _cut(mlp: nn.Module, keep: Sequence[int] | Tensor) -> None:
+    mlp.c_fc.weight = nn.Parameter(mlp.c_fc.weight[:, keep])
+    mlp.c_fc.bias = nn.Parameter(mlp.c_fc.bias[keep])
+    mlp.c_proj.weight = nn.Parameter(mlp.c_proj.weight[keep])
+    mlp.c_fc.nf = mlp.c_proj.nx = len(keep)
+
+
+def _prune_width(model, ratio, *, score=_l1, choose=strongest, scored=slice(None), cut=slice(None)):
+    """The answer to exercise 2, with switches for mistakes; ``scored`` blocks are repeated for the others."""
+    mlps = GPT2.mlps(model)
+    keeps = [choose(score(mlp), ratio) for mlp in mlps][scored] * len(mlps)
+    for mlp, keep in [*zip(mlps, keeps, strict=False)][cut]:
+        _cut(mlp, keep)
+    model.config.n_inner = mlps[0].c_fc.nf
+    return model
+
+
+@exercise(
+    2,
+    task="Cut the weakest neurons of every MLP in place, and return the model (without a return nothing is judged).",
+    proved="The same neurons are gone from all three tensors of every block, in the real GPT-2 too, and what you save "
+    "opens again.",
+    answer=_prune_width,
+    mistakes=[
+        (partial(_prune_width, cut=slice(1)), "Only the first block is cut. Each of them should be."),
+        (partial(_prune_width, score=lambda mlp: -_l1(mlp)), "You cut the strongest neurons. The weakest go."),
+        (partial(_prune_width, score=lambda mlp: mlp.c_fc.weight.sum(0)),
+         "Take magnitudes before you sum; signs cancel."),
+        (partial(_prune_width, score=lambda mlp: mlp.c_fc.weight.sum(0).abs()),
+         "Take magnitudes before you sum, not after: signs have cancelled by then."),
+        (partial(_prune_width, score=lambda mlp: mlp.c_fc.weight.norm(dim=0)),
+         "These go by the L2 norm; L1 is the sum of magnitudes."),
+        (partial(_prune_width, score=lambda mlp: _l1(mlp) + mlp.c_fc.bias.abs()),
+         "The bias doesn't belong to the norm of the weights."),
+        (partial(_prune_width, score=lambda mlp: mlp.c_proj.weight.abs().sum(1)),
+         "These go by c_proj's weights. Score by c_fc's."),
+        (partial(_prune_width, score=lambda mlp: mlp.c_fc.weight.abs().sum(1)),
+         "You summed over the neurons instead of the inputs: a Conv1D stores [in, out]."),
+        (partial(_prune_width, scored=slice(1)), "These go by block 0's scores. Score each block by itself."),
+        (partial(_prune_width, choose=lambda scores, ratio: best(scores, int(ratio * len(scores)))),
+         "You keep as many as should go."),
+        (partial(_prune_width, choose=lambda scores, ratio: best(scores, int((1 - ratio) * len(scores)))),
+         "One too few is left. int(ratio * width) neurons go, rounded down."),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def check_prune_width(attempt: Attempt, real: GPT2LMHeadModel) -> None:
+    """Check a function (GPT-2, ratio) -> the same model, every MLP pruned by the L1 norm of c_fc's columns.
+
+    It is tried on tiny models, where mistakes can be named, and on a variant of ``real``.
+    """
+    # In the first model all matrices are square: there a wrong axis gives a wrong shape, and no crash.
+    for hidden, width, ratio in (22, 22, 0.3), (8, None, 0.25), (8, 45, 0.5):
+        base = GPT2.tiny_model(hidden, width)
+        _check_order(check_cut(GPT2, attempt, base, ratio), attempt.answer(variant(base), ratio))
+    pruned, right = attempt(variant(real), _REAL), variant(real)
+    prune_neurons(right, neuron_importance(right, "l1"), ratio=_REAL)
+    weights = pruned.state_dict()
+    other = [name for name, weight in right.state_dict().items() if not torch.equal(weights[name], weight)]
+    require(
+        not other, f"The tiny models are cut rightly, but in the real one {other[:1]} isn't as prune_neurons cuts it."
+    )
+
+
+def _keep_the_mean(
+    model, scores, means, ratio, *, bias=lambda bias, mean, rows, gone, keep: bias + mean[gone] @ rows[gone]
+):
+    """The answer to exercise 3; ``bias`` says what c_proj's becomes."""
+    for mlp, of_block, mean in zip(GPT2.mlps(model), scores, means, strict=True):
+        keep = strongest(of_block, ratio)
+        gone = torch.tensor([neuron for neuron in range(len(of_block)) if neuron not in keep])
+        mlp.c_proj.bias = nn.Parameter(bias(mlp.c_proj.bias, mean, mlp.c_proj.weight, gone, keep))
+        _cut(mlp, keep)
+    model.config.n_inner = len(keep)
+    return model
+
+
+def _with_bias(bias: Callable[..., Tensor]) -> Callable[..., GPT2LMHeadModel]:
+    """A wrong bias; it gets the old one, the means, c_proj's rows, and the neurons that go and that stay."""
+    return partial(_keep_the_mean, bias=bias)
+
+
+def _into_c_fc(model: GPT2LMHeadModel, scores: Sequence[Tensor], *rest: Any) -> GPT2LMHeadModel:
+    before = [mlp.c_proj.bias for mlp in GPT2.mlps(model)]
+    for mlp, bias in zip(GPT2.mlps(_keep_the_mean(model, scores, *rest)), before, strict=True):
+        mlp.c_fc.bias = nn.Parameter(mlp.c_fc.bias + mlp.c_proj.bias - bias)
+        mlp.c_proj.bias = bias
+    return model
+
+
+_ONE_NUMBER = "That is one number for all channels. Each neuron's mean belongs to its own row of c_proj.weight."
+
+
+@exercise(
+    3,
+    task="Cut the neurons in place, keep what they write on average in c_proj's bias, and return the model.",
+    proved="Where the neurons that go are constant, nothing is lost: their push stays, without a new parameter.",
+    answer=_keep_the_mean,
+    mistakes=[
+        (lambda model, scores, *rest: _keep_the_mean(model, [-some for some in scores], *rest),
+         "You cut the neurons with the highest scores. The lowest go."),
+        (lambda model, scores, *rest: _keep_the_mean(model, [*map(_l1, GPT2.mlps(model))], *rest),
+         "These go by L1. Go by the scores that are given."),
+        (lambda model, scores, *rest: _keep_the_mean(model, [scores[0]] * len(scores), *rest),
+         "These go by block 0's scores. Each block has its own."),
+        (lambda model, scores, means, ratio: _keep_the_mean(model, scores, [means[0]] * len(means), ratio),
+         "These are block 0's means. Each block has its own."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias),
+         "c_proj.bias is as it was. Add what the neurons that are gone wrote on average."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias - mean[gone] @ rows[gone]),
+         "The sign is wrong. What the neurons wrote is missing now, so add it."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: mean[gone] @ rows[gone]),
+         "c_proj.bias had numbers before, and they are gone. Add to them."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[keep] @ rows[keep]),
+         "You added what the neurons that stay write, and they still write it."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean @ rows),
+         "You added what all neurons write, and those that stay still write it."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + (mean[gone] @ rows[gone]) / len(gone)),
+         "You averaged over the neurons that are gone. What they write adds up."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone].sum()), _ONE_NUMBER),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone].mean()), _ONE_NUMBER),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone].sum() * rows[gone].sum(0)),
+         "You summed means and rows apart. Multiply, then sum."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + rows[gone].sum(0)),
+         "These are the rows alone. Weigh each by its neuron's mean."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone]),
+         "A mean is what a neuron holds. What it writes is that times its row of c_proj.weight."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + rows[gone] @ mean[gone]),
+         "c_proj.weight has a row for each neuron, so it is mean @ rows."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone] @ rows[keep][gone]),
+         "You took the rows after the cut, when `gone` means other neurons. Take them before."),
+        (_into_c_fc, "c_fc.bias has other numbers now. What the removed neurons wrote belongs to c_proj.bias."),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def check_keep_the_mean(attempt: Attempt) -> None:
+    """Check a function (GPT-2, scores, means, ratio) -> the same model, pruned, the mean push kept in the bias."""
+    # In the first model as many go as stay, as many as there are channels, and the first half goes: there most mistakes
+    # run, and can be named.
+    for hidden, width, ratio in (8, 16, 0.5), (10, 31, 0.4):
+        base = GPT2.tiny_model(hidden, width)
+        scores, means = torch.rand(3, width), torch.randn(3, width)
+        if width == 2 * hidden:
+            scores[:, hidden:] += 1
+        copies = scores.clone(), means.clone()
+        pruned = check_cut(GPT2, attempt, base, list(scores), list(means), ratio, may_change=["mlp.c_proj.bias"])
+        require(
+            torch.equal(scores, copies[0]) and torch.equal(means, copies[1]),
+            "You changed the given scores or means. Leave them alone: the next cut needs them, too.",
+        )
+        right = attempt.answer(variant(base), list(scores), list(means), ratio)
+        _check_order(pruned, right)
+        pairs = zip(GPT2.mlps(pruned), GPT2.mlps(right), strict=True)
+        off = max(float((mlp.c_proj.bias - other.c_proj.bias).abs().max()) for mlp, other in pairs)
+        require(
+            off < 1e-4,
+            f"The right neurons are gone, but c_proj.bias is off by {off:.2g}. Add means[block][gone] @ "
+            "c_proj.weight[gone] to it and change nothing else.",
+        )
+
+
+def _check_order(pruned: GPT2LMHeadModel, right: GPT2LMHeadModel) -> None:
+    for mlp, whole in zip(GPT2.mlps(pruned), GPT2.mlps(right), strict=True):
+        told = "The right neurons, but shuffled. Keep their old order: sort their numbers."
+        require(torch.equal(mlp.c_fc.weight, whole.c_fc.weight), told)
+
+
+@exercise(
+    4,
+    task=f"Give a list of {_BLOCKS} shares, one a block, with a mean of at least {_SHARE}.",
+    proved="You spent the same budget at half the damage or less, on two kinds of text that chose nothing.",
+)
+def check_shares(shares: Any, judge: Callable[[list[float]], Mapping[str, float]]) -> None:
+    """Check one share to cut for each block; ``judge`` tells text -> damage in nats a token."""
+    spent = _legal_shares(shares)
+    equal = [_SHARE] * len(spent)
+    require(
+        max(spent) - min(spent) > 1e-9,
+        "You cut all blocks alike; that is the baseline. Take more from blocks that hardly miss it, less from others.",
+    )
+    yours, baseline = judge(spent), judge(equal)
+    print("Damage in nats a token, on rows that nothing has used:")
+    for text, damage in yours.items():
+        print(f"  {text}: yours {damage:.3f}, equal shares {baseline[text]:.3f}")
+    better = [text for text, damage in yours.items() if damage < baseline[text]]
+    halved = [text for text, damage in yours.items() if damage <= baseline[text] / 2]
+    others = ", ".join(text for text in yours if text not in halved)
+    require(better, "Legal, but not better than equal shares. Which block misses its neurons most?")
+    require(
+        halved or len(better) == len(yours),
+        f"Better on {', '.join(better)} only. `choose` sees speeches alone: scan rows of `texts` as well.",
+    )
+    require(halved, "Better, but not by half. Can the cheapest blocks give more?")
+    require(
+        not others,
+        f"Half the damage or less on {', '.join(halved)}, but not on {others}. `choose` sees speeches alone: scan rows "
+        "of `texts` as well.",
+    )
+
+
+def _legal_shares(shares: Any) -> list[float]:
+    """A learner's shares as numbers, if the judge can take them."""
+    require(
+        isinstance(shares, Iterable) and not isinstance(shares, str),
+        f"Give the list of shares itself; yours is a {type(shares).__name__}.",
+    )
+    spent = [float(share) for share in (shares.values() if isinstance(shares, dict) else shares)]
+    require(len(spent) == _BLOCKS, f"Give one share for each of the {_BLOCKS} blocks; yours are {len(spent)}.")
+    require(1 not in spent, "A share of 1 leaves a block without neurons. Stay below it.")
+    outside = [share for share in spent if not 0 <= share < 1]
+    require(not outside, f"A share is at least 0 and below 1, such as 0.25 for 25 %; yours has {outside}.")
+    mean = sum(spent) / len(spent)
+    require(
+        mean >= _SHARE - 1e-6,
+        f"Your shares have a mean of {mean:.3f}: less than {_SHARE} is cut, and that is easy. Spend the whole budget.",
+    )
+    return spent

@@ -1,0 +1,338 @@
+"""Checks of lesson 03, which neurons of a Llama must stay: two scores, a search by halves, and another cut's secret."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from course_utils.lessons.exercises import Attempt, exercise, require
+from course_utils.models.loading import tiny_llama
+from course_utils.pruning.width import neuron_importance
+
+Neuron = tuple[int, int]  # block, number
+Harm = Callable[[Sequence[Any]], float]
+
+#: What the planted searches of exercise 3 are: how many suspects, and how much each guilty one heals.
+_PLANTED: tuple[tuple[int, Mapping[int, float]], ...] = (
+    (64, {41: 1.0}),
+    (99, {49: 1.0}),  # the one in the middle
+    (100, {0: 1.0}),
+    (1000, {999: 1.0}),
+    (300, {40: 0.3, 250: 0.6}),
+    (1, {0: 1.0}),
+)
+_LEFT = 5.0  # nats that nobody heals
+MOST, HEALED = 20, 0.8  # neurons that may come back in exercise 4, and the share of what was planted that they heal
+_HIDDEN = 3
+
+
+def _peaks(rows: Tensor) -> Tensor:
+    return rows.amax(dim=1) + rows.amin(dim=1).abs()
+
+
+def _scored(score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[LlamaMLP], Tensor]:
+    """A function of an MLP from one of gate's and up's weights, a row a neuron."""
+    return lambda mlp: score(mlp.gate_proj.weight, mlp.up_proj.weight)
+
+
+@exercise(
+    1,
+    task="Return one peak-to-peak score for each neuron.",
+    proved="Both rows of a neuron count, the largest and the smallest weight of each.",
+    answer=_scored(lambda gate, up: _peaks(gate) + _peaks(up)),
+    mistakes=[
+        (_scored(lambda gate, up: _peaks(gate.T) + _peaks(up.T)),
+         "One score for each of the 4 neurons: a neuron is a row, so reduce over dim=1, not dim=0."),
+        (_scored(lambda gate, up: _peaks(gate)), "You score gate alone. Up multiplies it, so its row counts as well."),
+        (_scored(lambda gate, up: _peaks(up)),
+         "You score up alone. The gate decides whether anything comes out, so its row counts as well."),
+        (_scored(lambda gate, up: gate.amax(1) + gate.amin(1) + up.amax(1) + up.amin(1)),
+         "That is max + min: the smallest weight is negative as a rule, so it takes away. Take its size."),
+        (_scored(lambda gate, up: gate.amax(1) - gate.amin(1) + up.amax(1) - up.amin(1)),
+         "That is max − min. For a row without both signs this isn't max + |min|."),
+        (_scored(lambda gate, up: gate.abs().amax(1) + up.abs().amax(1)),
+         "That is the largest magnitude, one end of the row. The score adds both ends."),
+        (_scored(lambda gate, up: gate.abs().sum(1) + up.abs().sum(1)),
+         "That is the L1 norm, all weights added up. Peak-to-peak looks at the two ends only."),
+        (_scored(lambda gate, up: _peaks(gate) * _peaks(up)),
+         "You multiply the two rows' scores. The neuron's score is their sum."),
+        (lambda mlp: _peaks(mlp.gate_proj.weight) + _peaks(mlp.up_proj.weight) + _peaks(mlp.down_proj.weight.T),
+         "You score down's column, too. Only gate and up count."),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def check_peak_to_peak(attempt: Attempt) -> None:
+    """Check a function: LlamaMLP -> peak-to-peak scores [neurons]."""
+    mlp = LlamaMLP(LlamaConfig(hidden_size=3, intermediate_size=4, num_attention_heads=1))
+    for layer, weight in (
+        (mlp.gate_proj, [[1.0, -2.0, 0.5], [3.0, 1.0, 2.0], [-1.0, -4.0, -2.0], [0.0, 0.5, -0.5]]),
+        (mlp.up_proj, [[0.0, 1.0, -1.0], [-2.0, 0.0, 1.0], [2.0, 1.0, 4.0], [1.0, -3.0, 0.0]]),
+        (mlp.down_proj, [[1.0, 2.0, -3.0, 0.0], [0.0, -1.0, 1.0, 2.0], [4.0, 0.0, -1.0, -1.0]]),
+    ):
+        layer.weight = nn.Parameter(torch.tensor(weight))
+    scores = attempt(mlp)
+    require(isinstance(scores, Tensor), f"Return a tensor; yours is a {type(scores).__name__}.")
+    right = attempt.rule_out(scores, mlp, same=_close)
+    require(scores.shape == (4,), f"4 neurons make a shape [4]; yours is {list(scores.shape)}.")
+    require(
+        _close(scores, right),
+        f"Neuron 0 has max 1 and min −2 in gate, 1 and −1 in up: 1 + 2 + 1 + 1 = 5; yours is {float(scores[0]):g}.",
+    )
+
+
+def _contribution(
+    model,
+    batches,
+    *,
+    site="down_proj",
+    padding=False,
+    size=Tensor.square,
+    finish=lambda total, count: (total / count).sqrt(),
+    norm_over=0,
+):
+    """The answer to exercise 2, with switches for mistakes; what ``site`` gives is looked at, or what down reads."""
+    mlps = [layer.mlp for layer in model.model.layers]
+    seen = [[] for _ in mlps]
+    handles = []
+    for mlp, states in zip(mlps, seen, strict=True):
+        if site == "down_proj":
+            handles.append(mlp.down_proj.register_forward_pre_hook(lambda _, given, to=states: to.append(given[0])))
+        else:
+            handles.append(getattr(mlp, site).register_forward_hook(lambda _, __, out, to=states: to.append(out)))
+    for batch in batches:
+        model.model(**batch)
+    for handle in handles:
+        handle.remove()
+    real = torch.cat([(batch["attention_mask"].bool() | padding).flatten() for batch in batches])
+    scores = []
+    for mlp, states in zip(mlps, seen, strict=True):
+        tokens = torch.cat([part.flatten(0, 1) for part in states])[real].float()
+        norm = 1 if norm_over is None else mlp.down_proj.weight.float().norm(dim=norm_over)
+        scores.append(finish(size(tokens).sum(0), len(tokens)) * norm)
+    return scores
+
+
+def _over_batches(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    each = [_contribution(model, [batch]) for batch in batches]
+    return [torch.stack(scores).mean(0) for scores in zip(*each, strict=True)]
+
+
+@exercise(
+    2,
+    task="Return one tensor of scores for each block (without a return nothing is judged).",
+    proved="What a neuron adds is measured where it adds it, on real tokens only, and no hook is left.",
+    answer=_contribution,
+    mistakes=[
+        (partial(_contribution, padding=True),
+         "you count padding as text. Take only tokens whose attention_mask is 1."),
+        (partial(_contribution, size=Tensor.abs, finish=lambda total, count: total / count),
+         "that is the mean size. Root mean square: square, average, root."),
+        (partial(_contribution, size=lambda states: states, finish=lambda total, count: total / count),
+         "that is the mean: what is negative takes away. Square first."),
+        (partial(_contribution, finish=lambda total, count: total / count), "the root is missing."),
+        (partial(_contribution, finish=lambda total, count: total.sqrt()),
+         "you sum the squares over the tokens. Divide by how many they are."),
+        (partial(_contribution, norm_over=None), "the norm of the neuron's column of down_proj is missing."),
+        (partial(_contribution, norm_over=1), "your norm is that of down_proj's rows. A neuron is a column: dim=0."),
+        (partial(_contribution, site="gate_proj"),
+         "you look at what gate_proj gives. Take what down_proj reads: silu(gate) × up."),
+        (partial(_contribution, site="up_proj"),
+         "you look at what up_proj gives. Take what down_proj reads: silu(gate) × up."),
+        (lambda model, batches: _contribution(model, batches[-1:]),
+         "this is the last batch alone. Add up over all batches."),
+        (lambda model, batches: _contribution(model, batches[:1]),
+         "this is the first batch alone. Add up over all batches."),
+        (_over_batches,
+         "you average over batches, and they differ in size. Add up squares and tokens of all batches, and divide "
+         "once."),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def check_contribution(
+    attempt: Attempt, base: PreTrainedModel | None = None, batches: Sequence[Mapping[str, Tensor]] = ()
+) -> None:
+    """Check a function (model, batches) -> scores [neurons] a block; on made-up text, then on a real one."""
+    ids = torch.randint(1, 97, (7, 12), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    for row, length in enumerate((12, 5, 9, 12, 3, 7, 12)):
+        mask[row, length:] = 0
+    mask[1] = mask[1].flip(0)  # padded on the left
+    made_up = [{"input_ids": i, "attention_mask": m} for i, m in zip(ids.split(4), mask.split(4), strict=True)]
+    model = tiny_llama(blocks=3, width=32)  # as many neurons as numbers in the stream: a mix-up is no crash
+    answer = _asked(attempt, model, made_up)
+    right = attempt.rule_out(
+        answer, model, made_up, same=lambda a, b: all(map(_close, a, b)), where="Right shape, other numbers: "
+    )
+    for block, (own, theirs) in enumerate(zip(answer, right, strict=True)):
+        require(
+            _close(own, theirs),
+            f"Block {block}: neuron 0 scores {theirs[0]:.4g}; yours is {float(own[0]):.4g}. RMS over real tokens of "
+            "what down_proj reads × norm of its column.",
+        )
+    loud = tiny_llama(blocks=1)
+    loud.model.layers[0].mlp.up_proj.weight.mul_(3000)
+    require(
+        all(scores.isfinite().all() for scores in _asked(attempt, loud.half(), made_up)),
+        "In 16 bits the squares of loud neurons are infinite. Make the states float32 before you square.",
+    )
+    if base is not None:
+        own, theirs = attempt(base, batches), neuron_importance(base, "activation", batches=batches)
+        worst = max(
+            float(((a.cpu() - b.cpu()).abs() / b.cpu().clamp(min=1e-6)).max()) for a, b in zip(own, theirs, strict=True)
+        )
+        require(worst < 0.05, f"Right on made-up text; on this lesson's model it is off by {worst:.0%}.")
+        print(f"On this lesson's model: {len(own)} blocks of {len(own[0]):,} scores, equal to the library's.")
+
+
+@exercise(
+    3,
+    task="Return the suspect that is left.",
+    proved="Two calls a step find the one that matters, wherever it hides.",
+)
+def check_halve(attempt: Attempt, suspects: Sequence[Neuron] = (), harm: Harm | None = None) -> None:
+    """Check a function (suspects, harm) -> one of them; on planted culprits, then on the lesson's own cut."""
+    for number, heals in _PLANTED:
+        _check_planted(attempt, number, heals)
+    if harm is None:
+        return
+    calls = _Counting(harm, most=10 * len(suspects))
+    found = attempt(list(suspects), calls)
+    require(found in suspects, f"Right on planted culprits; here you return {found!r}, which isn't among the suspects.")
+    print(f"On this lesson's cut your function finds block {found[0]}, neuron {found[1]}, in {calls.number} calls.")
+
+
+@exercise(
+    4,
+    task=f"Return at most {MOST} of the secret cut's neurons, as pairs (block, neuron).",
+    proved="Put back, they undo what was planted, on two kinds of text that nothing here has used.",
+)
+def check_culprits(
+    culprits: Any,
+    secret: Sequence[Neuron],
+    harmless: Sequence[Neuron],
+    judge: Callable[[set[Neuron]], Mapping[str, float]],
+) -> None:
+    """Check pairs (block, neuron) of a cut; ``judge`` tells what a cut costs: text -> nats a token."""
+    require(
+        isinstance(culprits, Collection) and not isinstance(culprits, str | Mapping | Tensor),
+        f"Give a list of pairs (block, neuron); yours is a {type(culprits).__name__}.",
+    )
+    back = [_pair(culprit) for culprit in culprits]
+    strangers = [neuron for neuron in back if neuron not in set(secret)]
+    require(not strangers, f"{strangers[0] if strangers else ''} was never removed. Take neurons of the secret cut.")
+    require(back, "You put nothing back.")
+    require(
+        len({*back}) <= MOST, f"You put {len({*back}):,} neurons back; {MOST} are the most. Which of them are needed?"
+    )
+    cut, healed, goal = judge(set(secret)), judge(set(secret) - set(back)), judge(set(harmless))
+    shares = {}
+    print("Damage in nats a token, on rows that nothing has used:")
+    for text, before in cut.items():
+        print(f"  {text}: the secret cut {before:.2f}, yours back {healed[text]:.2f}, nothing planted {goal[text]:.2f}")
+        shares[text] = (before - healed[text]) / max(before - goal[text], 0.01)
+    planted = min(cut[text] - goal[text] for text in cut)
+    require(planted > 0.1, "In this model what was planted does no harm, so there is nothing to find.")
+    lowest = min(shares.values())
+    require(lowest > 0.2, f"They heal {lowest:.0%}, as any few of so many might: search, don't draw.")
+    require(
+        lowest >= HEALED,
+        f"They heal {lowest:.0%} of what was planted; {HEALED:.0%} are asked for. Search again, with these put back.",
+    )
+
+
+def secret_cut(harmless: Sequence[Neuron], scores: Sequence[Tensor]) -> list[Neuron]:
+    """A cut of as many neurons, with a few hidden in it that the model needs."""
+    # Don't read on before you have solved exercise 4.
+    hidden = [(0, n) for n in scores[0].topk(_HIDDEN).indices.tolist()]
+    first = [neuron for neuron in harmless if neuron[0] == 0]
+    others = [neuron for neuron in first if neuron not in hidden][: len(first) - len(hidden)]
+    return sorted([*hidden, *others, *(neuron for neuron in harmless if neuron[0])])
+
+
+def _pair(culprit: Any) -> Neuron:
+    require(
+        isinstance(culprit, Sequence) and len(culprit) == 2,
+        f"Each culprit is a pair (block, neuron); one of yours is {culprit!r}.",
+    )
+    return int(culprit[0]), int(culprit[1])
+
+
+def _check_planted(attempt: Attempt, number: int, heals: Mapping[int, float]) -> None:
+    suspects = [(2, n) for n in range(number)]
+    guilty = [(2, n) for n in heals]
+
+    def harm(back: Collection[Neuron]) -> float:
+        return _LEFT - sum(heals.get(neuron[1], 0.0) for neuron in back)
+
+    calls = _Counting(harm, most=10 * number + 10)
+    found = attempt(list(suspects), calls)
+    case = f"{number} suspects, guilty {' and '.join(str(n) for n in heals)}: "
+    require(
+        not (isinstance(found, list) and len(found) == 1), f"{case}return the suspect itself, not a list that holds it."
+    )
+    require(found in suspects, f"{case}you return {found!r}, which isn't among the suspects.")
+    most = 2 * math.ceil(math.log2(number)) if number > 1 else 0
+    best = max(guilty, key=lambda neuron: heals[neuron[1]])
+    if found != best:
+        require(
+            len(guilty) == 1 or found not in guilty,
+            f"{case}two heal, and you follow the one that heals less. Call harm for both halves and compare.",
+        )
+        require(
+            number % 2,
+            f"{case}you end at {found[1]}. harm(half) tells what is left when this half comes back: go on with the "
+            "half that leaves less.",
+        )
+        require(False, f"{case}you end at {found[1]}. Does a suspect get lost when their number is odd?")
+    require(
+        calls.number <= most,
+        f"{case}right, but in {calls.number} calls of harm; two a step are {most}. Each call runs a model.",
+    )
+
+
+class _Counting:
+    """Harm that is counted, and that stops a search which never ends."""
+
+    def __init__(self, harm: Harm, *, most: int) -> None:
+        self.harm, self.most, self.number = harm, most, 0
+
+    def __call__(self, back: Sequence[Any]) -> float:
+        self.number += 1
+        if self.number > self.most:
+            raise RuntimeError(f"harm was called {self.most:,} times: do the suspects become fewer")
+        return self.harm(back)
+
+
+def _asked(attempt: Attempt, model: LlamaForCausalLM, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    """What a learner's function gives for a model that it must leave as it was."""
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    scores = attempt(model, [dict(batch) for batch in batches])
+    blocks, width = model.config.num_hidden_layers, model.config.intermediate_size
+    require(
+        isinstance(scores, list | tuple) and len(scores) == blocks,
+        f"Return a list with one tensor for each of the {blocks} blocks.",
+    )
+    shapes = [list(getattr(one, "shape", ())) for one in scores]
+    require(
+        shapes == [[width]] * blocks,
+        f"One score for each of {width} neurons; your shapes are {shapes}. A neuron is a column of down_proj: "
+        "its norm is over dim=0.",
+    )
+    left = sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
+    require(not left, f"{left} hooks are left behind. Each later pass would feed them: call remove() on every handle.")
+    require(
+        all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items()),
+        "The model has other weights now. Looking must not change it.",
+    )
+    return [one.detach().float() for one in scores]
+
+
+def _close(answer: Tensor, right: Tensor) -> bool:
+    return answer.shape == right.shape and torch.allclose(answer.float(), right, rtol=1e-2, atol=1e-6)

@@ -1,0 +1,254 @@
+"""Choices for each prompt, and what they are worth: harm and cost of a policy beside the static bypass at that cost.
+
+A choice is a column of the tables: which of the measured numbers of attentions each prompt leaves out. Tables are
+[prompts, numbers], 0 left out first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from course_utils.lessons.prompt_harm import Record
+from course_utils.support import checks
+from course_utils.support.argument_types import check_types
+from course_utils.support.uncertainty import CONFIDENCE
+
+_DRAWS = 2000  # of documents with replacement, for an interval
+
+
+@check_types
+def cache_saved(record: Record, blocks: int) -> np.ndarray:
+    """Share of all prompts' key-value cache, at its fullest, that each prompt saves with each number.
+
+    Args:
+        record: of the prompts.
+        blocks: attentions of the model; each keeps the same for every token.
+
+    Returns:
+        [prompts, numbers].
+
+    Raises:
+        ValueError: ``blocks`` isn't a whole number from 1.
+    """
+    checks.whole_number("blocks", blocks, least=1)
+    tokens = record.tokens + record.answer_tokens
+    return tokens[:, None] * np.array(record.numbers) / (blocks * tokens.sum())
+
+
+@check_types
+def outcome(harm: np.ndarray, saved: np.ndarray, choice: np.ndarray) -> tuple[float, float]:
+    """What is saved in all, and the mean harm, if prompt i takes column ``choice[i]``.
+
+    Args:
+        harm: [prompts, numbers].
+        saved: likewise.
+        choice: [prompts] columns.
+    """
+    rows = np.arange(len(choice))
+    return float(saved[rows, choice].sum()), float(harm[rows, choice].mean())
+
+
+@check_types
+def static_harm(harm: np.ndarray, saved: np.ndarray, target: float | np.ndarray) -> np.ndarray:
+    """Mean harm of leaving out the same number everywhere, or one of two by the toss of a coin, at this saving.
+
+    Of all such mixtures it is the best: where the curve over the measured numbers isn't convex, a coin between numbers
+    that are farther apart does better than one number everywhere.
+
+    Args:
+        harm: [prompts, numbers].
+        saved: likewise.
+        target: the saving, or an array of them.
+
+    Returns:
+        The harm at each target, in its shape.
+    """
+    return np.interp(target, *_lower_hull(saved.sum(0), harm.mean(0)))
+
+
+def _lower_hull(saved: np.ndarray, harm: np.ndarray) -> tuple[list[float], list[float]]:
+    """The corners that no mixture of others lies below, by saving."""
+    corners: list[tuple[float, float]] = []
+    for x, y in sorted(zip(saved.tolist(), harm.tolist(), strict=True)):
+        while len(corners) > 1:
+            (x0, y0), (x1, y1) = corners[-2:]
+            if (x1 - x0) * (y - y0) > (y1 - y0) * (x - x0):  # the last corner lies below the line past it
+                break
+            corners.pop()
+        corners.append((x, y))
+    return [x for x, _ in corners], [y for _, y in corners]
+
+
+@lru_cache(maxsize=1)  # a table of gaps asks for the same draws again and again
+def _times_drawn(units: int) -> np.ndarray:
+    """How often each unit comes in each draw with replacement, [draws, units]; always the same draws."""
+    return np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), _DRAWS).astype(np.float64)
+
+
+@check_types
+def gap_to_static(
+    harm: np.ndarray,
+    saved: np.ndarray,
+    choice: np.ndarray,
+    documents: Sequence[str],
+) -> tuple[float, float, float]:
+    """A policy's harm less that of the best static bypass or mixture that saves as much, and its 95 % interval.
+
+    Documents are drawn with replacement, because prompts of one document resemble each other. The static arm is made
+    anew in each draw, at what the policy saves there: a draw with more long prompts changes both arms.
+
+    Args:
+        harm: [prompts, numbers].
+        saved: likewise.
+        choice: [prompts] columns.
+        documents: [prompts], where each comes from.
+
+    Raises:
+        ValueError: not a document for each prompt.
+    """
+    if isinstance(documents, str) or np.shape(documents) != np.shape(choice):
+        raise ValueError(f"'documents' must name each of the {len(choice)} prompts' document; got {documents!r}.")
+    rows, (_, groups) = np.arange(len(choice)), np.unique(documents, return_inverse=True)
+    own = np.stack([saved[rows, choice], harm[rows, choice], np.ones(len(rows))], axis=1)
+    units = np.zeros((groups.max() + 1, own.shape[1] + 2 * harm.shape[1]))
+    np.add.at(units, groups, np.concatenate([own, saved, harm], axis=1))
+
+    def gap(sums: np.ndarray) -> float:
+        own_saved, own_harm, count = sums[:3]
+        saved_at, harm_at = sums[3 : 3 + harm.shape[1]], sums[3 + harm.shape[1] :]
+        return (own_harm - np.interp(own_saved, *_lower_hull(saved_at, harm_at))) / count
+
+    drawn = [gap(sums) for sums in _times_drawn(len(units)) @ units]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(gap(units.sum(0))), float(low), float(high)
+
+
+@check_types
+def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.ndarray:
+    """For each prompt the column of least ``guessed harm - price * saved``; [prompts].
+
+    Args:
+        guess: harm as it is expected, [prompts, numbers].
+        saved: [prompts, numbers], in any unit.
+        price: nats a token of the answer, for each unit that is saved.
+
+    Raises:
+        ValueError: ``price`` is no number.
+    """
+    return (guess - checks.number("price", price) * saved).argmin(1)
+
+
+@check_types
+def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
+    """The lowest price at which ``cheapest_guess`` saves ``target`` on these prompts, by bisection.
+
+    Args:
+        guess: harm as it is expected, [prompts, numbers].
+        saved: [prompts, numbers].
+        target: what is to be saved in all, in the unit of ``saved``.
+
+    Raises:
+        ValueError: ``target`` is no number, or even the largest number everywhere doesn't save so much.
+    """
+    if checks.number("target", target) > saved[:, -1].sum():
+        raise ValueError(f"'target' is {target}, but at most {saved[:, -1].sum():.3f} can be saved.")
+    low, high = 1e-12, 1e12
+    for _ in range(80):
+        middle = np.sqrt(low * high)  # in the middle of their logarithms
+        if outcome(guess, saved, cheapest_guess(guess, saved, middle))[0] < target:
+            low = middle
+        else:
+            high = middle
+    return float(high)
+
+
+@check_types
+def by_level(record: Record, left_out: Sequence[int]) -> np.ndarray:
+    """Choices by complexity: each level gets the same share of the prompts that choose.
+
+    Args:
+        record: of prompts that choose and prompts that judge.
+        left_out: of each level, from the simplest prompts to the most complex ones; of the numbers measured.
+
+    Returns:
+        [prompts that judge] columns.
+
+    Raises:
+        ValueError: a number in ``left_out`` that wasn't measured, or none at all.
+    """
+    measured = ", ".join(map(str, record.numbers))
+    if not (isinstance(left_out, Sequence) and left_out and all(number in record.numbers for number in left_out)):
+        raise ValueError(f"'left_out' must hold one number for each level, among {measured}; got {left_out!r}.")
+    scores, first = record.complexity, record.choosing
+    edges = np.quantile(scores[:first], np.arange(1, len(left_out)) / len(left_out))
+    return np.searchsorted(record.numbers, left_out)[np.searchsorted(edges, scores[first:], side="right")]
+
+
+@check_types
+def by_price(record: Record, blocks: int, share: float) -> tuple[np.ndarray, float]:
+    """Choices by the rule with a price, which expects the same of all prompts: the mean harm and the mean answer.
+
+    Args:
+        record: of prompts that choose and prompts that judge.
+        blocks: attentions of the model.
+        share: of the cache, that the price saves on the prompts that choose.
+
+    Returns:
+        [prompts that judge] columns, and the price: nats a token of the answer, for the cache of one token in one
+        attention.
+
+    Raises:
+        ValueError: ``blocks`` isn't a whole number from 1, or ``share`` isn't from 0 to what the largest number saves.
+    """
+    checks.whole_number("blocks", blocks, least=1)
+    most = record.numbers[-1] / blocks
+    if not 0 <= checks.number("share", share) <= most:
+        raise ValueError(f"'share' must lie from 0 to {most:.3f}, what the largest number saves; got {share}.")
+    choose, judge = record.split()
+    curve, numbers, answer = choose.harm.mean(0), np.array(record.numbers), choose.answer_tokens.mean()
+
+    def tables(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        saved = (tokens + answer)[:, None] * numbers
+        return np.broadcast_to(curve, saved.shape), saved
+
+    price = price_for(*tables(choose.tokens), share * blocks * (choose.tokens + answer).sum())
+    return cheapest_guess(*tables(judge.tokens), price), price
+
+
+@check_types
+def length_rule(
+    curve: Sequence[float], numbers: Sequence[int], price: float, answer_tokens: float
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The numbers that ever pay, and the prompt lengths from which each does.
+
+    One number pays better than another for a prompt of t tokens if the harm that it adds is below the price of the
+    cache that it saves: ``price * (t + answer_tokens)`` for each attention. So what pays at some length are the corners
+    of the curve's lower hull, and each begins where the price reaches the slope that leads to it.
+
+    Args:
+        curve: expected harm of each number, nats a token; 0 for the first.
+        numbers: attentions left out, rising, 0 first.
+        price: nats for the cache of one token in one attention, above 0.
+        answer_tokens: expected of the answer.
+
+    Returns:
+        How many attentions each level leaves out, and the tokens of a prompt at which the next level begins.
+
+    Raises:
+        ValueError: ``numbers`` don't rise from 0, or aren't as many as ``curve``; ``price`` isn't above 0;
+            ``answer_tokens`` is no number.
+    """
+    numbers = checks.whole_numbers("numbers", numbers)
+    if list(numbers) != sorted(set(numbers)) or numbers[:1] != (0,) or len(numbers) != len(curve):
+        raise ValueError(f"'numbers' must rise from 0 and be as many as 'curve' has; got {list(numbers)}.")
+    if checks.number("price", price) <= 0:
+        raise ValueError(f"'price' must be above 0; got {price}.")
+    checks.number("answer_tokens", answer_tokens)
+    levels, harms = _lower_hull(np.array(numbers), np.array(curve))
+    slopes = np.diff(harms) / np.diff(levels)
+    # A slope below 0 would leave more out for less harm: it begins before any prompt.
+    return tuple(map(int, levels)), tuple((slopes / price - answer_tokens).tolist())

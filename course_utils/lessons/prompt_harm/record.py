@@ -1,0 +1,208 @@
+"""The record: what was measured of many prompts, for policies to be chosen and judged by."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils.lessons.prompt_harm.harms import Measured, measure
+from course_utils.lessons.prompt_harm.prompts import Case, cases
+from course_utils.pruning.adaptive import AdaptiveConfig, complexity
+from course_utils.support import checks
+from course_utils.support.argument_types import check_types
+from course_utils.support.files import write_text
+
+RECORD = Path(__file__).parents[2] / "data" / "harm_per_prompt.json"
+_PER_PROMPT = ("kinds", "documents", "digests", "tokens", "answer_tokens", "harm", "complexity", "published")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that policies are chosen and judged by: the first ``choosing`` prompts choose, the others judge.
+
+    Attributes:
+        settings: of the measurement: "model", "dtype", "seed" (of the prompts), "order" (of the attentions).
+        choosing: how many prompts come from the calibration split.
+        kinds: [prompts], of ``KINDS``.
+        documents: [prompts], where each comes from.
+        digests: [prompts], of the texts.
+        numbers: how many attentions were left out, 0 first.
+        tokens: [prompts], of the prompt.
+        answer_tokens: [prompts].
+        harm: [prompts, numbers], as in ``Measured``; 0 in the first column.
+        complexity: [prompts], the score of ``calibrate``'s policy.
+        published: [prompts], how many attentions Martra's published score leaves out; none where it wasn't asked.
+    """
+
+    settings: dict[str, Any]
+    choosing: int
+    kinds: np.ndarray
+    documents: np.ndarray
+    digests: np.ndarray
+    numbers: tuple[int, ...]
+    tokens: np.ndarray
+    answer_tokens: np.ndarray
+    harm: np.ndarray
+    complexity: np.ndarray
+    published: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        chosen: Sequence[Case],
+        found: Measured,
+        *,
+        choosing: int,
+        numbers: Sequence[int],
+        settings: dict[str, Any],
+        complexity: Sequence[float],
+        published: Sequence[int] = (),
+    ) -> Record:
+        """Put together what was measured.
+
+        Args:
+            chosen: the prompts, those that choose first.
+            found: their measurement, one set a number.
+            choosing: how many choose.
+            numbers: attentions left out in each set of ``found``, rising, without 0.
+            settings: of the measurement.
+            complexity: see the class.
+            published: see the class.
+        """
+        return cls(
+            settings=settings,
+            choosing=choosing,
+            kinds=np.array([case.kind for case in chosen]),
+            documents=np.array([case.document for case in chosen]),
+            digests=np.array([case.digest for case in chosen]),
+            numbers=(0, *numbers),
+            tokens=found.tokens,
+            answer_tokens=found.answer_tokens,
+            harm=np.concatenate([np.zeros((len(chosen), 1)), found.harm], axis=1),
+            complexity=np.array(complexity),
+            published=np.array(published, dtype=int),
+        )
+
+    @classmethod
+    def load(cls, *, dtype: str = "bfloat16", seed: int = 0) -> Record:
+        """One of the records that come with the course.
+
+        Args:
+            dtype: of the weights that were measured, "float32" or "bfloat16".
+            seed: of the prompts, from 0 to 2; in float32 only 0.
+
+        Raises:
+            ValueError: there is no such record.
+        """
+        records = {(one["settings"]["dtype"], one["settings"]["seed"]): one for one in _stored()}
+        if (dtype, seed) not in records:
+            there = ", ".join(f"dtype {name!r} with seed {number}" for name, number in records)
+            raise ValueError(f"There is no record of dtype {dtype!r} with seed {seed!r}; there are: {there}.")
+        stored = records[dtype, seed]
+        arrays = {name: np.array(stored[name]) for name in _PER_PROMPT}
+        return cls(**stored | arrays | {"numbers": tuple(stored["numbers"])})
+
+    @classmethod
+    def shipped_for(cls, model: PreTrainedModel, *, seed: int = 0) -> Record | None:
+        """The record of this model that comes with the course, in the model's dtype if there is one; otherwise None.
+
+        Args:
+            model: whose ``config.name_or_path`` and dtype count.
+            seed: of the prompts.
+        """
+        dtype = str(model.dtype).removeprefix("torch.")
+        mine = [one["settings"] for one in _stored() if one["settings"]["model"] == model.config.name_or_path]
+        dtypes = [settings["dtype"] for settings in mine if settings["seed"] == seed]
+        if not dtypes:
+            return None
+        return cls.load(dtype=dtype if dtype in dtypes else dtypes[0], seed=seed)
+
+    def split(self) -> tuple[Record, Record]:
+        """The prompts that choose, and those that judge, each as a record of which none chooses."""
+        return self._part(slice(self.choosing)), self._part(slice(self.choosing, None))
+
+    def _part(self, rows: slice) -> Record:
+        return replace(self, choosing=0, **{name: getattr(self, name)[rows] for name in _PER_PROMPT})
+
+
+def _stored() -> list[dict[str, Any]]:
+    return json.loads(RECORD.read_text(encoding="utf-8"))["records"]
+
+
+@check_types
+def save_records(records: Sequence[Record], path: str | os.PathLike) -> None:
+    """Write records as one file of JSON, all or nothing; harms to four decimals.
+
+    Args:
+        records: at least one.
+        path: of the file.
+
+    Raises:
+        ValueError: there are none.
+        OSError: the file can't be written.
+    """
+
+    def plain(value: Any) -> Any:
+        return np.round(value, 4).tolist() if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+
+    lines = []
+    for record in checks.not_empty("records", records):
+        fields = {name: plain(value) for name, value in asdict(record).items()}
+        lines.append(json.dumps(fields, separators=(",", ":"), default=np.ndarray.tolist))
+    write_text(path, '{"records": [\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def measure_record(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: AdaptiveConfig,
+    numbers: Sequence[int],
+    *,
+    choosing: int,
+    judging: int,
+    seed: int = 0,
+) -> Record:
+    """A small record of a model that none is shipped for.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is as before afterwards.
+        tokenizer: the model's.
+        config: from ``calibrate``; the first attentions of its order are left out, and its policy scores the prompts.
+        numbers: how many of them to leave out, rising, without 0.
+        choosing: how many prompts choose, of the calibration split.
+        judging: how many judge, of the evaluation split.
+        seed: of the prompts.
+
+    Returns:
+        Those that choose first.
+
+    Raises:
+        ValueError: bad ``numbers``, an adaptive model, or too few prompts for one of each kind.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
+        AssetError: the texts are not in the cache and can't be fetched.
+    """
+    numbers = checks.whole_numbers("numbers", numbers, most=len(config.order), meaning="the attentions in 'order'")
+    first = cases(tokenizer, "calibration", count=choosing, seed=seed)
+    chosen, choosing = first + cases(tokenizer, "evaluation", count=judging, seed=seed), len(first)
+    found = measure(model, tokenizer, [case.text for case in chosen], [config.order[:number] for number in numbers])
+    batches = (tokenizer(case.text, add_special_tokens=False, return_tensors="pt") for case in chosen)
+    return Record.of(
+        chosen,
+        found,
+        choosing=choosing,
+        numbers=numbers,
+        complexity=complexity(model, batches, config).tolist(),
+        settings={
+            "model": model.config.name_or_path,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "seed": seed,
+            "order": list(config.order),
+        },
+    )

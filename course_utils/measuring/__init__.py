@@ -1,0 +1,5 @@
+"""Measuring: what a cut cost, in losses, in abilities, in bytes and in time."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Models: open one, and see its parts alike in every family."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

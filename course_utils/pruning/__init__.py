@@ -1,0 +1,5 @@
+"""Pruning: score what could go, cut it out, and save what stays."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

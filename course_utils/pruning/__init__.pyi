@@ -1,0 +1,38 @@
+from .activations import watching
+from .adaptive import AdaptiveConfig, calibrate, complexity, make_adaptive
+from .attention import attention_importance, bypass_attention, select_attention_layers
+from .channels import channel_importance, prune_channels
+from .checkpoints import load_pruned, save_pruned
+from .choosing import best, by_halves, strongest
+from .depth import block_importance, leave_one_out, remove_blocks
+from .experts import expert_importance, prune_experts
+from .heads import head_importance, prune_kv_groups
+from .width import neuron_importance, neuron_means, prune_neurons
+
+__all__ = [
+    "AdaptiveConfig",
+    "attention_importance",
+    "best",
+    "block_importance",
+    "by_halves",
+    "bypass_attention",
+    "calibrate",
+    "channel_importance",
+    "complexity",
+    "expert_importance",
+    "head_importance",
+    "leave_one_out",
+    "load_pruned",
+    "make_adaptive",
+    "neuron_importance",
+    "neuron_means",
+    "prune_channels",
+    "prune_experts",
+    "prune_kv_groups",
+    "prune_neurons",
+    "remove_blocks",
+    "save_pruned",
+    "select_attention_layers",
+    "strongest",
+    "watching",
+]

@@ -1,0 +1,5 @@
+"""Text: the course's, in splits that share no document, and one's own."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,81 @@
+"""Rows of the five kinds of text that the course's small mixture of experts learned, to calibrate on and to judge by.
+
+They lie beside the model as token ids of its tokenizer, written by ``experiments/cut_experts.py``: what calibrates is
+of documents that the model learned from, what judges of documents that it never saw. In the smoke profile the ids are
+drawn, each kind from words of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from course_utils.support import checks
+from course_utils.support.argument_types import check_types
+from course_utils.support.files import replacing
+from course_utils.support.session import current_profile
+from course_utils.text.texts import TokenBlocks
+
+KINDS = ("speeches", "passages", "scenes", "code", "maths")
+FILE = Path(__file__).parents[1] / "data" / "moe" / "rows.safetensors"
+LENGTH = 128  # tokens of a row
+#: Rows of each kind: calibration's are nine disjoint draws of fifteen; "further" is for a last look.
+ROWS = {"calibration": 135, "evaluation": 24, "further": 24}
+
+
+def kind_rows(split: str) -> dict[str, TokenBlocks]:
+    """The rows of each of ``KINDS``, for ``load_model("moe")``.
+
+    Args:
+        split: "calibration", 135 rows of 128 tokens; "evaluation", 24 rows, 3,048 predictions a kind; or "further", as
+            many rows of other documents, to judge what was chosen by those.
+
+    Raises:
+        ValueError: an unknown split.
+        FileNotFoundError: the package lacks the rows.
+    """
+    checks.one_of("split", split, ROWS)
+    if current_profile() == "smoke":
+        return {kind: _drawn(number, split) for number, kind in enumerate(KINDS)}
+    if not FILE.is_file():
+        raise FileNotFoundError(
+            "course_utils/data/moe/rows.safetensors is missing from the package. Install it again, or fetch the clone "
+            "again with all its files."
+        )
+    stored = load_file(FILE)
+    return {
+        kind: kind_blocks(stored[f"{split}.{kind}"].long(), stored[f"{split}.{kind}.bytes"].long(), kind, split)
+        for kind in KINDS
+    }
+
+
+@check_types
+def kind_blocks(input_ids: torch.Tensor, num_bytes: torch.Tensor, kind: str, split: str) -> TokenBlocks:
+    """Rows of a kind and of one of this module's splits, as ``texts`` knows them: "further" is held out, too."""
+    return TokenBlocks(input_ids, num_bytes, kind, "calibration" if split == "calibration" else "evaluation")
+
+
+@check_types
+def write_kind_rows(path: Path, rows: dict[str, dict[str, TokenBlocks]]) -> None:
+    """Write what ``kind_rows`` reads, in 16 bits a number, whole or not at all.
+
+    Args:
+        path: the file.
+        rows: split -> kind -> rows.
+    """
+    stored = {}
+    for split, kinds in rows.items():
+        for kind, blocks in kinds.items():
+            stored[f"{split}.{kind}"] = blocks.input_ids.to(torch.int16)
+            stored[f"{split}.{kind}.bytes"] = blocks.num_bytes.to(torch.int16)
+    with replacing(path) as fresh:
+        save_file(stored, fresh)
+
+
+def _drawn(number: int, split: str) -> TokenBlocks:
+    generator = torch.Generator().manual_seed(10 * number + len(split))
+    first = 300 + 700 * number
+    ids = torch.randint(first, first + 600, (ROWS[split], LENGTH), generator=generator)
+    return kind_blocks(ids, torch.full((len(ids),), 4 * (LENGTH - 1)), KINDS[number], split)

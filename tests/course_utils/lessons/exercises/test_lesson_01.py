@@ -1,0 +1,159 @@
+"""Lesson 01's checks refuse the stub, name the likely mistake, and accept the answers."""
+
+import numpy as np
+import pytest
+import torch
+from exercise_cases import cases_of
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from course_utils.lessons.exercises import lesson_01
+from course_utils.lessons.exercises.lesson_01 import _keep_the_mean, _prune_width
+from course_utils.pruning.width import prune_neurons
+
+AXES = {
+    "GPT-2 c_fc.weight": 1,
+    "GPT-2 c_fc.bias": 0,
+    "GPT-2 c_proj.weight": 0,
+    "GPT-2 c_proj.bias": "none",
+    "OPT fc1.weight": 0,
+    "OPT fc2.weight": 1,
+}
+test_axes = cases_of(
+    lesson_01.check_axes,
+    stubs=[dict.fromkeys(AXES, ...)],
+    mistakes=[
+        (AXES | {"GPT-2 c_fc.weight": 0}, "c_fc.weight: a Conv1D stores [in, out]"),
+        (AXES | {"OPT fc1.weight": 1, "OPT fc2.weight": 0}, "2 of 6 to go"),
+    ],
+    answers=[AXES],
+)
+
+
+def by_rank(scores, ratio):
+    return scores.topk(len(scores) - int(ratio * len(scores))).indices
+
+
+def prune_with_masks(model, ratio):
+    """Another way: boolean masks, and new numbers under the old parameters."""
+    for block in model.transformer.h:
+        fc, proj = block.mlp.c_fc, block.mlp.c_proj
+        ranks = fc.weight.detach().abs().sum(dim=0).argsort().argsort()
+        stays = ranks >= int(ratio * len(ranks))
+        fc.weight.data, fc.bias.data, proj.weight.data = fc.weight[:, stays], fc.bias[stays], proj.weight[stays]
+        fc.nf = proj.nx = model.config.n_inner = int(stays.sum())
+    return model
+
+
+def three_blocks_only(model, ratio):
+    """Right in all tiny models of the check, which have no more."""
+    rest = model.transformer.h[3:]
+    model.transformer.h = model.transformer.h[:3]
+    _prune_width(model, ratio)
+    model.transformer.h.extend(rest)
+    return model
+
+
+# What any cut can do wrong is tried in test_cuts.py.
+test_prune_width = cases_of(
+    lesson_01.check_prune_width,
+    stubs=[lambda *_: print("pruned")],
+    mistakes=[
+        (three_blocks_only, "but in the real one ['transformer.h.3.mlp.c_fc.weight'] isn't as prune_neurons"),
+        (lambda model, ratio: _prune_width(model, ratio, choose=by_rank), "Keep their old order"),
+        (lambda model, ratio: _prune_width(model, ratio, score=lambda mlp: mlp.nothing), "Your code stopped"),
+    ],
+    answers=[prune_with_masks],
+    real=GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=12, n_head=2, vocab_size=40)),
+)
+
+
+def mean_kept_with_zeros(model, scores, means, ratio):
+    """Another way: the library's cut, and means that are zero where a neuron stays."""
+    for block, of_block, mean in zip(model.transformer.h, scores, means, strict=True):
+        left_out = mean.clone()
+        left_out[of_block.argsort()[int(ratio * len(of_block)) :]] = 0
+        proj = block.mlp.c_proj
+        proj.bias = nn.Parameter(proj.bias + proj.weight.T @ left_out)
+    prune_neurons(model, scores, ratio=ratio)
+    return model
+
+
+def means_set_to_zero(model, scores, means, ratio):
+    _keep_the_mean(model, scores, means, ratio)
+    means[0][0] = 0
+    return model
+
+
+test_keep_the_mean = cases_of(
+    lesson_01.check_keep_the_mean,
+    mistakes=[
+        (means_set_to_zero, "You changed the given scores or means"),
+        (lambda *given: _keep_the_mean(*given, bias=lambda bias, *_: 2 * bias), "c_proj.bias is off by"),
+    ],
+    answers=[mean_kept_with_zeros],
+)
+
+
+def sum_of_squares(*weights):
+    """Made-up damage: a weight a block, times its squared share."""
+    return lambda shares: sum(weight * share**2 for weight, share in zip(weights, shares, strict=True))
+
+
+DAMAGES = {"speeches": sum_of_squares(20, 1, 1, 1, 1, 1), "wiki": sum_of_squares(20, 1, 1, 1, 1, 6)}
+WELL_SPENT = [0.05, *5 * [0.47]]
+
+
+def judge(shares):
+    return {text: damage(shares) for text, damage in DAMAGES.items()}
+
+
+def check_shares(shares):
+    return lesson_01.check_shares(shares, judge)
+
+
+test_shares = cases_of(
+    check_shares,
+    stubs=[None, [...], 6 * [...]],
+    mistakes=[
+        ([0.4, 0.5], "one share for each of the 6 blocks; yours are 2"),
+        (0.4, "Give the list of shares itself; yours is a float"),
+        (lambda: WELL_SPENT, "Give the list of shares itself; yours is a function"),
+        ([0.0, 1.0, 0.4, 0.4, 0.4, 0.4], "leaves a block without neurons"),
+        ([-0.1, 0.5, 0.5, 0.5, 0.5, 0.5], "yours has [-0.1]"),
+        ([float("nan"), 0.5, 0.5, 0.5, 0.5, 0.5], "yours has [nan]"),
+        ([0.0, 0.4, 0.4, 0.4, 0.4, 0.4], "a mean of 0.333"),
+        (6 * [0.4], "that is the baseline"),
+        ([0.8, 0.4, 0.3, 0.3, 0.3, 0.3], "not better than equal shares"),
+        ([0.3, 0.42, 0.42, 0.42, 0.42, 0.42], "Can the cheapest blocks give more"),
+        ([0.35, 0.35, 0.35, 0.35, 0.35, 0.66], "Better on speeches only"),
+        ([0.0, 0.4, 0.4, 0.4, 0.4, 0.8], "on speeches, but not on wiki"),
+    ],
+    answers=[
+        WELL_SPENT,
+        tuple(WELL_SPENT),
+        torch.tensor(WELL_SPENT),
+        np.array(WELL_SPENT),
+        dict(enumerate(WELL_SPENT)),
+    ],
+)
+
+
+def test_shares_are_told_beside_equal_ones(capsys):
+    check_shares(WELL_SPENT)
+    assert (
+        "  speeches: yours 1.154, equal shares 4.000\n  wiki: yours 2.259, equal shares 4.800"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(("shares", "calls"), [(WELL_SPENT, [WELL_SPENT, 6 * [0.4]]), (6 * [0.5], []), ([1, 0], [])])
+def test_the_judge_sees_legal_shares_only_and_each_once(shares, calls):
+    seen = []
+
+    def watching(shares):
+        seen.append(shares)
+        return judge(shares)
+
+    lesson_01.check_shares(shares, watching)
+    assert seen == calls

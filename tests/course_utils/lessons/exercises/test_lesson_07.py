@@ -1,0 +1,329 @@
+"""Lesson 07's checks refuse the stub, name the likely mistake, and accept the answers."""
+
+import pytest
+import torch
+from exercise_cases import cases_of
+from torch import nn
+
+from course_utils.lessons.exercises import lesson_07
+
+refit = lesson_07.check_refit.answer
+
+
+def stacked(kept, target, old, ridge):
+    """The same by a least-squares solver, with the ridge as more rows."""
+    pull = (ridge * kept.square().sum(0)).sqrt().diag()
+    return torch.linalg.lstsq(torch.cat([kept, pull]), torch.cat([target, pull @ old.T])).solution.T
+
+
+def small_ones_only(kept, target, old, ridge):
+    """Right for the check's made-up tensors; a real block is wider."""
+    return refit(kept, target, old, ridge) if kept.shape[1] < 10 else old
+
+
+test_refit = cases_of(
+    lesson_07.check_refit,
+    *torch.randn(3, 24, 24),
+    mistakes=[
+        (small_ones_only, "For 24 tokens, 24 neurons and ridge 0.3: a weight is"),
+        (lambda *given: refit(*given)[:, :-1], "the shape"),
+        (lambda *given: refit(*given).tolist(), "Return a tensor"),
+        (lambda *given: 0.9 * refit(*given), "Solve for all rows"),
+    ],
+    answers=[stacked, lambda *given: refit(*(g.double() for g in given[:3]), given[3])],
+)
+
+kl_sum = lesson_07.check_kl_sum.answer
+
+
+def then(change):
+    return lambda *given: change(*kl_sum(*given))
+
+
+test_kl_sum = cases_of(
+    lesson_07.check_kl_sum,
+    stubs=[lambda *_: (None, None)],
+    mistakes=[
+        (then(lambda total, count: total), "Return two values"),
+        (then(lambda total, count: (total, count + 1)), "positions count; you counted"),
+        (then(lambda total, count: (total.detach(), count)), "no gradient"),
+        (then(lambda total, count: (total.item(), count)), "must be a tensor"),
+        (then(lambda total, count: (total[None], count)), "one number"),
+        (then(lambda total, count: (1.01 * total, count)), "the sum is"),
+        (then(lambda total, count: (2 * total - total.detach(), count)), "its gradient isn't"),
+    ],
+    answers=[then(lambda total, count: (total, torch.tensor(count)))],
+)
+
+
+def test_sums_over_batches_are_the_sum_of_the_step():
+    student, teacher, mask = lesson_07._texts()
+    parts = [kl_sum(student[i : i + 1], teacher[i : i + 1], mask[i : i + 1]) for i in range(3)]
+    whole = kl_sum(student, teacher, mask)
+    assert sum(count for _, count in parts) == whole[1]
+    torch.testing.assert_close(sum(total for total, _ in parts), whole[0])
+
+
+def lora(*, freeze="all", a=torch.randn, b=torch.zeros, scale=lambda rank, alpha: alpha / rank, known=True, **methods):
+    """The answer, or with an option changed a likely mistake."""
+
+    class Lora(nn.Module):
+        def __init__(self, linear, rank, alpha):
+            super().__init__()
+            self.linear, self.scale = linear, scale(rank, alpha)
+            if freeze == "all":
+                linear.requires_grad_(False)
+            elif freeze == "weight":
+                linear.weight.requires_grad_(False)
+            keep = nn.Parameter if known else nn.Identity().forward
+            self.A, self.B = keep(a(rank, linear.in_features)), keep(b(linear.out_features, rank))
+
+        def forward(self, x):
+            return self.linear(x) + self.scale * (x @ self.A.T @ self.B.T)
+
+        def merged(self):
+            return self.linear.weight + self.scale * self.B @ self.A
+
+    for name, method in methods.items():
+        setattr(Lora, name, method)
+    return Lora
+
+
+class Stub(nn.Module):
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+
+    def forward(self, x): ...
+
+    def merged(self): ...
+
+
+test_lora = cases_of(
+    lesson_07.check_lora,
+    stubs=[Stub, lora(merged=lambda self: None)],
+    mistakes=[
+        (lambda linear, rank, alpha: [linear], "must be an nn.Module"),
+        (lora(freeze="nothing"), "own weight still learns"),
+        (lora(freeze="weight"), "bias still learns"),
+        (lora(known=False), "Nothing learns"),
+        (lora(a=lambda rank, size: torch.randn(size, rank)), "What learns has the shapes"),
+        (lora(a=torch.zeros), "A is 0 as well as B"),
+        (lora(b=torch.randn), "B isn't 0 at first"),
+        (lora(forward=lambda self, x: x @ self.linear.weight.T), "bias included"),
+        (lora(scale=lambda rank, alpha: 1), "alpha / rank is missing"),
+        (lora(scale=lambda rank, alpha: alpha), "you multiply with alpha"),
+        (lora(scale=lambda rank, alpha: rank), "you multiply with the rank"),
+        (lora(scale=lambda rank, alpha: rank / alpha), "not rank / alpha"),
+        (lora(scale=lambda rank, alpha: 5), "doesn't say W x"),
+        (lora(forward=lambda self, x: self.linear(x)), "the correction isn't added"),
+        (lora(merged=lambda self: self.scale * self.B @ self.A), "correction alone"),
+        (lora(merged=lambda self: self.linear.weight + self.B @ self.A), "merged(): alpha / rank is missing"),
+        (lora(merged=lambda self: self.linear.weight), "isn't the weight whose layer"),
+        (lora(merged=lambda self: self.linear), "a tensor [out, in]"),
+    ],
+    answers=[lora(), lora(a=torch.ones)],
+)
+
+
+def distance(logits, teacher):
+    log_q, log_p = logits.log_softmax(-1), teacher.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum()
+
+
+def material(seed=0):
+    """As the lesson's solution has it: other numbers, and only these, with another seed."""
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, 64, 11, generator=generator)
+    return student, teacher, torch.randint(11, (64,), generator=generator)
+
+
+def gradient(loss, student, teacher, targets):
+    logits = student.clone().requires_grad_()
+    value = loss(logits, teacher, targets)
+    return torch.autograd.grad(value, logits)[0] if value.requires_grad else torch.zeros_like(logits)
+
+
+def teaches(loss, seed=0):
+    student, teacher, targets = material(seed)
+    pull = gradient(loss, student, teacher, targets) - gradient(loss, student, student, targets)
+    if pull.norm() < 1e-6:
+        return False
+    return bool(distance(student - 0.01 * pull / pull.norm(), teacher) < distance(student, teacher))
+
+
+def asks_requires_grad(loss):
+    student, teacher, targets = material()
+    return loss(student.requires_grad_(), teacher, targets).requires_grad
+
+
+def asks_any_gradient(loss):
+    return bool(gradient(loss, *material()).norm() > 0)
+
+
+def asks_value(loss):
+    student, teacher, targets = material()
+    with torch.no_grad():
+        return bool(loss((student + teacher) / 2, teacher, targets) < loss(student, teacher, targets))
+
+
+def asks_teachers_gradient(loss):
+    student, teacher, targets = material()
+    differs = gradient(loss, student, teacher, targets) - gradient(loss, student, teacher.roll(1, 0), targets)
+    return bool(differs.norm() > 1e-6)
+
+
+def asks_step(loss, nearness=0.0):
+    student, teacher, _ = material()
+    student = student + nearness * (teacher - student)
+    step = gradient(loss, student, teacher, teacher.argmin(-1))
+    return bool(distance(student - 0.01 * step / step.norm().clamp(min=1e-9), teacher) < distance(student, teacher))
+
+
+def asks_for_q_minus_p(loss):
+    student, teacher, targets = material()
+    expected = (student.softmax(-1) - teacher.softmax(-1)) / len(student)
+    return torch.allclose(gradient(loss, student, teacher, targets), expected, atol=1e-6)
+
+
+def long_steps(loss):
+    student, teacher, targets = material()
+    pull = gradient(loss, student, teacher, targets) - gradient(loss, student, student, targets)
+    return bool(distance(student - 20 * pull, teacher) < distance(student, teacher))
+
+
+def stops_at_the_dead(loss):
+    student, teacher, targets = material()
+    logits = student.clone().requires_grad_()
+    pulls = [torch.autograd.grad(loss(logits, says, targets), logits)[0] for says in (teacher, student)]
+    return bool((pulls[0] - pulls[1]).norm() > 1e-6)
+
+
+test_teaches = cases_of(
+    lesson_07.check_teaches,
+    mistakes=[
+        (lambda loss: 1, "Return True or False"),
+        (lambda loss: True, "detached from the student"),
+        (lambda loss: False, "refuses a loss that teaches: the forward KL, alone"),
+        (asks_requires_grad, "knows no teacher"),
+        (asks_any_gradient, "knows no teacher"),
+        (asks_value, "Its value falls when the student comes nearer"),
+        (asks_teachers_gradient, "pushes the student away"),
+        (asks_step, "isn't the teacher's doing"),
+        (lambda loss: asks_step(loss, nearness=0.8), "take their pull out"),
+        (asks_for_q_minus_p, "fixed small length"),
+        (long_steps, "fixed small length"),
+        (stops_at_the_dead, "does not require grad"),
+    ],
+    answers=[teaches, lambda loss: torch.tensor(teaches(loss))],
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_right_test_does_not_depend_on_luck(seed):
+    assert all(teaches(loss, seed) for loss in lesson_07._LIVING)
+    assert not any(teaches(loss, seed) for loss in lesson_07._DEAD)
+
+
+def healed(plan):
+    """Rows that lose less where the rate is high, and more where there is no solve."""
+    noise = torch.linspace(-0.1, 0.1, 20).numpy()
+    total = 2.0
+    for what, count, how in plan:
+        total -= 0.02 * count if what == "solve" else 100 * count * how["lr"]
+        if what == "train" and how["lr"] > 0.1:
+            return noise * float("nan")
+    return total + noise * (1 + total)
+
+
+PLAN = lesson_07.LESSONS_PLAN
+test_plan = cases_of(
+    lesson_07.check_plan,
+    healed,
+    stubs=[[...]],
+    mistakes=[
+        ([], "at least one"),
+        (7, "Give a list"),
+        ([("mend", 3, 0.1)], "A move is"),
+        ([("solve", 2.5, 0.1)], "rows of a move"),
+        ([("train", 0, {"lr": 1e-3})], "steps of a move"),
+        ([("solve", 4, {"lr": 1e-3})], "is the ridge"),
+        ([("train", 4, 1e-3)], "is a dict of settings"),
+        ([("train", 4, {"lr": 1e-3, "steps": 9})], "stand in the move"),
+        ([("train", 4, {"alpha": 1})], "needs its rate"),
+        ([("solve", 32, 0.3), ("train", 5, {"lr": 1e-3})], "time of 17 steps; 16 are there"),
+        ([("train", 4, {"lr": 1.0})], "student is broken"),
+        (PLAN, "More is lost"),  # no difference is none
+        ([("train", 16, {"lr": 2e-4})], "More is lost"),
+    ],
+    answers=[[("solve", 32, 0.3), ("train", 4, {"lr": 8e-4})], (("solve", 32, 1), ("train", 4, {"lr": 2e-3}))],
+)
+
+
+def test_the_lessons_plan_takes_all_the_time():
+    assert lesson_07._time_of(PLAN) == 16
+
+
+def in_chunks(states, loss_of, size, *, detach=True, over=len, inside=True, hand_on=True, stop=None, step=None):
+    leaf = states.detach().requires_grad_() if detach else states
+    total, losses = 0.0, []
+    for start in range(0, stop or len(leaf), step or size):
+        part = leaf[start : start + size]
+        loss = loss_of(part, start) / over(part if over is own else leaf)
+        total += loss.item()
+        losses.append(loss)
+        if inside:
+            loss.backward()
+    if not inside:
+        sum(losses).backward()
+    if detach and hand_on:
+        states.backward(leaf.grad)
+    return total
+
+
+def own(part):
+    return len(part)
+
+
+def chunked(**options):
+    return lambda *given: in_chunks(*given, **options)
+
+
+def all_at_once(states, loss_of, _size):
+    loss = loss_of(states, 0) / len(states)
+    loss.backward()
+    return loss
+
+
+def without_the_rest(states, loss_of, size):
+    return in_chunks(states, loss_of, size, stop=len(states) // size * size or len(states))
+
+
+def next_chunk_s_states(states, loss_of, size):
+    leaf = states.detach().requires_grad_()
+    return loss_of(leaf[1 : size + 1], 0)
+
+
+def twice(states, loss_of, size):
+    in_chunks(states, loss_of, size)
+    return in_chunks(states, loss_of, size)
+
+
+test_chunks = cases_of(
+    lesson_07.check_chunks,
+    mistakes=[
+        (all_at_once, "at most 4 are allowed"),
+        (chunked(inside=False), "before the gradient of the last is taken"),
+        (chunked(detach=False), "Detach the states first"),
+        (chunked(hand_on=False), "the body has none"),
+        (chunked(over=lambda leaf: 1), "those of a sum"),
+        (chunked(over=own), "divided by its own tokens"),
+        (chunked(over=lambda leaf: 3), "divide by the number of chunks"),
+        (chunked(over=lambda leaf: len(leaf) + 1), "aren't those of the mean"),
+        (without_the_rest, "token 8 and 2 in all were never asked for"),
+        (next_chunk_s_states, "aren't those from 0 on"),
+        (twice, "The body's backward pass has run"),
+        (chunked(step=3), "asked for twice"),
+        (lambda *given: 2 * in_chunks(*given), "the mean loss is"),
+    ],
+    answers=[in_chunks, lambda states, loss_of, size: torch.tensor(in_chunks(states, loss_of, max(1, size // 2)))],
+)

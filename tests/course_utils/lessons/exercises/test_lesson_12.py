@@ -1,0 +1,202 @@
+"""Lesson 12's checks refuse the stub, name the likely mistake, and accept the answers."""
+
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from exercise_cases import cases_of
+
+from course_utils.lessons.exercises import lesson_12
+from course_utils.measuring.abilities import AbilityRows
+from course_utils.models.loading import tiny_llama, variant
+from course_utils.pruning.width import neuron_importance, prune_neurons
+from course_utils.text.texts import TokenBlocks
+
+answer_nats = lesson_12.check_answer_nats.answer
+test_answer_nats = cases_of(
+    lesson_12.check_answer_nats,
+    mistakes=[
+        (lambda *given: answer_nats(*given, told=lambda nats: nats), "one number, the sum"),
+        (lambda *given: 3.0, "yours is 3.0000"),
+    ],
+    answers=[lambda *given: answer_nats(*given).item()],
+)
+
+test_floor = cases_of(
+    lesson_12.check_floor,
+    mistakes=[(lambda *given: [0.5], "yours is a list"), (lambda *given: 0.123, "yours is 0.123")],
+)
+
+
+def same_loss(base, cut, nats, target, most, *, direction=True, nearest=True, wanted=False, again=False, every=False):
+    """The answer, and what goes wrong with it."""
+    low, high, seen, last = 0, most, {0: 0.0}, base
+    for count in range(most + 1) if every else ():
+        seen[count] = nats(cut(base, count))
+    seen[most] = nats(cut(base, most))
+    while high - low > 1:
+        count = (low + high) // 2
+        last = cut(last if again else base, count)
+        seen[count] = nats(last)
+        low, high = (count, high) if (seen[count] < target) is direction else (low, count)
+    found = min((low, high), key=lambda n: abs(seen[n] - target)) if nearest else low
+    return found, target if wanted else seen[found]
+
+
+def with_loss(**wrong):
+    return lambda *given: same_loss(*given, **wrong)
+
+
+test_same_loss = cases_of(
+    lesson_12.check_same_loss,
+    stubs=[lambda *_: (..., ...)],
+    mistakes=[
+        (with_loss(direction=False), "in the wrong half"),
+        (with_loss(again=True), "a model that was cut before"),
+        (with_loss(nearest=False), "isn't always the nearest"),
+        (with_loss(wanted=True), "That is what was wanted"),
+        (with_loss(every=True), "each of which takes seconds"),
+        (lambda *given: (same_loss(*given)[0], 7.0), "the loss of the cut that you return"),
+        (lambda *given: (383, 0.3), "you measured nothing"),
+        (lambda *given: same_loss(*given)[0], "Return two things"),
+        (lambda *given: (same_loss(*given)[0] + 0.5, 0.3), "Parts are whole"),
+        (lambda *given: (same_loss(*given)[0] + 20, 0.3), "parts; yours are"),
+    ],
+    answers=[same_loss, lambda *given: (float(same_loss(*given)[0]), same_loss(*given)[1])],
+)
+
+
+flips = lesson_12.check_flips.answer
+WHOLE = pd.DataFrame({"answer": [(1, 2), (3,), (4,)], "given": [(1, 2), (3,), (5,)]})
+CUT = WHOLE.assign(given=[(1, 7), (3,), (6,)])
+
+
+def but(lost=0, won=0, p=None):
+    """The right flips, some more, and another p."""
+    return lambda *given: (flips(*given)[0] + lost, flips(*given)[1] + won, flips(*given)[2] if p is None else p)
+
+
+test_flips = cases_of(
+    lesson_12.check_flips,
+    WHOLE,
+    CUT,
+    stubs=[lambda *_: (1, 2, ...)],
+    mistakes=[
+        (but(lost=1), "yours are"),
+        (but(p=0.123), "tosses of a coin"),
+        (lambda *given: flips(*given)[:2], "Return three numbers"),
+        (lambda *given: flips(*given) if len(given[0]) > 20 else (0, 0, 1), "Lost 1 and won 0"),
+        (lambda *given: flips(*given) if len(given[0]) > 1 else (0, 0, 0), "Where nothing flips, return 0, 0 and 1"),
+    ],
+)
+
+
+def test_flips_in_a_model_that_a_cut_leaves_as_it_was(capsys):
+    """Another model in the role may answer all as before."""
+    check = partial(lesson_12.check_flips, whole=WHOLE, cut=WHOLE)
+    assert check(flips), capsys.readouterr().out
+    assert not check(but(p=0.5))
+
+
+def test_answers_of_the_check_are_lost_won_and_wrong_in_both():
+    for flipped in lesson_12._FLIPPED:
+        given = lesson_12._answered(*flipped)
+        lost, won, _ = flips(*given)
+        assert lost and won and lost != won
+        assert flips(*given, told=lambda n: (n.wrong_twice, 0))[0]
+
+
+NAMES = ("copying", "sums", "French", "German")
+
+
+def rows_of(seed, rows=6, length=16):
+    ids = torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(seed))
+    answers = torch.arange(rows * length).view(rows, length)
+    answers[:, 0] = -1
+    return ids, answers
+
+
+JUDGED = {
+    name: AbilityRows(name, ids, torch.ones_like(ids), answers)
+    for name, (ids, answers) in zip(NAMES, map(rows_of, range(4)), strict=True)
+}
+TEXTS = {
+    text: TokenBlocks(rows_of(seed)[0], torch.ones(6, dtype=torch.int64), text, "evaluation")
+    for text, seed in (("speeches", 11), ("wiki", 12))
+}
+BASE = tiny_llama()
+
+
+def batches(seed):
+    ids, _ = rows_of(seed, rows=8)
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+
+
+def cut_by(read, ratio=0.25):
+    model = variant(BASE)
+    prune_neurons(model, neuron_importance(BASE, "activation", batches=read), ratio=ratio)
+    return model
+
+
+def cut_by_other_neurons():
+    model = variant(BASE)
+    prune_neurons(model, neuron_importance(BASE, "random"), ratio=0.25)
+    return model
+
+
+MINE, RIVAL = batches(30), cut_by(batches(20))
+TOLD = {"French": -0.5, "German": 0.4, "copying": -0.01, "sums": 0.0}  # mine less the rival's, nats a token
+
+
+@pytest.fixture(autouse=True)
+def told_harm(monkeypatch):
+    """Random models have no abilities: what each answer costs is made up, the rest is measured."""
+    measured = lesson_12.answers_of
+
+    def answers(model, rows):
+        frame = measured(model, rows)
+        noise = torch.rand(len(frame), generator=torch.Generator().manual_seed(0)).numpy()
+        harm = 0.0 if model is RIVAL else TOLD[rows.name] + 0.5 * (noise - noise.mean())
+        return frame.assign(nats=2.0 + harm)
+
+    monkeypatch.setattr(lesson_12, "answers_of", answers)
+    ratios = {48: 1.0, 32: 1.1, 58: 0.9}  # by the neurons that are left
+
+    def ratio(cut, _):
+        model, text = cut
+        middle = ratios[len(model.model.layers[0].mlp.up_proj.weight)] * (1.03 if text.domain == "speeches" else 1.0)
+        return middle, middle - 0.01, middle + 0.01
+
+    monkeypatch.setattr(lesson_12, "perplexity", lambda model, text: (model, text))
+    monkeypatch.setattr(lesson_12, "perplexity_ratio", ratio)
+
+
+def check_protected(attempt):
+    given = (...,) * 4 if attempt is ... else attempt
+    more = {"base": BASE, "rival": RIVAL, "rows": JUDGED, "texts": TEXTS}
+    return lesson_12.check_protected(*given, **more)
+
+
+test_protected = cases_of(
+    check_protected,
+    stubs=[("French", MINE, ..., "German")],
+    mistakes=[
+        (("Latin", MINE, cut_by(MINE), "German"), "Protect one of copying"),
+        (("sums", MINE, cut_by(MINE), "German"), "mix holds sums already"),
+        (("French", MINE, 7, "German"), "`cut` is a model; yours is int"),
+        (("French", JUDGED["French"].batches(), cut_by(JUDGED["French"].batches()), "German"), "13 tokens in a row"),
+        (("French", MINE, RIVAL, "German"), "isn't what the activation score says"),
+        (("French", MINE, cut_by_other_neurons(), "German"), "isn't what the activation score says"),
+        (("French", MINE, variant(BASE), "German"), "isn't what the activation score says"),
+        (("French", MINE, cut_by(MINE, 0.5), "German"), "nats more than the speeches' cut"),
+        (("French", MINE, cut_by(MINE, 0.1), "German"), "nats less than the speeches' cut"),
+        (("German", MINE, cut_by(MINE), "French"), "It doesn't spare German"),
+        (("copying", MINE, cut_by(MINE), "German"), "It may spare copying"),
+        (("French", MINE, cut_by(MINE), "sums"), "sums doesn't pay"),
+        (("French", MINE, cut_by(MINE), "French"), "another ability"),
+        (("French", MINE, cut_by(MINE), "text"), "another ability, or a text, speeches, wiki"),
+        (("French", MINE, cut_by(MINE), "wiki"), "wiki doesn't pay: see above. Look at the others, and at speeches"),
+    ],
+    answers=[("French", MINE, cut_by(MINE), "German"), ("French", MINE, cut_by(MINE), "speeches")],
+)

@@ -1,0 +1,83 @@
+"""Drawings render with everything inside the picture, and mark what they are asked to mark."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.patches import Rectangle
+
+from course_utils.lessons import diagrams
+from course_utils.support import plotting
+
+DRAWINGS = {
+    "gpt2_block": [{}, {"neuron": 0}, {"neuron": 5}],
+    "glu_block": [{}, {"neuron": 5}],
+    "residual_stream": [{}, {"blocks": 2, "removed": []}, {"blocks": 8, "removed": [0, 7], "cached": True}],
+    "attention_bypass": [{}],
+    "adaptive_decision": [{}],
+    "reading_and_generating": [{}],
+    "hidden_channel": [{}],
+    "mixture_of_experts": [{}],
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_figures():
+    with plt.rc_context():
+        yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name, cases in DRAWINGS.items() for options in cases]
+)
+def test_everything_lies_inside_the_picture(name, options):
+    plotting.style()
+    ax = getattr(diagrams, name)(**options)
+    figure = ax.figure
+    figure.canvas.draw()
+    page = figure.bbox
+    assert ax.get_title()
+    for text in ax.texts:
+        if text.get_text():
+            box = text.get_window_extent()
+            assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, text.get_text()
+
+
+def test_every_drawing_is_tested():
+    public = {name for name, thing in vars(diagrams).items() if getattr(thing, "__module__", "") == diagrams.__name__}
+    assert {name for name in public if not name.startswith("_")} == set(DRAWINGS)
+
+
+@pytest.mark.parametrize("name", ["gpt2_block", "glu_block"])
+def test_one_neuron_is_hatched_in_three_pieces(name):
+    ax = getattr(diagrams, name)(neuron=4)
+    hatched = [patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_hatch()]
+    assert len(hatched) == 3
+
+
+def test_removed_blocks_are_crossed_out_and_add_nothing():
+    whole = diagrams.residual_stream(blocks=4, removed=[])
+    cut = diagrams.residual_stream(blocks=4, removed=[1, 2])
+    signs = [[text.get_text() for text in ax.texts].count("+") for ax in (whole, cut)]
+    assert signs == [4, 2]
+    assert len(cut.lines) == 4  # two strokes each
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gpt2_block", {"neuron": 6}),
+        ("glu_block", {"neuron": -1}),
+        ("residual_stream", {"blocks": 9}),
+        ("residual_stream", {"blocks": 4, "removed": [4]}),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(name, options):
+    with pytest.raises(ValueError, match="neuron|blocks|Block"):
+        getattr(diagrams, name)(**options)
+    assert not plt.get_fignums()

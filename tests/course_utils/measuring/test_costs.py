@@ -1,0 +1,224 @@
+"""Counts are checked against torch's own counters and real caches, estimates against configurations alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, PreTrainedModel
+
+from course_utils.measuring.costs import (
+    _cache_bytes,
+    _weights_read,
+    bytes_held,
+    flops_per_token,
+    kv_bytes_per_token,
+    speedup_estimate,
+    work,
+)
+from course_utils.models.architectures import describe
+from course_utils.models.reports import model_size
+from course_utils.pruning.attention import bypass_attention
+from course_utils.pruning.choosing import kept_width
+from course_utils.pruning.depth import remove_blocks
+
+NARROW_EMBEDDING = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}  # OPT-350M's layout
+MODELS = [*((family, {}) for family in FAMILIES), ("opt", NARROW_EMBEDDING)]
+
+
+@pytest.mark.parametrize("head", ["every", "last"])
+@pytest.mark.parametrize(("family", "settings"), MODELS)
+def test_flops_agree_with_torchs_counter(family, settings, head):
+    model, tokens = tiny_model(family, **settings), 6
+    model.set_attn_implementation("eager")  # the counter doesn't see into the CPU's fused attention
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ids = torch.arange(3, 3 + tokens)[None]
+        model(input_ids=ids, use_cache=False, logits_to_keep=0 if head == "every" else 1)
+    # Eager attention computes the full square of queries and keys; a causal pass needs half of it.
+    other_half = 2 * tokens * sum(a.query_width for a in describe(model).attentions)
+    # Older transformers make the angles of the rotary embedding, once for all layers, by a tiny matrix product.
+    by_module = counter.get_flop_counts().items()
+    angles = sum(sum(flops.values()) for module, flops in by_module if module.endswith("rotary_emb"))
+    expected = tokens * (flops_per_token(model, tokens, head=head) + other_half)
+    assert counter.get_total_flops() - angles == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kv_bytes_agree_with_a_real_cache(family, dtype):
+    model, tokens = tiny_model(family, dtype=dtype), 6
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.arange(3, 3 + tokens)[None], use_cache=True, **{describe(model).cache_keyword: cache})
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert held == tokens * kv_bytes_per_token(model)
+
+
+@torch.no_grad()
+def cache_of(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes of the cache that transformers really holds after so many tokens, read one by one."""
+    cached = {describe(model).cache_keyword: DynamicCache(config=model.config), "use_cache": True}
+    for token in range(3, 3 + tokens):
+        model(torch.tensor([[token]]), **cached)
+    layers = next(iter(cached.values())).layers
+    return sum(part.nbytes for layer in layers if layer.is_initialized for part in (layer.keys, layer.values))
+
+
+@pytest.mark.parametrize("tokens", [5, 7, 8, 20])
+@pytest.mark.parametrize("bypassed", [[], [1]])
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("qwen2", {}),  # the first block sees all
+        ("gemma2", {}),  # every other block does
+        ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+        ("mistral", {"sliding_window": 8}),
+        ("llama", {}),
+    ],
+)
+def test_a_cache_with_windows_is_counted_as_it_is(family, settings, bypassed, tokens):
+    model = tiny_model(family, **settings)
+    bypass_attention(model, bypassed)
+    held = cache_of(model, tokens)
+    assert bytes_held(model, tokens=tokens, batch_size=3) - bytes_held(model, tokens=0) == 3 * held
+    done = work(model, "decode", prompt_tokens=tokens, new_tokens=1, batch_size=2)
+    assert done.cache_bytes == 2 * held
+
+
+def test_decoding_reads_a_tied_head_once_and_a_looked_up_table_not_at_all():
+    tied, untied = (tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
+    assert _weights_read(tied) == _weights_read(untied) == 4 * tied.num_parameters()
+    gpt2 = tiny_model("gpt2")
+    assert _weights_read(gpt2) == 4 * (gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel())
+    assert _cache_bytes(gpt2, 10) == 10 * kv_bytes_per_token(gpt2)
+
+
+def test_a_bypassed_attention_is_read_no_more_than_a_removed_one():
+    bypassed, removed = tiny_model("llama"), tiny_model("llama")
+    bypass_attention(bypassed, [1])
+    bypass_attention(removed, [1], remove=True)
+    assert _weights_read(bypassed) == _weights_read(removed) < 4 * bypassed.num_parameters()
+
+
+def on_meta(config) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def smollm2(*, blocks: int = 30, glu_ratio: float = 0.0) -> PreTrainedModel:
+    return on_meta(
+        LlamaConfig(
+            hidden_size=576, intermediate_size=kept_width(1536, glu_ratio), num_hidden_layers=blocks,
+            num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def llama_1b(*, glu_ratio: float = 0.0) -> PreTrainedModel:
+    return on_meta(
+        LlamaConfig(
+            hidden_size=2048, intermediate_size=kept_width(8192, glu_ratio), num_hidden_layers=16,
+            num_attention_heads=32, num_key_value_heads=8, head_dim=64, vocab_size=128256, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def test_the_models_are_the_published_ones():
+    assert smollm2().num_parameters() == 134_515_008
+    assert llama_1b().num_parameters() == 1_235_814_400
+
+
+def decode_ratio(before, after, *, batch_size=1, context=0):
+    """How many times as many bytes are read for a token before as after."""
+    reads = [_weights_read(model) + batch_size * _cache_bytes(model, context) for model in (before, after)]
+    return reads[0] / reads[1]
+
+
+def prefill_ratio(before, after, *, context):
+    return flops_per_token(before, context, head="last") / flops_per_token(after, context, head="last")
+
+
+@pytest.mark.parametrize(
+    ("build", "cut", "decode", "decode_long", "prefill"),
+    [
+        (smollm2, {"glu_ratio": 0.2}, 1.134, 1.010, 1.127),
+        (smollm2, {"glu_ratio": 0.4}, 1.310, 1.020, 1.290),
+        (smollm2, {"blocks": 27}, 1.086, 1.109, 1.111),
+        (smollm2, {"blocks": 24}, 1.188, 1.245, 1.250),
+        (llama_1b, {"glu_ratio": 0.2}, 1.150, 1.050, 1.183),
+        (llama_1b, {"glu_ratio": 0.4}, 1.353, 1.105, 1.448),  # 1.449 without the head at the last token
+    ],
+)
+def test_ratios_from_configurations_alone(build, cut, decode, decode_long, prefill):
+    before, after = build(), build(**cut)
+    assert decode_ratio(before, after) == pytest.approx(decode, abs=6e-4)
+    assert decode_ratio(before, after, batch_size=32, context=4096) == pytest.approx(decode_long, abs=6e-4)
+    assert prefill_ratio(before, after, context=2048) == pytest.approx(prefill, abs=6e-4)
+
+
+@pytest.mark.parametrize("remove", [False, True])
+@pytest.mark.parametrize(
+    ("count", "decode", "decode_long", "prefill"), [(4, 1.027, 1.142, 1.062), (8, 1.056, 1.332, 1.132)]
+)
+def test_ratios_of_bypassed_and_removed_attentions(count, decode, decode_long, prefill, remove):
+    before, after = smollm2(), smollm2()
+    bypass_attention(after, range(count), remove=remove)
+    assert decode_ratio(before, after) == pytest.approx(decode, abs=6e-4)
+    assert decode_ratio(before, after, batch_size=32, context=4096) == pytest.approx(decode_long, abs=6e-4)
+    assert prefill_ratio(before, after, context=2048) == pytest.approx(prefill, abs=6e-4)
+
+
+def test_ratio_of_distilgpt2():
+    def distilgpt2(width):
+        return on_meta(GPT2Config(n_layer=6, n_inner=width))
+
+    before, after = distilgpt2(3072), distilgpt2(kept_width(3072, 0.2))
+    assert (before.num_parameters(), after.num_parameters()) == (81_912_576, 76_250_268)
+    assert decode_ratio(before, after) == pytest.approx(1.075, abs=6e-4)
+
+
+def test_works_of_both_phases_by_hand():
+    model = tiny_model(layers=3)  # 4 query heads of 8, 2 heads of keys; 32 bits
+    bypass_attention(model, [1])
+    prefill = work(model, "prefill", prompt_tokens=10, new_tokens=7, batch_size=2)
+    assert prefill.cache_bytes == 0
+    assert prefill.weight_bytes == _weights_read(model) < 4 * model.num_parameters()  # one attention is at rest
+    assert prefill.operations == 2 * 10 * flops_per_token(model, 10, head="last")
+    decode = work(model, "decode", prompt_tokens=10, new_tokens=4, batch_size=2)
+    assert decode.weight_bytes == 4 * _weights_read(model)
+    assert decode.cache_bytes == 4 * 2 * 12 * (2 * 2 * 16 * 4)  # steps x rows x length x (2 attentions, K and V of 16)
+    assert decode.operations == 4 * 2 * (model_size(model).flops + 12 * 2 * (4 * 32))
+
+
+@pytest.mark.parametrize(("family", "settings"), MODELS)
+def test_what_a_step_of_decoding_multiplies_agrees_with_torchs_counter(family, settings):
+    model, context = tiny_model(family, **settings), 6
+    model.set_attn_implementation("eager")
+    cache = {describe(model).cache_keyword: DynamicCache(config=model.config), "use_cache": True}
+    with torch.no_grad():
+        model(torch.arange(3, 3 + context - 1)[None], **cache)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.tensor([[3]]), **cache)
+    by_module = counter.get_flop_counts().items()
+    angles = sum(sum(flops.values()) for module, flops in by_module if module.endswith("rotary_emb"))
+    expected = work(model, "decode", prompt_tokens=context).operations
+    assert counter.get_total_flops() - angles == pytest.approx(expected)
+
+
+def test_the_estimate_is_the_larger_of_the_ratios_of_bytes_and_operations():
+    base, shorter = tiny_model(layers=4), tiny_model(layers=4)
+    remove_blocks(shorter, [1, 2])
+    for phase, sizes in {"prefill": {"prompt_tokens": 8}, "decode": {"prompt_tokens": 8, "batch_size": 9}}.items():
+        before, after = (work(model, phase, **sizes) for model in (base, shorter))
+        ratios = (
+            before.operations / after.operations,
+            (before.weight_bytes + before.cache_bytes) / (after.weight_bytes + after.cache_bytes),
+        )
+        assert speedup_estimate(before, after) == max(ratios) > 1
+
+
+def test_a_tied_head_is_held_once_and_a_cache_for_every_text():
+    model = tiny_model(tie_word_embeddings=True)
+    assert bytes_held(model, tokens=0) == 4 * model.num_parameters()
+    assert bytes_held(model, tokens=10, batch_size=3) - bytes_held(model, tokens=0) == 30 * kv_bytes_per_token(model)

@@ -1,0 +1,35 @@
+"""Matrices, MLPs and attentions are [out, in] alike, and keep what they are told to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_model
+
+from course_utils.models.architectures import describe
+
+
+def test_a_projection_has_two_axes():
+    with pytest.raises(ValueError, match="'axis' must be one of out, in; got 'rows'"):
+        describe(tiny_model()).mlps[0].output.keep(torch.tensor([0]), axis="rows")
+
+
+@pytest.mark.parametrize("axis", ["out", "in"])
+@pytest.mark.parametrize("family", ["gpt2", "opt"])  # stored [in, out], and [out, in]; both with biases
+def test_a_projection_keeps_rows_or_columns_in_the_order_asked_for(family, axis):
+    projection, index = describe(tiny_model(family)).mlps[1].inputs[0], torch.tensor([5, 0, 7])
+    weight, bias, stored = projection.weight.clone(), projection.bias.clone(), projection.module.weight
+    expected = (weight[index], bias[index]) if axis == "out" else (weight[:, index], bias)
+    projection.keep(index, axis=axis)
+    assert torch.equal(projection.weight, expected[0]) and torch.equal(projection.bias, expected[1])
+    assert projection.module.weight is not stored
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_an_mlp_keeps_neurons_in_the_order_asked_for(family):
+    mlp, neurons = describe(tiny_model(family)).mlps[1], torch.tensor([5, 0, 47])
+    rows, columns = [part.clone() for part in mlp.rows], mlp.columns.clone()
+    mlp.keep(neurons)
+    assert all(torch.equal(now, was[neurons]) for now, was in zip(mlp.rows, rows, strict=True))
+    assert torch.equal(mlp.columns, columns[:, neurons]) and mlp.width == 3

@@ -1,0 +1,641 @@
+"""What is cut equals what the router may not choose, the scores are exact, and bad input changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masked import IDS, only_experts, with_experts, without_blocks
+from programs import assert_all_equal_elsewhere
+from tiny import FAMILIES, MIXTURES, tiny_batches, tiny_model, word_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from course_utils.models import families
+from course_utils.models.architectures import UnsupportedArchitecture, describe
+from course_utils.models.loading import variant
+from course_utils.models.reports import model_size
+from course_utils.pruning.checkpoints import CheckpointError, load_pruned, save_pruned
+from course_utils.pruning.choosing import best
+from course_utils.pruning.depth import remove_blocks
+from course_utils.pruning.experts import CRITERIA, TEXT_CRITERIA, expert_importance, prune_experts
+from course_utils.text.batches import read_batch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CASES = {family: {} for family in MIXTURES} | {  # what else a family's configuration can ask for
+    "qwen3_moe, not normalised": {"norm_topk_prob": False},
+    "qwen2_moe, a dense block": {"mlp_only_layers": [1]},
+    "olmoe, normalised": {"norm_topk_prob": True},
+    "deepseek_v2, groups": {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1},
+    "deepseek_v3, groups": {"n_group": 2, "topk_group": 1},
+    "deepseek_v3, not normalised": {"norm_topk_prob": False},
+}
+everywhere = pytest.mark.parametrize("case", CASES)
+
+
+def tiny_mixture(case="mixtral", **settings):
+    return tiny_model(case.partition(",")[0], **CASES[case] | settings)
+
+
+def best_experts(scores, keep, case):
+    """In halves where the router compares two groups."""
+    if not case.endswith("groups"):
+        return best(scores, keep)
+    return torch.cat([best(scores[:4], keep // 2), 4 + best(scores[4:], keep // 2)])
+
+
+def cut(model, keep=6, seed=0):
+    return prune_experts(model, expert_importance(model, "random", seed=seed), keep=keep)
+
+
+def state_of(model):
+    return copy.deepcopy(model.state_dict()), model.config.to_dict()
+
+
+def assert_as_it_was(model, state):
+    weights, config = state
+    assert model.config.to_dict() == config and model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def assert_reloaded(loaded, model):
+    """The same numbers and, once they lie in memory of their own, the same logits, bit for bit.
+
+    Read straight from a file, stacked experts can lie at an odd address, where a float32 product may round differently.
+    """
+    weights = loaded.state_dict()
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    for weight in loaded.parameters():
+        weight.data = weight.data.clone()
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+# --- surgery --------------------------------------------------------------------------------------
+
+
+def test_every_known_mixture_is_tested():
+    assert set(MIXTURES) == set(families.MIXTURES) and not set(MIXTURES) & set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("case", "keep"),
+    [(case, keep) for case in CASES for keep in ((4, 6) if case.endswith("groups") else (2, 5))]
+    + [
+        (case, 1)
+        for case in CASES
+        if case.partition(",")[0] not in ("phimoe", "deepseek_v2", "deepseek_v3", "glm4_moe")
+    ]
+    + [("deepseek_v2", 1)],  # fewer than a token is sent to
+)
+@torch.no_grad()
+def test_cut_equals_masked(case, keep):
+    model = tiny_mixture(case)
+    scores = expert_importance(model, "random", seed=keep)
+    expected = with_experts(model, [best_experts(own, keep, case) for own in scores])
+    whole = model(IDS).logits
+    report = prune_experts(model, scores, keep=keep)
+    torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert (whole - expected).abs().max() > 1e-3  # the mask did something
+    assert (report.before.experts, report.after.experts) == (8, keep)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@everywhere
+@torch.no_grad()
+def test_cut_equals_masked_in_16_bits_but_for_ties(case, dtype):
+    """Where two experts' logits are rounded to one number, either may be chosen."""
+    model, eps = tiny_mixture(case, dtype=dtype), torch.finfo(dtype).eps
+    scores = expert_importance(model, "random")
+    kept = [best_experts(own, 6, case) for own in scores]
+    whole = variant(model)
+    prune_experts(model, scores, keep=6)
+    states = torch.randn(128, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with only_experts(whole, kept):
+        masked = [mixture.router(states) for mixture in describe(whole).mixtures]
+    for old, new, own, (logits, weights, numbers) in zip(
+        describe(whole).mixtures, describe(model).mixtures, kept, masked, strict=True
+    ):
+        _, new_weights, new_numbers = new.router(states)
+        chosen, instead = numbers.sort().values, own[new_numbers].sort().values
+        alike = (chosen == instead).all(dim=1)
+        assert alike.float().mean() > 0.8
+        sizes = [logits.gather(1, which).float().sort().values for which in (chosen, instead)]
+        torch.testing.assert_close(*sizes, atol=4 * eps, rtol=4 * eps)
+        expected, found = old.experts(states, numbers, weights), new.experts(states, new_numbers, new_weights)
+        torch.testing.assert_close(found[alike], expected[alike], atol=4 * eps * float(expected.abs().max()), rtol=0)
+
+
+@settings(max_examples=25)
+@given(case=st.sampled_from([*CASES]), half=st.integers(2, 4), seed=st.integers(0, 100))
+def test_surgery_keeps_the_best_whole(case, half, seed):
+    model = tiny_mixture(case)
+    scores = expert_importance(model, "random", seed=seed)
+    before = [{(type(m), name): t.clone() for m, name, t in mixture.stacked} for mixture in describe(model).mixtures]
+    prune_experts(model, scores, keep=2 * half)
+    for mixture, own, old in zip(describe(model).mixtures, scores, before, strict=True):
+        kept = best_experts(own, 2 * half, case)
+        assert len(mixture.stacked) == len(old)
+        assert all(torch.equal(t, old[type(m), name][kept]) for m, name, t in mixture.stacked)
+        noted = [getattr(m, "num_experts", 2 * half) for m in (mixture.owner, mixture.router, mixture.experts)]
+        assert {*noted, mixture.count} == {2 * half} and mixture.top_k == 2
+
+
+@everywhere
+@torch.no_grad()
+def test_shared_experts_and_dense_blocks_stay(case):
+    model = tiny_mixture(case)
+    whole = {name: weight.clone() for name, weight in model.named_parameters()}
+    cut(model)
+    stacks = {id(tensor) for mixture in describe(model).mixtures for _, _, tensor in mixture.stacked}
+    for name, weight in model.named_parameters():
+        assert id(weight) in stacks or torch.equal(weight, whole[name]), name
+
+
+@pytest.mark.parametrize("case", ["mixtral", "qwen3_moe", "deepseek_v3, groups"])
+@torch.no_grad()
+def test_cutting_nothing_is_the_identity_and_a_variant_is_left_alone(case):
+    model = tiny_mixture(case)
+    before, state, places = model(IDS).logits, state_of(model), [p.data_ptr() for p in model.parameters()]
+    report = cut(model, keep=8)
+    assert report.before == report.after and [p.data_ptr() for p in model.parameters()] == places
+    cut(variant(model))
+    assert_as_it_was(model, state)
+    assert torch.equal(model(IDS).logits, before)
+
+
+@everywhere
+def test_cached_generation_equals_uncached(case):
+    model = tiny_mixture(case)
+    cut(model)
+    cached, uncached = (
+        model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=14, do_sample=False, use_cache=cache)
+        for cache in (True, False)
+    )
+    assert torch.equal(cached, uncached)
+
+
+@everywhere
+@torch.no_grad()
+def test_a_padded_row_gives_what_it_gives_alone(case):
+    model = tiny_mixture(case)
+    cut(model)
+    architecture = describe(model)
+    for side in ("left", "right"):
+        for batch in tiny_batches(padding=side, size=3):
+            batch = read_batch(batch, vocab_size=97, device="cpu")
+            states = architecture.hidden_states(batch)
+            for row, real in enumerate(batch.real):
+                alone = model(batch.input_ids[row : row + 1, real]).logits[0]
+                torch.testing.assert_close(architecture.logits(states[row, real]), alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_and_router_stay_trainable(family):
+    model = tiny_mixture(family)
+    cut(model)
+    batch = tiny_batches(size=6)[0]
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    learned = [
+        weight for m in describe(model).mixtures for part in (m.router, m.experts) for weight in part.parameters()
+    ]
+    assert learned and all(weight.grad is not None for weight in learned)
+
+
+@pytest.mark.parametrize("family", [f for f in MIXTURES if not f.startswith(("deepseek", "glm"))])
+@torch.no_grad()
+def test_the_balancing_loss_knows_the_new_count(family, tmp_path):
+    model = tiny_mixture(family)
+    cut(model)
+    loaded = AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model"))
+    losses = [m(IDS, labels=IDS, output_router_logits=True).loss for m in (model, loaded)]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize(("case", "rises"), [("olmoe", True), ("olmoe, normalised", False), ("mixtral", False)])
+@torch.no_grad()
+def test_weights_rise_only_where_the_chosen_are_not_normalised(case, rises):
+    """Even those of a token that was sent to none of the experts that left."""
+    model = tiny_mixture(case)
+    router = describe(model).mixtures[0].router
+    states = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    _, before, chosen = router(states)
+    prune_experts(model, [torch.arange(8.0)] * 3, keep=6)  # 0 and 1 leave
+    _, after, chosen_after = describe(model).mixtures[0].router(states)
+    untouched = (chosen > 1).all(dim=1)
+    assert torch.equal(chosen[untouched] - 2, chosen_after[untouched])
+    rise = after[untouched] - before[untouched]
+    assert untouched.any() and ((rise > 1e-4).all() if rises else rise.abs().max() < 1e-6)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@everywhere
+@torch.no_grad()
+def test_reloads_with_plain_transformers(case, dtype, tmp_path):
+    model = tiny_mixture(case, dtype=DTYPES[dtype])
+    cut(model)
+    folder = save_pruned(model, word_tokenizer(), tmp_path / "model")
+    assert not list(folder.glob("*.py"))
+    for reloaded in (AutoModelForCausalLM.from_pretrained(folder), load_pruned(folder)[0]):
+        assert_reloaded(reloaded, model)
+    cut(reloaded, keep=4, seed=1)  # and can be cut further
+    assert_reloaded(load_pruned(save_pruned(reloaded, word_tokenizer(), tmp_path / "again"))[0], reloaded)
+
+
+ELSEWHERE = """
+import sys
+sys.modules["course_utils"] = None  # importing it raises ImportError
+import torch
+from transformers import AutoModelForCausalLM
+for number in range({count}):
+    model = AutoModelForCausalLM.from_pretrained(f"{root}/{{number}}")
+    for weight in model.parameters():
+        weight.data = weight.data.clone()
+    with torch.no_grad():
+        assert torch.equal(model(torch.tensor({ids})).logits, torch.load(f"{root}/{{number}}.pt")), number
+print("all equal")
+"""
+
+
+@torch.no_grad()
+def test_reloads_in_a_fresh_process_without_course_utils(tmp_path):
+    for number, case in enumerate(CASES):
+        model = tiny_mixture(case)
+        cut(model)
+        save_pruned(model, word_tokenizer(), tmp_path / str(number))
+        torch.save(model(IDS).logits, tmp_path / f"{number}.pt")
+    assert_all_equal_elsewhere(ELSEWHERE.format(count=len(CASES), root=tmp_path.as_posix(), ids=IDS.tolist()), tmp_path)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_the_configuration_follows_under_every_name(family, tmp_path):
+    model = tiny_mixture(family)
+    report = cut(model, keep=2)
+    assert (model.config.num_experts_per_tok, report.after.active) == (2, report.after.parameters)
+    names = {families.MIXTURES[family].experts_field, *type(model.config).attribute_map} & {
+        "num_experts", "num_local_experts", "n_routed_experts",
+    }  # fmt: skip
+    loaded = AutoConfig.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model"))
+    assert {getattr(config, name) for config in (model.config, loaded) for name in names} == {2}
+
+
+@torch.no_grad()
+def test_fewer_experts_than_a_token_was_sent_to(tmp_path):
+    model = tiny_mixture("mixtral", num_experts_per_tok=4)
+    cut(model, keep=3)
+    assert (model.config.num_experts_per_tok, describe(model).mixtures[0].top_k) == (3, 3)
+    assert_reloaded(
+        AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model")), model
+    )
+
+
+@pytest.mark.parametrize("name", ["num_local_experts", "num_experts"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
+def test_a_value_for_each_block_is_refused_under_every_name(family, name, tmp_path):
+    """Under its alias, transformers reads such a value and then builds every block alike."""
+    model = tiny_mixture(family)
+    folder = save_pruned(model, word_tokenizer(), tmp_path / "model")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"per_layer_config": {"1": {name: 4}}}))
+    with pytest.raises(UnsupportedArchitecture, match=f"'{family}' model whose blocks differ"):
+        load_pruned(folder)
+    model.config.per_layer_config = {1: {name: 4}}
+    with pytest.raises(UnsupportedArchitecture, match="8 experts.*says a value for each block"):
+        expert_importance(model, "random")
+
+
+def test_uneven_counts_are_refused():
+    model = tiny_mixture()
+    mixture = describe(model).mixtures[1]
+    mixture.keep(torch.arange(5))
+    with pytest.raises(UnsupportedArchitecture, match=r"hold 5, 8 experts.*\(num_local_experts\) says 8"):
+        cut(model)
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path):
+    folder = save_pruned(tiny_mixture(), word_tokenizer(), tmp_path / "model")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_local_experts": 6}))
+    with pytest.raises((CheckpointError, RuntimeError)):
+        load_pruned(folder)
+
+
+# --- what else works --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@torch.no_grad()
+def test_logits_are_those_of_the_model(family):
+    model = tiny_mixture(family)
+    batch = read_batch({"input_ids": IDS}, vocab_size=97, device="cpu")
+    architecture = describe(model)
+    assert torch.equal(architecture.logits(architecture.hidden_states(batch)), model(IDS).logits)
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [0, 2]])
+@everywhere
+@torch.no_grad()
+def test_a_mixture_without_blocks_equals_one_that_passes_them_by(case, gone, tmp_path):
+    """Dense blocks among those that stay get new numbers too."""
+    model = tiny_mixture(case)
+    if case.endswith("dense block") and gone == [0, 2]:
+        pytest.skip("no expert would stay")
+    expected = without_blocks(model, gone)
+    report = remove_blocks(model, gone)
+    torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert (report.before.blocks, report.after.blocks, model.config.num_hidden_layers) == (
+        3,
+        3 - len(gone),
+        3 - len(gone),
+    )
+    assert_reloaded(
+        AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model")), model
+    )
+
+
+@torch.no_grad()
+def test_blocks_that_are_dense_in_turns_keep_their_kind(tmp_path):
+    model = tiny_mixture("qwen3_moe", layers=5, decoder_sparse_step=2)  # blocks 1 and 3 hold experts
+    assert describe(model).mixture_blocks == [1, 3]
+    expected = without_blocks(model, [0, 1])
+    remove_blocks(model, [0, 1])
+    assert describe(model).mixture_blocks == [1]
+    torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_reloaded(
+        AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model")), model
+    )
+
+
+def test_some_experts_must_stay():
+    model = tiny_mixture("qwen2_moe, a dense block")
+    state = state_of(model)
+    with pytest.raises(ValueError, match=r"blocks with experts, \[0, 2\], must stay"):
+        remove_blocks(model, [0, 2])
+    assert_as_it_was(model, state)
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def output_of(experts, number, states):
+    """What one expert gives, from its own matrices."""
+    up, down = experts.gate_up_proj[number], experts.down_proj[number]
+    if hasattr(experts, "gate_up_proj_bias"):  # gpt-oss stores [in, out], gate and up in turns
+        gated = experts._apply_gate(states @ up + experts.gate_up_proj_bias[number])
+        return gated @ down + experts.down_proj_bias[number]
+    gate, value = (states @ up.T).chunk(2, dim=-1)
+    return (experts.act_fn(gate) * value) @ down.T
+
+
+@everywhere
+@torch.no_grad()
+def test_scores_by_hand(case):
+    model, seen = tiny_mixture(case), []
+    mixtures = describe(model).mixtures
+    hooks = [
+        mixture.router.register_forward_hook(
+            lambda router, x, out: seen.append((router, x[0].flatten(0, -2), *out[1:]))
+        )
+        for mixture in mixtures
+    ]
+    for batch in tiny_batches():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    found = {name: expert_importance(model, name, batches=tiny_batches()) for name in TEXT_CRITERIA}
+    for number, mixture in enumerate(mixtures):
+        own = [entry for entry in seen if entry[0] is mixture.router]
+        states, weights, chosen = (torch.cat([entry[i] for entry in own]) for i in (1, 2, 3))
+        for expert in range(8):
+            token, place = torch.where(chosen == expert)
+            added = weights[token, place] * output_of(mixture.experts, expert, states[token]).norm(dim=1)
+            expected = {
+                "frequency": len(token) / len(states),
+                "reap": float(added.sum()) / max(1, len(token)),
+                "reap_sum": float(added.sum()),
+            }
+            for name, value in expected.items():
+                assert float(found[name][number][expert]) == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@everywhere
+def test_scores_in_16_bits_are_those_of_the_same_numbers_in_float32(case, dtype):
+    model = tiny_mixture(case, dtype=dtype)
+    experts, weights, outputs = describe(model).mixtures[0].experts, [], []
+    forward = experts.forward
+
+    def seeing(states, numbers, given):
+        output = forward(states, numbers, given)
+        if numbers.shape[1] == 1:  # scoring asks one expert a token at a time, the model two at once
+            outputs.append((numbers[:, 0], output.float()))
+        return output
+
+    experts.forward = seeing
+    experts.register_forward_pre_hook(lambda _module, args: weights.extend(args[2].float().T))
+    found = {}
+    for name in TEXT_CRITERIA:
+        weights.clear(), outputs.clear()
+        found[name] = expert_importance(model, name, batches=tiny_batches())[0]
+    asked, added = torch.zeros(2, 8)
+    for weight, (number, output) in zip(weights, outputs, strict=True):
+        asked.index_add_(0, number, torch.ones_like(weight))
+        added.index_add_(0, number, weight * output.norm(dim=1))
+    expected = {"frequency": asked / 72, "reap": added / asked.clamp(min=1), "reap_sum": added}
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("criterion", TEXT_CRITERIA)
+@everywhere
+def test_scores_ignore_batching_and_padding(case, criterion):
+    model = tiny_mixture(case)
+    reference = expert_importance(model, criterion, batches=tiny_batches(padding="right", size=1))
+    for batches in (tiny_batches(padding="left"), tiny_batches(padding="right", size=6)):
+        scores = expert_importance(model, criterion, batches=batches)
+        torch.testing.assert_close(scores, reference, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=15)
+@given(family=st.sampled_from([*MIXTURES]), seed=st.integers(0, 100), top_k=st.integers(2, 5))
+def test_what_scores_have_in_common(family, seed, top_k):
+    top_k = 2 if family == "phimoe" else top_k
+    model, batches = tiny_mixture(family, num_experts_per_tok=top_k), tiny_batches(seed=seed)
+    found = {name: expert_importance(model, name, batches=batches) for name in TEXT_CRITERIA}
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    for often, mean, total in zip(*(found[name] for name in ("frequency", "reap", "reap_sum")), strict=True):
+        assert float(often.sum()) == pytest.approx(top_k, rel=1e-5)  # each token is sent to so many
+        torch.testing.assert_close(mean * often * tokens, total, rtol=1e-4, atol=1e-5)
+        assert (mean[often == 0] == 0).all() and (mean[often > 0] > 0).all()
+
+
+@torch.no_grad()
+def test_an_expert_that_nobody_asks_for_is_worth_nothing():
+    model = tiny_mixture("gpt_oss")
+    describe(model).mixtures[1].router.bias[3] = -1e4
+    for criterion in TEXT_CRITERIA:
+        scores = expert_importance(model, criterion, batches=tiny_batches())[1]
+        assert scores[3] == 0 and (scores > 0).sum() > 2
+
+
+def test_random_scores_come_from_the_seed():
+    model = tiny_mixture()
+    first, again, other = (expert_importance(model, "random", seed=seed) for seed in (0, 0, 1))
+    assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_scoring_leaves_no_trace():
+    model = tiny_mixture().train()
+    state = state_of(model)
+    for criterion in CRITERIA:
+        expert_importance(model, criterion, batches=None if criterion == "random" else tiny_batches())
+    for batches, message in (([], "empty"), ([*tiny_batches(), "text"], "A batch is a mapping")):
+        with pytest.raises(ValueError, match=message):
+            expert_importance(model, "reap", batches=batches)
+    assert_as_it_was(model, state)
+    assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["mixtral", "gpt_oss", "qwen2_moe, a dense block", "deepseek_v3"])
+def test_sizes_by_hand(case):
+    model = tiny_mixture(case)
+    report = cut(model, keep=6)
+    size = model_size(model)
+    assert report.after == size
+    parameters = dict(model.named_parameters())
+    inside = {name: weight for name, weight in parameters.items() if ".experts." in name}
+    resting = sum(weight.numel() // 6 * 4 for weight in inside.values())
+    assert size.parameters == sum(weight.numel() for weight in parameters.values())
+    assert size.active == size.parameters - resting
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))  # the head is one
+    routers = sum(mixture.router.weight.numel() for mixture in describe(model).mixtures)
+    stacks = sum(weight.numel() // 6 * 2 for weight in inside.values() if weight.dim() == 3)
+    assert size.flops == 2 * (linear + routers + stacks)
+
+
+def test_the_report_tells_all_and_active_parameters():
+    rows = {what: rest for what, *rest in cut(tiny_mixture("mixtral"), keep=4).rows()}
+    assert [*rows] == [
+        "parameters", "active parameters", "experts a block", "weights (MB)", "MFLOPs a token", "blocks",
+    ]  # fmt: skip
+    assert rows["experts a block"] == ["8", "4", "-50.00 %"]
+    one = 3 * 4 * 32 * 3 * 48  # in three blocks four experts less, of three matrices
+    before, after = (int(cell.replace(",", "")) for cell in rows["parameters"][:2])
+    assert before - after == one + 3 * 4 * 32  # and the router's rows
+    before, after = (int(cell.replace(",", "")) for cell in rows["active parameters"][:2])
+    assert before - after == 3 * 4 * 32
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+EIGHT, NAN = torch.arange(8.0), float("nan")
+WRONG = [
+    ("mixtral", {"keep": 0}, "from 1 to 8"),
+    ("mixtral", {"keep": 9}, "from 1 to 8, the experts of each block"),
+    ("mixtral", {"keep": 4.0}, "whole number"),
+    ("mixtral", {"keep": True}, "whole number"),
+    ("mixtral", {"keep": [6, 5, 6]}, "whole number"),
+    ("phimoe", {"keep": 1}, "from 2 to 8"),
+    ("deepseek_v3", {"keep": 1}, "from 2 to 8"),
+    ("glm4_moe", {"keep": 1}, "from 2 to 8"),
+    ("deepseek_v3, groups", {"keep": 2}, "from 4 to 8"),
+    ("deepseek_v2, groups", {"keep": 2}, "from 4 to 8"),
+    ("deepseek_v3, groups", {"keep": 5}, "multiple of 2"),
+    ("mixtral", {"importance": []}, "one tensor"),
+    ("mixtral", {"importance": [EIGHT] * 2}, "one tensor"),
+    ("mixtral", {"importance": [EIGHT, EIGHT[1:], EIGHT]}, r"\(7,\)"),
+    ("mixtral", {"importance": [EIGHT, EIGHT, EIGHT * NAN]}, r"\[2\]"),
+    ("qwen2_moe, a dense block", {"importance": [EIGHT] * 3}, "each of 2 blocks that hold a mixture"),
+]
+
+
+@pytest.mark.parametrize(("case", "arguments", "message"), WRONG)
+def test_bad_input_changes_nothing(case, arguments, message):
+    model = tiny_mixture(case)
+    usual = {"importance": [EIGHT] * len(describe(model).mixtures), "keep": 6}
+    state = state_of(model)
+    with pytest.raises(ValueError, match=message):
+        prune_experts(model, **usual | arguments)
+    assert_as_it_was(model, state)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"criterion": "l1"}, "frequency, reap, reap_sum, random; got 'l1'"),
+        ({"criterion": "reap"}, "'reap' needs 'batches'"),
+        ({"criterion": "random", "batches": tiny_batches()}, "got some for 'random'"),
+        ({"criterion": "random", "seed": -1}, "'seed'"),
+    ],
+)
+def test_bad_questions_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        expert_importance(tiny_mixture(), **arguments)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dense_models_have_no_experts(family):
+    model = tiny_model(family)
+    for action in (lambda: expert_importance(model, "random"), lambda: prune_experts(model, [EIGHT] * 3, keep=4)):
+        with pytest.raises(UnsupportedArchitecture, match=r"has no experts.*width\.prune_neurons"):
+            action()
+
+
+def test_other_mixtures_are_refused_by_name():
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("dots1", **MIXTURES["glm4_moe"]))
+    with pytest.raises(UnsupportedArchitecture, match="'dots1'.*mixtral.*deepseek_v3"):
+        expert_importance(model, "random")
+
+
+def test_a_mixture_whose_blocks_are_all_dense_is_refused():
+    model = tiny_mixture("qwen3_moe", mlp_only_layers=[0, 1, 2])
+    with pytest.raises(UnsupportedArchitecture, match=r"'mlp\.experts' in 3 blocks; found none"):
+        describe(model)
+
+
+def test_a_missing_router_is_named():
+    model = tiny_mixture()
+    del model.model.layers[1].mlp.gate
+    with pytest.raises(UnsupportedArchitecture, match=r"'mlp\.gate' in MixtralDecoderLayer"):
+        describe(model)
+
+
+def test_quantised_experts_are_refused():
+    model = tiny_mixture()
+    experts = model.model.layers[1].mlp.experts
+    experts.down_proj = torch.nn.Parameter(torch.zeros(8, 32, 48, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(UnsupportedArchitecture, match=r"'down_proj' of router and experts.*torch\.uint8\. Quantised"):
+        describe(model)
+
+
+def test_another_kind_of_experts_is_refused():
+    """As quantised checkpoints bring them, with scales beside the numbers."""
+    model = tiny_mixture()
+
+    class Experts(type(model.model.layers[1].mlp.experts)):
+        pass
+
+    model.model.layers[1].mlp.experts.__class__ = Experts
+    with pytest.raises(UnsupportedArchitecture, match="found Experts with Parameter"):
+        describe(model)
+
+
+@pytest.mark.parametrize("shared", ["experts", "router"])
+def test_blocks_that_share_their_experts_are_refused(shared):
+    model = tiny_mixture()
+    blocks = describe(model).blocks
+    if shared == "experts":
+        blocks[2].mlp.experts = blocks[0].mlp.experts
+    else:
+        blocks[2].mlp.gate.weight = blocks[0].mlp.gate.weight
+    with pytest.raises(UnsupportedArchitecture, match=r"blocks 0 and 2 share weights.*copy\.deepcopy"):
+        describe(model)

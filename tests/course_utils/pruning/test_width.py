@@ -1,0 +1,249 @@
+"""The surgery is exact, the scores are exact, and bad input changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masked import IDS, with_neurons
+from tiny import FAMILIES, tiny_batches, tiny_model
+from torch.utils.data import DataLoader
+from transformers import BatchEncoding
+
+from course_utils.models.architectures import describe
+from course_utils.models.loading import variant
+from course_utils.pruning.choosing import strongest
+from course_utils.pruning.width import CRITERIA, WEIGHT_CRITERIA, neuron_importance, neuron_means, prune_neurons
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_uneven_cut_equals_masked(family):
+    model = tiny_model(family)
+    scores = neuron_importance(model, "random")
+    kept = [strongest(own, 0.5) for own in scores]
+    kept[0] = torch.arange(len(scores[0]))
+    expected = with_neurons(model, kept)
+    prune_neurons(model, scores, ratio=0.5, layers=[2, 1])
+    torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
+    architecture = describe(model)
+    field = architecture.family.width_field
+    told = [getattr(config, field) for config in model.config.per_layer_config]
+    assert tuple(told) == architecture.intermediate_sizes
+    prune_neurons(
+        model, [s[:w] for s, w in zip(scores, architecture.intermediate_sizes, strict=True)], ratio=0.5, layers=[0]
+    )
+    assert getattr(model.config, field) == architecture.intermediate_sizes[0]  # equal again: the plain field
+
+
+def test_weights_stay_tied():
+    model = tiny_model("llama", tie_word_embeddings=True)
+    prune_neurons(model, neuron_importance(model, "l2"), ratio=0.3)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@settings(max_examples=25)
+@given(
+    family=st.sampled_from(FAMILIES),
+    ratio=st.floats(0, 0.99),
+    seed=st.integers(0, 100),
+    layers=st.one_of(st.none(), st.lists(st.integers(0, 2), unique=True)),
+)
+def test_surgery_keeps_the_best(family, ratio, seed, layers):
+    model = tiny_model(family)
+    scores = neuron_importance(model, "random", seed=seed)
+    before = [[r.clone() for r in mlp.rows] for mlp in describe(model).mlps]
+    prune_neurons(model, scores, ratio=ratio, layers=layers)
+    for i, mlp in enumerate(describe(model).mlps):
+        pruned = layers is None or i in layers
+        kept = strongest(scores[i], ratio if pruned else 0.0)
+        for new, old in zip(mlp.rows, before[i], strict=True):
+            assert torch.equal(new, old[kept])
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def test_weight_criteria_by_hand():
+    gate, up = torch.tensor([[1.0, -3.0], [0.0, 0.5]]), torch.tensor([[2.0, 2.0], [4.0, -1.0]])
+    expected = {
+        "l1": [8.0, 5.5],
+        "l2": [10**0.5 + 8**0.5, 0.5 + 17**0.5],
+        "peak_to_peak": [(1 + 3) + (2 + 2), (0.5 + 0) + (4 + 1)],
+        "variance": [8.0 + 0.0, 0.125 + 12.5],
+        "product": [4 * 4, 0.5 * 5],
+    }
+    assert set(expected) == set(WEIGHT_CRITERIA)
+    for name, want in expected.items():
+        torch.testing.assert_close(WEIGHT_CRITERIA[name]([gate, up]), torch.tensor(want))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_activation_score_by_hand(family, dtype):
+    """In 16 bits it is that of the same numbers in float32."""
+    model, batches = tiny_model(family, dtype=dtype), tiny_batches()
+    seen = [[] for _ in range(3)]
+    hooks = [
+        mlp.down.register_forward_pre_hook(lambda _m, x, s=s: s.append(x[0].flatten(0, -2).float()))
+        for mlp, s in zip(describe(model).mlps, seen, strict=True)
+    ]
+    for batch in batches:
+        model(batch["input_ids"])
+    for hook in hooks:
+        hook.remove()
+    for score, states, mlp in zip(
+        neuron_importance(model, "activation", batches=batches), seen, describe(model).mlps, strict=True
+    ):
+        want = torch.cat(states).square().mean(dim=0).sqrt() * mlp.columns.float().norm(dim=0)
+        torch.testing.assert_close(score, want)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activation_score_ignores_how_text_is_handed_over(family):
+    model = tiny_model(family)
+    reference = neuron_importance(model, "activation", batches=tiny_batches(padding="right", size=1))
+    rows = tiny_batches(padding="right", size=1)
+    variants = {
+        "left": tiny_batches(padding="left"),
+        "one batch": tiny_batches(padding="right", size=6),
+        "encoding": [BatchEncoding(b) for b in tiny_batches(padding="right")],
+        "loader": DataLoader([{k: v[0] for k, v in row.items()} for row in rows], batch_size=3),
+        "unpadded": [{"input_ids": row["input_ids"][row["attention_mask"].bool()][None]} for row in rows],
+    }
+    for name, batches in variants.items():
+        scores = neuron_importance(model, "activation", batches=batches)
+        for a, b in zip(reference, scores, strict=True):
+            torch.testing.assert_close(a, b, msg=name)
+            assert torch.equal(strongest(a, 0.4), strongest(b, 0.4)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_low_precision_scores_do_not_overflow(criterion, dtype):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for mlp in describe(model).mlps:
+            mlp.rows[0].mul_(300)  # squares beyond float16's 65,504
+    batches = tiny_batches() if criterion == "activation" else None
+    exact = neuron_importance(model, criterion, batches=batches)
+    model = model.to(dtype)
+    scores = neuron_importance(model, criterion, batches=batches)
+    for low, full in zip(scores, exact, strict=True):
+        assert low.dtype == torch.float32
+        torch.testing.assert_close(low, full, rtol=0.1, atol=0.1 * float(full.mean()))
+
+
+def test_random_depends_on_the_seed_only():
+    a, b = (neuron_importance(tiny_model("llama"), "random", seed=3) for _ in range(2))
+    other = neuron_importance(tiny_model("llama"), "random", seed=4)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(a, other, strict=True))
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("criterion", "batches", "message"),
+    [
+        ("activation", None, "got none"),
+        ("l1", tiny_batches(), "'l1'"),
+        ("activation", [], "empty"),
+    ],
+)
+def test_bad_scoring_input(criterion, batches, message):
+    with pytest.raises(ValueError, match=message):
+        neuron_importance(tiny_model("llama"), criterion, batches=batches)
+
+
+def test_non_finite_weights_are_named():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"blocks \[1\]"):
+        neuron_importance(model, "l2")
+
+
+BIASED = ("gpt2", "opt", "gpt_neox")  # families whose MLPs have a bias that leads out
+
+
+def with_a_bias(family, **settings):
+    return tiny_model(family, **({"mlp_bias": True} if family == "llama" else {}), **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_means_are_those_of_the_real_tokens_whatever_the_batches(family, dtype):
+    model = tiny_model(family, dtype=dtype)
+    batches = tiny_batches()
+    seen = [[] for _ in describe(model).mlps]
+    hooks = [
+        mlp.down.register_forward_pre_hook(lambda _m, x, values=values: values.append(x[0].float()))
+        for mlp, values in zip(describe(model).mlps, seen, strict=True)
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    for hook in hooks:
+        hook.remove()
+    masks = torch.cat([batch["attention_mask"].flatten() for batch in batches]).bool()
+    for values, mean in zip(seen, neuron_means(model, batches), strict=True):
+        expected = torch.cat([value.reshape(-1, value.shape[-1]) for value in values])[masks].mean(dim=0)
+        torch.testing.assert_close(mean, expected)
+
+
+@pytest.mark.parametrize("family", [*BIASED, "llama"])
+@pytest.mark.parametrize("layers", [None, [1]])
+def test_a_kept_mean_is_what_the_removed_neurons_say_on_average(family, layers):
+    model = with_a_bias(family)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    scores, means = neuron_importance(model, "random"), neuron_means(model, tiny_batches())
+    kept = [strongest(score, 0.3 if layers is None or number in layers else 0) for number, score in enumerate(scores)]
+    expected = with_neurons(model, kept, means)
+    pruned = variant(model)
+    prune_neurons(pruned, scores, ratio=0.3, layers=layers, means=means)
+    with torch.no_grad():
+        logits = pruned(IDS).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    assert (logits - with_neurons(model, kept)).abs().max() > 1e-3  # without the means it is another model
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())  # shared, not written
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_kept_mean_has_the_models_dtype(dtype):
+    model = tiny_model("gpt2", dtype=dtype)
+    means = neuron_means(model, tiny_batches())
+    assert all(mean.dtype == torch.float32 for mean in means)
+    prune_neurons(model, neuron_importance(model, "l1"), ratio=0.3, means=means)
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
+
+
+def test_constant_neurons_are_cut_without_a_trace():
+    model = tiny_model("gpt2")
+    scores = neuron_importance(model, "random")
+    with torch.no_grad():
+        for mlp, score in zip(describe(model).mlps, scores, strict=True):
+            constant = torch.ones(mlp.width).index_fill(0, strongest(score, 0.3), 0).bool()
+            mlp.rows[0][constant] = 0  # what leads in; the bias stays, so they say the same for every token
+        whole = model(IDS).logits
+    prune_neurons(model, scores, ratio=0.3, means=neuron_means(model, tiny_batches()))
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_means_that_cannot_be_kept_are_refused_and_nothing_changes():
+    for family, change, message in (
+        ("llama", lambda means: means, r"LlamaForCausalLM has none \(block 0\)"),
+        ("gpt2", lambda means: means[1:], "'means' must hold one tensor"),
+        ("gpt2", lambda means: [mean[1:] for mean in means], "neuron_means"),
+        ("gpt2", lambda means: [mean / 0 for mean in means], "'means'"),
+    ):
+        model = tiny_model(family)
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        means = change(neuron_means(model, tiny_batches()))
+        with pytest.raises(ValueError, match=message):
+            prune_neurons(model, neuron_importance(model, "l1"), ratio=0.3, means=means)
+        assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

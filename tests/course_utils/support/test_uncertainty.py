@@ -1,0 +1,300 @@
+"""Statistics against scipy, hand computations and simulations with a known truth."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from course_utils.support import uncertainty
+from course_utils.support.uncertainty import (
+    bootstrap_interval,
+    crossed_interval,
+    holm,
+    permutation_p,
+    rank_correlation,
+    sign_flip_p,
+    verdict,
+)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "at", "side"),
+    [
+        (0.1, 0.2, 0, "above"),
+        (-0.2, -0.1, 0, "below"),
+        (-0.1, 0.2, 0, "no evidence of a difference"),
+        (0.0, 0.2, 0, "no evidence of a difference"),
+        (-0.2, 0.0, 0, "no evidence of a difference"),
+        (1.1, 1.2, 1, "above"),
+        (0.1, 0.2, 1, "below"),
+        (0.9, 1.1, 1, "no evidence of a difference"),
+        (2.0, math.inf, 1, "above"),
+        (math.nan, math.nan, 0, "no evidence of a difference"),
+    ],
+)
+def test_a_verdict_says_on_which_side_the_whole_interval_lies(low, high, at, side):
+    assert verdict(low, high, at=at, below="below", above="above") == side
+    assert verdict(np.float64(low), torch.tensor(high), at=at, below="below", above="above") == side
+
+
+def test_a_verdict_has_words_of_its_own():
+    assert [verdict(*ends) for ends in ((1, 2), (-2, -1), (-1, 1))] == [
+        "higher", "lower", "no evidence of a difference",
+    ]  # fmt: skip
+
+
+def few_differences(count: int, seed: int) -> np.ndarray:
+    """With ties and with sums that cancel, as whole numbers and as tenths have them."""
+    generator = np.random.default_rng(seed)
+    return (generator.normal(0.5, 1, count), generator.integers(-3, 5, count), generator.integers(-3, 5, count) / 10)[
+        seed % 3
+    ]
+
+
+def share_of_all_signs(differences: np.ndarray) -> float:
+    """By brute force, in whole numbers: tenths are tenths, and equal sums are equal."""
+    values = [round(1e9 * float(value)) for value in differences]
+    sums = [abs(sum(map(int.__mul__, values, signs))) for signs in itertools.product((1, -1), repeat=len(values))]
+    return sum(value >= sums[0] for value in sums) / len(sums)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("count", [2, 3, 8, 11])
+def test_sign_flips_of_few_units_are_all_gone_through(count, seed):
+    differences = few_differences(count, seed)
+    p = sign_flip_p(differences)
+    assert p == share_of_all_signs(differences)
+    reference = stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=math.inf)
+    assert p == pytest.approx(reference.pvalue)
+    assert p == sign_flip_p(-differences) == sign_flip_p(differences[::-1]) == sign_flip_p(7 * differences)
+    assert p == sign_flip_p(differences, seed=1)  # nothing is drawn
+
+
+def test_sign_flips_are_fishers_test_of_darwins_fifteen_pairs():
+    # The Design of Experiments, section 21: 863 of 32,768 assignments reach 314 eighths of an inch, and as many -314
+    darwin = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48])
+    assert sign_flip_p(darwin, resamples=2**15) == 2 * 863 / 2**15
+    assert sign_flip_p(darwin, resamples=2**15 - 1) != 2 * 863 / 2**15
+
+
+def test_all_signs_are_gone_through_where_they_are_no_more_than_the_draws():
+    alike = np.ones(13)  # only all + and all - reach the observed sum
+    assert sign_flip_p(alike) == 2 / 2**13
+    assert sign_flip_p(alike[:4], resamples=16) == 2 / 2**4
+    assert sign_flip_p(alike[:4], resamples=15) * 16 == pytest.approx(round(sign_flip_p(alike[:4], resamples=15) * 16))
+    assert sign_flip_p(np.ones(14)) * 10_001 == pytest.approx(round(sign_flip_p(np.ones(14)) * 10_001))
+
+
+@pytest.mark.parametrize("count", [14, 16, 18])
+def test_drawn_sign_flips_come_near_all_of_them(count):
+    for seed in range(4):
+        differences = np.random.default_rng(seed).normal(0.3, 1, count)
+        exact, drawn = sign_flip_p(differences, resamples=2**count), sign_flip_p(differences)
+        assert drawn != exact
+        assert abs(drawn - exact) < 4 * math.sqrt(exact * (1 - exact) / 10_000) + 1 / 10_001
+
+
+def test_drawn_sign_flips_are_what_they_were():
+    """Saved p-values of many units rest on these draws."""
+    differences = np.random.default_rng(0).normal(0.3, 1, 40)
+    signs = np.random.default_rng(5).integers(0, 2, (999, 40), dtype=np.int8) * 2 - 1
+    hits = (np.abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-12)).sum()
+    assert sign_flip_p(differences, resamples=999, seed=5) == (hits + 1) / 1000
+
+
+def test_sign_flips_are_symmetric_repeat_themselves_and_never_say_zero():
+    differences = np.arange(1.0, 30)
+    assert sign_flip_p(differences) == sign_flip_p(-differences) == sign_flip_p(3 * differences) == 1 / 10_001
+    assert (
+        sign_flip_p(np.zeros(9))
+        == sign_flip_p(np.zeros(19))
+        == sign_flip_p(np.ones(1))
+        == sign_flip_p(np.array([]))
+        == 1
+    )
+    assert math.isnan(sign_flip_p(np.array([1.0, math.inf])))
+
+
+def pairs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    a, noise = np.random.default_rng(seed).normal(size=(2, count))
+    return a, a + noise
+
+
+def test_rank_correlation_is_scipys_with_its_percentile_bootstrap():
+    a, b = pairs(30)
+    value, low, high = rank_correlation(a, b, resamples=500)
+    assert value == pytest.approx(stats.spearmanr(a, b).statistic)
+    drawn = np.random.default_rng(0).integers(0, 30, (500, 30))
+    resampled = [stats.spearmanr(a[row], b[row]).statistic for row in drawn]
+    assert (low, high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])))
+
+
+def test_rank_correlation_sees_order_only_and_shares_ranks():
+    order = torch.arange(10.0)
+    assert rank_correlation(order, order.exp()) == (1, 1, 1)
+    assert rank_correlation(order, -order) == (-1, -1, -1)
+    tied = torch.tensor([1.0, 1, 2, 2, 3, 3, 4, 4, 5, 5])
+    assert rank_correlation(order, tied)[0] == pytest.approx(stats.spearmanr(order, tied).statistic)
+
+
+def test_rank_correlation_takes_tensors_and_arrays_and_repeats_itself():
+    a, b = pairs(12)
+    expected = rank_correlation(a, b)
+    assert rank_correlation(torch.tensor(a, requires_grad=True), torch.tensor(b)) == expected
+    assert rank_correlation(a, b, seed=1) != expected
+    assert rank_correlation(torch.arange(12).bfloat16(), np.arange(12)[::-1])[0] == -1
+
+
+def test_rank_correlation_without_an_order_is_nan():
+    assert all(map(math.isnan, rank_correlation(torch.ones(5), torch.arange(5))))
+    _, low, high = rank_correlation([1.0, 2, 3], [1.0, 3, 2])  # one draw in nine is a single pair, three times
+    assert -1 <= low < high <= 1
+
+
+def test_holm_by_hand():
+    # sorted .01 .03 .04: times 3, 2, 1, never falling
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.5, 0.9]).tolist() == [1.0, 1.0]
+    assert holm([0.02]).tolist() == [0.02]
+    assert holm([]).shape == (0,)
+    adjusted = holm([math.nan, 0.01, 0.03])
+    assert math.isnan(adjusted[0]) and adjusted[1:] == pytest.approx([0.02, 0.03])
+
+
+@given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm_keeps_the_order_and_lies_between_the_plain_and_bonferronis(p_values):
+    plain, adjusted = np.array(p_values), holm(p_values)
+    assert (plain <= adjusted).all() and (adjusted <= np.minimum(plain * len(plain), 1)).all()
+    assert (np.diff(adjusted[np.argsort(plain, kind="stable")]) >= 0).all()
+
+
+def crossed_table(seed: int, shape: tuple[int, int], spread: tuple[float, float, float], mean: float = 0.0):
+    """[rows, columns, 1] of row, column and cell effects."""
+    generator, (rows, columns) = np.random.default_rng(seed), shape
+    effects = (generator.normal(size=size) for size in ((rows, 1), (1, columns), (rows, columns)))
+    return (mean + sum(sd * effect for sd, effect in zip(spread, effects, strict=True)))[..., None]
+
+
+def mean_of(shape: tuple[int, int]):
+    return lambda sums: sums / math.prod(shape)
+
+
+@pytest.mark.parametrize("spread", [(0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(6, 10), (12, 10)])
+def test_crossed_interval_holds_its_level_whichever_units_are_alike(shape, spread, monkeypatch):
+    monkeypatch.setattr(uncertainty, "RESAMPLES", 400)
+    results = [crossed_interval([crossed_table(s, shape, spread)], mean_of(shape)) for s in range(300)]
+    found = np.mean([low > 0 or high < 0 for _, low, high, _ in results])
+    assert found <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / 300)
+    assert all((p < 0.05) == (low > 0 or high < 0) for _, low, high, p in results)
+    effects = [crossed_interval([crossed_table(s, shape, spread, 3.0)], mean_of(shape)) for s in range(50)]
+    assert np.mean([p < 0.05 for *_, p in effects]) > 0.85
+
+
+def test_crossed_interval_draws_shared_rows_once_and_equals_theory():
+    shape = (40, 30)
+    table = crossed_table(0, shape, (1, 2, 0))
+    estimate, low, high, _ = crossed_interval([table], mean_of(shape))
+    error = math.sqrt(table.mean(1).var() / 40 + table.mean(0).var() / 30)  # rows and columns vary independently
+    half = stats.t.ppf(0.975, 29) * error
+    assert estimate == pytest.approx(table.mean())
+    assert (low, high) == pytest.approx((table.mean() - half, table.mean() + half), abs=0.05 * half)
+    rows_only = crossed_table(0, shape, (1, 0, 0))
+    shifted = np.concatenate([rows_only, rows_only[:, :20]], axis=1) + 1  # the same rows, other columns
+    results = crossed_interval([shifted, rows_only], lambda a, b: a / 2000 - b / 1200)
+    assert np.array(results[:3]) == pytest.approx(1, abs=1e-9)  # what makes a row high cancels
+
+
+def test_crossed_interval_without_spread_or_units():
+    assert [float(v[0]) for v in crossed_interval([np.zeros((4, 5, 1))], mean_of((4, 5)))] == [0, 0, 0, 1]
+    assert crossed_interval([np.ones((4, 5, 1))], mean_of((4, 5)))[3] == 0
+    with np.errstate(divide="ignore"):
+        nothing = [float(v[0]) for v in crossed_interval([np.zeros((4, 5, 1))], np.log)]
+    assert nothing == [-math.inf, -math.inf, -math.inf, 0]
+    estimate, *others = crossed_interval([np.ones((1, 5, 1))], mean_of((1, 5)))
+    assert estimate == 1 and np.isnan(others).all()
+
+
+def test_bootstrap_of_few_units_is_as_wide_as_students_t():
+    """The plain percentiles of eight units hold the true mean in about 88 of 100 samples, not in 95."""
+    generator = np.random.default_rng(0)
+    samples = generator.normal(size=(400, 8))
+    ends = np.array(
+        [bootstrap_interval(units[:, None], lambda sums: sums[:, 0] / 8, resamples=1000) for units in samples]
+    )
+    covered = ((ends[:, 0] < 0) & (ends[:, 1] > 0)).mean()
+    t = stats.t.ppf(0.975, 7) * samples.std(axis=1, ddof=1) / np.sqrt(8)
+    assert 0.92 < covered < 0.98
+    assert (ends[:, 1] - ends[:, 0]).mean() == pytest.approx(2 * t.mean(), rel=0.08)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_a_handful_of_units_holds_the_truth_about_95_times_in_100(count):
+    """The percentiles of 2, 3, 4, 5 units can't lie outside them: 50, 75, 88, 92 in 100."""
+    samples = np.random.default_rng(count).normal(1, 1, (800, count))
+    ends = [bootstrap_interval(units[:, None], lambda s: s[:, 0] / count, resamples=1000) for units in samples]
+    covered = np.mean([low < 1 < high for low, high in ends])
+    assert 0.95 - 3.2 * math.sqrt(0.05 * 0.95 / 800) < covered < 0.98
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_interval_of_a_handful_of_units_is_students_for_a_mean_and_the_jackknifes_for_a_ratio(count):
+    totals, sizes = np.random.default_rng(1).gamma(4, size=(2, count))
+    student = stats.ttest_1samp(totals, 0).confidence_interval(0.95)
+    for mean in (lambda sums: sums[:, 0] / count, lambda sums: sums[:, 0] / sums[:, 1]):
+        units = np.stack([totals, np.ones(count)], axis=1)
+        assert bootstrap_interval(units, mean) == pytest.approx((student.low, student.high))
+    ratio = totals.sum() / sizes.sum()
+    without = [(totals.sum() - t) / (sizes.sum() - n) for t, n in zip(totals, sizes, strict=True)]
+    half = stats.t.ppf(0.975, count - 1) * math.sqrt((count - 1) * np.var(without))
+    ends = bootstrap_interval(np.stack([totals, sizes], axis=1), lambda sums: sums[:, 0] / sums[:, 1])
+    assert ends == pytest.approx((ratio - half, ratio + half))
+
+
+def test_a_handful_of_units_with_a_value_that_is_not_finite_has_no_interval():
+    units = np.array([[1.0, 0.0], [2.0, 0.0], [4.0, 3.0]])  # without the third there is nothing to divide by
+    assert np.isnan(bootstrap_interval(units, lambda sums: sums[:, 0] / sums[:, 1])).all()
+
+
+def test_bootstrap_of_many_units_has_plain_percentiles_and_of_one_none():
+    units = np.random.default_rng(0).normal(size=(500, 1))
+    low, high = bootstrap_interval(units, lambda sums: sums[:, 0] / 500, resamples=4000, seed=3)
+    drawn = np.random.default_rng(3).integers(0, 500, (4000, 500))
+    assert (low, high) == pytest.approx(tuple(np.quantile(units[drawn, 0].mean(1), (0.025, 0.975))), abs=2e-3)
+    assert np.isnan(bootstrap_interval(units[:1], lambda sums: sums[:, 0])).all()
+
+
+def difference_of_means(values):
+    return lambda labels: abs(values[labels].mean() - values[~labels].mean())
+
+
+def test_permutation_p_is_near_that_of_all_ways_and_units_stay_whole():
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal(8).repeat(5) + 0.1 * generator.standard_normal(40)
+    units = np.arange(8).repeat(5)
+    labels = np.isin(units, values[::5].argsort()[[7, 6, 5, 3]])  # nearly the four largest
+    statistic = difference_of_means(values)
+    ways = [np.isin(units, ones) for ones in itertools.combinations(range(8), 4)]
+    exact = np.mean([statistic(way) >= statistic(labels) - 1e-12 for way in ways])
+    assert permutation_p(statistic, units, labels, shuffles=3000) == pytest.approx(exact, abs=0.03)
+    one_by_one = permutation_p(statistic, np.arange(40), labels)
+    assert one_by_one < exact / 2  # as if each sentence were a word of its own
+    seen = []
+    permutation_p(lambda labels: seen.append(labels) or 0.0, units, labels, shuffles=5)
+    assert all(len({*labels[units == unit]}) == 1 and labels.sum() == 20 for labels in seen for unit in range(8))
+
+
+def test_permutation_p_counts_what_was_seen_and_ties():
+    words = ["nurse", "cook", "guard", "clerk"]
+    assert permutation_p(lambda _: 1.0, words, [True, True, False, False], shuffles=9) == 1
+    values = np.array([9.0, 8, 1, 0] * 6) + np.arange(24)
+    assert (
+        permutation_p(lambda seen: values[seen].mean(), np.arange(24), values > np.median(values), shuffles=99) == 0.01
+    )

@@ -1,0 +1,155 @@
+"""Batches: padding on either side counts for nothing, and whatever is no batch is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_batches
+
+from course_utils.text.batches import Batches, padded, read_batch, read_batches, rows_of, text_of
+
+MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+IDS = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 0]])
+
+
+def read(batch):
+    return read_batch(batch, vocab_size=10, device="cpu")
+
+
+@pytest.mark.parametrize(("side", "real"), [("right", [[1, 1, 0], [1, 1, 1]]), ("left", [[0, 1, 1], [1, 1, 1]])])
+def test_shorter_rows_are_padded_on_either_side(side, real):
+    batch = padded([[5, 6], [7, 8, 9]], side=side)
+    assert batch["attention_mask"].tolist() == real
+    assert batch["input_ids"][batch["attention_mask"].bool()].tolist() == [5, 6, 7, 8, 9]
+
+
+def test_positions_and_predictions_count_real_tokens():
+    batch = read({"input_ids": IDS.int(), "attention_mask": MASK.bool()})
+    assert batch.position_ids.tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+    assert batch.predicted.tolist() == [[False, False, True], [True, True, False]]
+    assert {tensor.dtype for tensor in (batch.input_ids, batch.attention_mask, batch.position_ids)} == {torch.int64}
+    assert set(batch.inputs()) == {"input_ids", "attention_mask", "position_ids"}
+
+
+def test_unpadded_batches_leave_positions_to_the_model():
+    batch = read({"input_ids": IDS})
+    assert batch.real.all() and set(batch.inputs()) == {"input_ids"}
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (IDS, "mapping"),
+        ({"tokens": IDS}, "mapping"),
+        ({"input_ids": IDS[0]}, "rows, length"),
+        ({"input_ids": IDS.float()}, "integers"),
+        ({"input_ids": IDS[:0]}, "at least one token"),
+        ({"input_ids": IDS + 1}, r"must lie in \[0, 10\)"),
+        ({"input_ids": IDS - 1}, r"got -1 to 8"),
+        ({"input_ids": IDS, "attention_mask": MASK[:1]}, "in the shape of"),
+        ({"input_ids": IDS, "attention_mask": MASK * 2}, "0 or 1"),
+        ({"input_ids": IDS, "attention_mask": MASK * 0}, "padding"),
+        ({"input_ids": IDS, "labels": IDS[:1]}, r"'labels' must have the shape of 'input_ids' \[2, 4\]"),
+        ({"input_ids": IDS, "labels": IDS.roll(-1, 1)}, "They aren't shifted"),
+        ({"input_ids": IDS, "labels": IDS * 0 - 100}, "Nothing of a batch is learned"),
+    ],
+)
+def test_what_is_no_batch_is_refused(batch, message):
+    with pytest.raises(ValueError, match=message):
+        read(batch)
+
+
+def test_batches_come_one_by_one_and_at_least_one():
+    asked = []
+
+    def source():
+        for number in range(2):
+            asked.append(number)
+            yield {"input_ids": IDS}
+
+    batches = read_batches(source(), vocab_size=10, device="cpu")
+    next(batches)
+    assert asked == [0]
+    for wrong, message in (([], "empty"), ({"input_ids": IDS}, "Wrap it in a list"), (IDS, "Wrap it in a list")):
+        with pytest.raises(ValueError, match=message):
+            list(read_batches(wrong, vocab_size=10, device="cpu"))
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "words", object()])
+def test_what_holds_no_batches_is_refused(wrong):
+    with pytest.raises(ValueError, match="^'batches' must be an iterable of batches, such as a list of mappings; got "):
+        list(read_batches(wrong, vocab_size=10, device="cpu"))
+
+
+def test_a_model_without_numbers_cannot_read():
+    with pytest.raises(ValueError, match="'meta' device"):
+        read_batch({"input_ids": torch.ones(1, 2, dtype=torch.long)}, vocab_size=9, device="meta")
+
+
+def test_labels_say_what_is_learned_and_padding_never_is():
+    labels = torch.tensor([[0, 0, 5, -100], [-100, -100, 9, 0]])
+    batch = read({"input_ids": IDS, "attention_mask": MASK, "labels": labels})
+    assert batch.learned.tolist() == [[False, False, True, False], [False, False, True, False]]
+    assert batch.predicted.tolist() == [[False, False, False], [False, True, False]]
+    plain, labelled = read({"input_ids": IDS}), read({"input_ids": IDS, "labels": IDS})
+    assert plain.learned.all() and labelled.learned.all()
+
+
+def test_batches_are_read_when_they_are_asked_for():
+    class Stored(list):
+        asked = 0
+
+        def __getitem__(self, place):
+            self.asked += 1
+            return super().__getitem__(place)
+
+    stored = Stored([{"input_ids": IDS}, {"input_ids": IDS[:1]}])
+    batches = Batches(stored, vocab_size=10, device="cpu")
+    assert len(batches) == 2 and batches[1].input_ids.tolist() == IDS[:1].tolist() and stored.asked == 1
+    assert [len(batch.input_ids) for batch in batches] == [2, 1] and stored.asked == 4  # the end is asked for as well
+    assert len(Batches(iter(stored), vocab_size=10, device="cpu")) == 2, "an iterator is kept"
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"), [([], "empty"), ([{"input_ids": IDS}, {"input_ids": IDS + 1}], "lie in")]
+)
+def test_batches_that_cannot_be_read_are_refused_at_once(batches, message):
+    with pytest.raises(ValueError, match=message):
+        Batches(batches, vocab_size=10, device="cpu")
+
+
+# What stands for text: its rows, whatever pads them, and in which batch they are
+
+
+def read_all(batches):
+    return list(read_batches(batches, vocab_size=97, device="cpu"))
+
+
+def test_padding_does_not_count_and_everything_else_does():
+    texts = {padding: text_of(read_all(tiny_batches(padding=padding))) for padding in ("left", "right")}
+    assert texts["left"] == texts["right"]
+    row = torch.arange(3, 15)
+    others = [[row], [row.flip(0)], [row[:6], row[6:]], [row[:4], row[4:8], row[8:]]]
+    found = {text_of(read_all([{"input_ids": torch.stack(rows)}])) for rows in others}
+    found.add(text_of(read_all([{"input_ids": half[None]} for half in (row[:6], row[6:])])))
+    assert len(found) == len(others) + 1
+    assert text_of([]) == "none"
+
+
+def test_what_is_learned_counts_and_all_of_it_is_as_if_nothing_were_said():
+    ids = torch.arange(3, 9)[None]
+    plain, whole, three, others = (
+        text_of(read_all([{"input_ids": ids} | ({} if labels is None else {"labels": labels})]))
+        for labels in (None, ids, ids.where(ids > 5, -100), ids.where(ids % 2 == 0, -100))
+    )
+    assert plain == whole and len({plain, three, others}) == 3
+    assert "3 tokens to predict" in three and "3 tokens to predict" in others
+
+
+def test_gaps_count():
+    ids, mask = torch.arange(3, 8)[None], torch.tensor([[1, 1, 0, 1, 1]])
+    (with_gap,), (without,) = (
+        read_all([{"input_ids": ids, "attention_mask": mask}]),
+        read_all([{"input_ids": ids[:, mask[0] == 1]}]),
+    )
+    assert rows_of(with_gap) != rows_of(without)
