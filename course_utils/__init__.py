@@ -6,6 +6,6 @@
 
 from course_utils.moved import redirect_old_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 redirect_old_names()
