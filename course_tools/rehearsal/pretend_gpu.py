@@ -13,6 +13,7 @@ operation needs for itself while it runs, and the driver's own memory.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_tools.rehearsal.card import T4, Card, Ledger
@@ -71,7 +73,13 @@ class PretendGPU(TorchDispatchMode):
         self._stack.enter_context(mock.patch.object(torch.accelerator, "synchronize", return_value=None))
         autocast = _without_autocast(torch.autocast.__enter__)
         self._stack.enter_context(mock.patch.object(torch.autocast, "__enter__", autocast))
-        self._stack.enter_context(_Functions(self))
+        functions = _Functions(self)
+        engine = functools.partial(functions.run_backward, torch.autograd._engine_run_backward)
+        self._stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", engine))
+        # What is computed again is compared with the first time, but not its device: inside of torch that is another.
+        checks = {"default": lambda tensor: (tensor.shape, tensor.dtype)}
+        self._stack.enter_context(mock.patch.dict(checkpoint._allowed_determinism_checks_to_fns, checks))
+        self._stack.enter_context(functions)
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
@@ -119,9 +127,6 @@ class _Functions(TorchFunctionMode):
             return func(*args) if answer is None else answer
         if func in _ABOUT or getattr(func, "__name__", "") == "__get__":
             return func(*args, **kwargs)
-        if func is Tensor.backward:  # it may run Python code: hooks, and what is computed again
-            with self, self._card.making(None):
-                return _backward(*args, **kwargs)
         if func in (Tensor.cuda, Tensor.cpu):
             func, args, kwargs = Tensor.to, (args[0], _CUDA if func is Tensor.cuda else _CPU), {}
         if func is nn.functional.scaled_dot_product_attention and self._holds(args[0]) and args[0].dim() == 4:
@@ -159,6 +164,11 @@ class _Functions(TorchFunctionMode):
             self._card.keep(result, given)
         return result
 
+    def run_backward(self, run: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Backward runs Python code as well, hooks and what is computed again, which must see the card."""
+        with self, self._card.making(None):
+            return run(*args, **kwargs)
+
     def _device(self, func: Any, args: tuple, kwargs: dict) -> torch.device | None:
         """The device that a call names, if it does."""
         if func is Tensor.to and len(args) > 1 and isinstance(args[1], Tensor):
@@ -184,17 +194,6 @@ def _tensors(values: Iterable) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, tuple | list):
             yield from _tensors(value)
-
-
-def _backward(
-    tensor: Tensor,
-    gradient: Tensor | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: Any = None,
-) -> None:
-    """As ``Tensor.backward`` does it where nobody listens."""
-    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
 
 def _without_autocast(enter: Callable) -> Callable:
