@@ -51,7 +51,7 @@ def folder() -> str:
 def own_text() -> list[str]:
     """A file of one's own text, of as many documents as it takes."""
     path = Path(folder(), "own.jsonl")
-    path.write_text("".join(f'{{"text": "{text}"}}\n' for text in TEXTS), encoding="utf-8")
+    path.write_text("".join(f'{{"text": "{text}"}}\n' for text in (*TEXTS, "w10")), encoding="utf-8")
     return [str(path)]
 
 

@@ -47,7 +47,6 @@ LEFT_OUT = {
     "compress.estimate": "takes what command_line has read",
     "compress.folder": "takes what command_line has read",
     "compress.learning": "takes what command_line has read",
-    "compress.order": "takes what command_line has read",
     "compress.run": "takes what command_line has read",
     "compress.telling": "takes what command_line has read",
     "compress.text": "takes what command_line has read",

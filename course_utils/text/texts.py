@@ -252,7 +252,12 @@ def level(text: str) -> str:
 
     >>> level("Cafe\u0301  au\nLAIT") == level("Caf\u00e9 au lait")
     True
+
+    Raises:
+        ValueError: it isn't a string.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"'text' must be a string; got {text!r}.")
     composed = unicodedata.normalize("NFC", text)
     return "".join(unicodedata.normalize("NFC", composed.casefold()).split())
 

@@ -22,6 +22,6 @@ def test_the_base_is_what_pruning_needs():
     """Whoever prunes a model of their own installs no benchmark, no plot, no notebook."""
     assert {line.partition(">")[0] for line in requirements.needed()} == {
         "torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "scipy", "tqdm", "pooch",
-        "filelock", "psutil",
+        "filelock", "lazy-loader", "psutil",
     }  # fmt: skip
     assert requirements.project()["name"] == "pruning-llms"

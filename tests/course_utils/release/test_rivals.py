@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import tiny_model, word_tokenizer
 
-import course_utils
+from course_utils import release
 from course_utils.measuring.evaluation import perplexity
 from course_utils.models.loading import load_model, variant
 from course_utils.models.reports import model_size
@@ -110,7 +110,7 @@ def test_a_model_that_no_file_holds_is_no_error(tmp_path):
 
 def test_a_missing_package_is_named_with_its_extra(models, tmp_path, monkeypatch):
     whole, _, tokenizer = models
-    monkeypatch.delattr(course_utils, "export")
+    monkeypatch.delattr(release, "export")
     monkeypatch.delitem(sys.modules, "course_utils.release.export")
     monkeypatch.setitem(sys.modules, "gguf", None)
     found, reason = in_fewer_bits(whole, tokenizer, TEXT, folder=tmp_path)
