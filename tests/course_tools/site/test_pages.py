@@ -331,7 +331,7 @@ def test_unknown_place_and_drawing_are_refused(small):
 
 def test_layers_are_a_list(sources):
     text = dict(sources.pages())["docs/house.md"]
-    assert "mermaid" not in text and re.search(r'<ol class="layers".*<strong>opening</strong> checks', text)
+    assert "mermaid" not in text and re.search(r'<ol class="layers".*<strong>support</strong> files', text)
 
 
 def test_nothing_is_left_out_of_the_contents(sources):
