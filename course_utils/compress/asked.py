@@ -9,9 +9,9 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from course_utils.compress import Budget, Candidate, candidates, outline_of
 from course_utils.compress.folder import refuse_sources_in_the_way, refuse_what_others_made
 from course_utils.compress.order import Order
+from course_utils.compress.search import Budget, Candidate, candidates, outline_of
 from course_utils.healing.distillation.memory import outline
 from course_utils.support import checks
 from course_utils.support.extras import brought

@@ -9,9 +9,9 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from course_utils.compress import Candidate, outline_of
 from course_utils.compress.learning import recipe_for
 from course_utils.compress.order import Order
+from course_utils.compress.search import Candidate, outline_of
 from course_utils.compress.text import CHOSEN, JUDGED, SCORED
 from course_utils.healing.distillation.memory import memory_plan, outline
 from course_utils.measuring.benchmarking import stopwatch

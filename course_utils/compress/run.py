@@ -24,7 +24,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.compress import AXES, Budget, Candidate, Importance, folder, importance, rank, shrink, telling
+from course_utils.compress import folder, telling
 from course_utils.compress.asked import (
     refuse_odd_text,
     refuse_places,
@@ -36,6 +36,9 @@ from course_utils.compress.asked import (
 from course_utils.compress.estimate import estimate
 from course_utils.compress.learning import recipe_for
 from course_utils.compress.order import Order
+from course_utils.compress.ranking import rank
+from course_utils.compress.scores import AXES, Importance, importance
+from course_utils.compress.search import Budget, Candidate, shrink
 from course_utils.compress.text import Text, begun_on
 from course_utils.healing.distillation import distill
 from course_utils.healing.distillation.processes import alone

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from course_utils.compress import Budget, Candidate
 from course_utils.compress.order import LEARNING, Order
+from course_utils.compress.search import Budget, Candidate
 from course_utils.compress.text import Text, documents_in
 from course_utils.measuring.evaluation import perplexity_ratio
 from course_utils.models.reports import with_interval

@@ -95,7 +95,7 @@ def check_cut(
 
     Args:
         family: of the model.
-        attempt: function (model, *given) -> the same model, with fewer neurons in every MLP.
+        attempt: gives a model of the same kind, with fewer neurons in every MLP, from a model and what is given.
         base: a whole model, which must stay as it is.
         *given: what the attempt gets behind the model.
         may_change: endings of names of parameters that may get other numbers, besides those of neurons.

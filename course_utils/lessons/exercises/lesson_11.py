@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course_utils.compress import Budget, Candidate, candidates
+from course_utils.compress.search import Budget, Candidate, candidates
 from course_utils.lessons.exercises import Attempt, assigned, exercise, require
 from course_utils.measuring.evaluation import Perplexity
 from course_utils.models.loading import tiny_llama

@@ -107,9 +107,9 @@ def lesson():
     cells = [cell.source for cell in read_lesson(LESSON).cells]
     base, tokenizer = load_model(MODEL, device="cpu")
     names = {"base": base, "tokenizer": tokenizer, "torch": torch, "blocks": base.transformer.h}
-    names |= {"judging_rows": judging_rows, "token_blocks": token_blocks}
+    names |= {"judging_rows": judging_rows, "token_blocks": token_blocks, "session": SimpleNamespace(seed=0)}
     names |= {"neuron_importance": neuron_importance, "neuron_means": neuron_means}
-    for begin, end in (("texts = judging_rows", "def damage"), ("batches = calibration", "print(f")):
+    for begin, end in (("texts = judging_rows", "def damage"), ("batches = calibration", "arms = {")):
         (source,) = (cell for cell in cells if begin in cell)
         exec(source[source.index(begin) : source.index(end)], names)
     return SimpleNamespace(**names)
