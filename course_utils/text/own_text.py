@@ -655,7 +655,8 @@ class _Cutter:
             )
         if learned[0] >= self.length:
             return Skipped(
-                document.place, f"its first answer begins after {learned[0]} tokens, and rows have {self.length}"
+                document.place,
+                f"its first answer begins after {learned[0]} tokens, and rows have {self.length} (--length)",
             )
         return self._padded(row[: self.length])
 
