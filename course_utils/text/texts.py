@@ -386,7 +386,7 @@ def judging_rows(tokenizer: PreTrainedTokenizerBase, *, draw: int = 0) -> dict[s
 
     Args:
         tokenizer: see ``token_blocks``.
-        draw: 0 for the lessons' own rows; 1 and 2 for others, which show whether a verdict hangs on the rows.
+        draw: 0 for the lessons' own rows; 1 and 2 for others, which show whether a verdict depends on the rows.
 
     Raises:
         ValueError: ``draw`` isn't 0, 1 or 2; see ``token_blocks`` as well.

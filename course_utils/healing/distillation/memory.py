@@ -96,8 +96,8 @@ def memory_plan(
     parts = describe(student)
     if parts.is_mixture:
         raise UnsupportedArchitecture(
-            f"{type(student).__name__} is a mixture of experts: what it keeps for its backward pass hangs on where its "
-            "tokens are sent, which no shapes tell. Measure a step."
+            f"{type(student).__name__} is a mixture of experts: what it keeps for its backward pass depends on where "
+            "its tokens are sent, which no shapes tell. Measure a step."
         )
     asked: list[Tensor] = [describe(teacher).head.weight] if teacher_states else [*teacher.parameters()]
     if recipe.lora_rank:
