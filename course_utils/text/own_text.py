@@ -49,15 +49,7 @@ _DATED = (
     "{% macro strftime_now(format) %}{% set written = namespace(text=format) %}{% for code, value in of_date.items() %}"
     "{% set written.text = written.text.replace(code, value) %}{% endfor %}{{ written.text }}{% endmacro %}"
 )
-_CODES = ("%a", "%A", "%w", "%d", "%-d", "%e", "%b", "%B", "%m", "%-m", "%y", "%Y", "%j", "%H", "%I", "%M", "%S", "%p")
-_CHAT = -1  # in place of a chat's size
-_TODAY = "strftime_now"  # how a chat template asks for the date
-# Put before such a template: it writes the date that it is given. (transformers hands no functions to a template.)
-_DATED = (
-    "{% macro strftime_now(format) %}{% set written = namespace(text=format) %}{% for code, value in of_date.items() %}"
-    "{% set written.text = written.text.replace(code, value) %}{% endfor %}{{ written.text }}{% endmacro %}"
-)
-_CODES = ("%a", "%A", "%w", "%d", "%-d", "%e", "%b", "%B", "%m", "%-m", "%y", "%Y", "%j", "%H", "%I", "%M", "%S", "%p")
+_CODES = ("%a", "%A", "%w", "%d", "%b", "%B", "%m", "%y", "%Y", "%j", "%H", "%I", "%M", "%S", "%p")
 
 
 @dataclass
@@ -676,7 +668,9 @@ class _Cutter:
         template, form = self.tokenizer.get_chat_template(None, tools), dict[str, Any]()
         if _TODAY in template:  # or the rows of a stopped run would be others the day after
             form["chat_template"] = _DATED + template
-            form["of_date"] = {code: self.date.strftime(code) for code in _CODES}
+            day, month = self.date.day, self.date.month  # Windows' strftime refuses these three codes
+            form["of_date"] = {"%-d": f"{day}", "%e": f"{day:2}", "%-m": f"{month}"}
+            form["of_date"] |= {code: self.date.strftime(code) for code in _CODES}
         rendered = written(len(document.messages))
         answers = []
         for number, message in enumerate(document.messages):

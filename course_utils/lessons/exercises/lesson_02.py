@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 from transformers import LlamaForCausalLM
 
 from course_utils.lessons.exercises import Attempt, exercise, require, true_or_false
@@ -203,10 +202,6 @@ def _same_rows(original: Matrices, rescued: Matrices, other: Matrices) -> bool:
 def _places(matrices: Matrices, original: Matrices) -> list[list[int]]:
     """For each matrix the numbers of its neurons, -1 for rows that aren't the original's."""
     return [numbers_in(rows, known) for rows, known in zip(_by_neuron(matrices), _by_neuron(original), strict=True)]
-
-
-def _glu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    return (silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
 def _tiny_glu(seed: int, *, width: int, hidden: int = 3) -> Matrices:
