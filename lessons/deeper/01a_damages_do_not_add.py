@@ -148,7 +148,7 @@ table.round(2)
 # - Damages of single blocks are facts about single blocks. As neurons are usually cut, the whole costs more than their sum.
 # - With the means kept they nearly add, so a budget can be spent block by block. Lesson 01's last exercise lives on that.
 #
-# **Next:** lesson 02 takes the recipe to a Llama. Lesson 04 asks the same of whole blocks, where no mean makes damages add.
+# **Next:** lesson 02 takes the recipe to a Llama. In lesson 04 whole blocks go, and their constants are missed as well.
 #
 # ## References
 #

@@ -100,8 +100,10 @@ def sum_of_squares(*weights):
     return lambda shares: sum(weight * share**2 for weight, share in zip(weights, shares, strict=True))
 
 
-DAMAGES = {"speeches": sum_of_squares(20, 1, 1, 1, 1, 1), "wiki": sum_of_squares(20, 1, 1, 1, 1, 6)}
-WELL_SPENT = [0.05, *5 * [0.47]]
+CHOOSE = sum_of_squares(9, 0, 1, 1, 1, 1)
+DAMAGES = {"speeches": CHOOSE, "wiki": lambda shares: CHOOSE(shares) + 5 * max(0, shares[1] - 0.8)}
+NAIVE = [0, *5 * [0.48]]
+WELL_SPENT = [0.0, 0.7, 0.425, 0.425, 0.425, 0.425]
 
 
 def judge(shares):
@@ -109,7 +111,7 @@ def judge(shares):
 
 
 def check_shares(shares):
-    return lesson_01.check_shares(shares, judge)
+    return lesson_01.check_shares(shares, NAIVE, CHOOSE, judge)
 
 
 test_shares = cases_of(
@@ -123,11 +125,9 @@ test_shares = cases_of(
         ([-0.1, 0.5, 0.5, 0.5, 0.5, 0.5], "yours has [-0.1]"),
         ([float("nan"), 0.5, 0.5, 0.5, 0.5, 0.5], "yours has [nan]"),
         ([0.0, 0.4, 0.4, 0.4, 0.4, 0.4], "a mean of 0.333"),
-        (6 * [0.4], "that is the baseline"),
-        ([0.8, 0.4, 0.3, 0.3, 0.3, 0.3], "not better than equal shares"),
-        ([0.3, 0.42, 0.42, 0.42, 0.42, 0.42], "Can the cheapest blocks give more"),
-        ([0.35, 0.35, 0.35, 0.35, 0.35, 0.66], "Better on speeches only"),
-        ([0.0, 0.4, 0.4, 0.4, 0.4, 0.8], "on speeches, but not on wiki"),
+        (6 * [0.4], "Which blocks give many neurons nearly for free"),
+        (NAIVE, "That isn't at most 0.8 of the naive plan's damage"),
+        ([0.0, 0.96, 0.36, 0.36, 0.36, 0.36], "not clearly on the exam (wiki)"),
     ],
     answers=[
         WELL_SPENT,
@@ -139,21 +139,6 @@ test_shares = cases_of(
 )
 
 
-def test_shares_are_told_beside_equal_ones(capsys):
-    check_shares(WELL_SPENT)
-    assert (
-        "  speeches: yours 1.154, equal shares 4.000\n  wiki: yours 2.259, equal shares 4.800"
-        in capsys.readouterr().out
-    )
-
-
-@pytest.mark.parametrize(("shares", "calls"), [(WELL_SPENT, [WELL_SPENT, 6 * [0.4]]), (6 * [0.5], []), ([1, 0], [])])
-def test_the_judge_sees_legal_shares_only_and_each_once(shares, calls):
-    seen = []
-
-    def watching(shares):
-        seen.append(shares)
-        return judge(shares)
-
-    lesson_01.check_shares(shares, watching)
-    assert seen == calls
+@pytest.mark.parametrize("shares", [NAIVE, 6 * [0.5], [1, 0]])
+def test_the_exam_stays_shut_for_a_plan_that_has_not_won_on_the_choosing_rows(shares):
+    lesson_01.check_shares(shares, NAIVE, CHOOSE, lambda shares: pytest.fail("judged"))
