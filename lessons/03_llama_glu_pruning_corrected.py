@@ -2,41 +2,48 @@
 # jupyter:
 #   course:
 #     title: "GLU pruning done right: which neurons must stay"
-#     prerequisites: lesson 01 (hooks, nineteen random cuts, pruned equals masked), lesson 02 (a GLU's neuron, ratios, guessing)
+#     prerequisites: lesson 01 (hooks, nineteen random cuts, a constant isn't nothing), lesson 02 (a GLU's neuron, guessing)
 #     assets: [smollm2, texts, speeches]
-#     concepts: [residual stream, peak-to-peak, contribution, paired interval, search by halves, patching, needed but not enough]
+#     concepts: [residual stream, search by halves, attention sink, massive activations, patching, peak-to-peak, paired interval]
 # ---
 
 # %% [markdown]
 # ## The question
 #
-# A Llama's neurons are cut, and the cut is exact. Which neurons must not go, and what finds them?
+# Nineteen times we cut a tenth of a Llama's neurons blindly. Eighteen times it gets over it. Once it is ruined. What did that
+# cut hit?
 #
-# **Answer.** A look at a little text: scored by what they add there, a tenth goes at less cost than in any of 19 random
-# cuts. Weights alone lose to chance. One cut kills, until either of two neurons returns.
+# <details><summary>The answer, if you want it now</summary>
+#
+# **Answer.** Two neurons out of 4,590. They keep the first token silent, and that token is where attention heads look when they
+# have nothing to say. Without the two it talks.
+#
+# </details>
 
 # %% [markdown] tags=["notes"]
-# **The point:** an exact cut can be a bad one. Text finds what must stay; a search by halves finds why a cut kills.
+# **The point:** a disaster can have a cause of two neurons, one can find it in fifty runs of the model, and one can say *why*. The
+# reason is the attention sink, which the room will meet again in lesson 04.
 #
-# **Usual questions:** "Why not protect those two and be done?" Another cut has others: exercise 4. "Why the first token?" Nearly
-# all attention heads look at it. What in its state does it stays open.
+# **Usual questions:** "Why the first token?" Every later token can see it, so it is the one place that is always there. "Does every
+# model do this?" Nearly all large ones; see the references. "Why not protect those two and be done?" Another cut has others: the last
+# exercise.
 #
-# **Wrong turns:** judging on the text that chose; a threshold in the search, where two halves want comparing; taking
-# "needed" for "enough".
+# **Wrong turns:** a threshold in the search, where two halves want comparing; taking "needed" for "enough"; judging on the text that
+# chose.
 #
-# **At the end you have** criteria for a Llama beside nineteen random cuts, the two neurons behind the worst of them, and
-# a search that finds such neurons in any cut.
+# **At the end you have** the two neurons behind the worst of nineteen cuts, a proof of what they are for, and scores for a Llama's
+# neurons beside blind choice.
 
 # %% tags=["install"]
 
 # %%
-import itertools
 import math
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from course_utils.lessons import claim, diagrams, here
@@ -46,48 +53,35 @@ from course_utils.support import (
 
 session = start("03")
 style()
-record = read_record("random_cuts")  # of the embedded profile's Llama
+record = read_record("random_cuts")  # cuts of a tenth, 48 rows of each text
 record["times"] = np.exp(record.damage)  # perplexity, × that of the whole model
+record = record[record.dtype == "float32"]
 
 
-def arm(criterion, edit, text="speeches", dtype="float32"):
+def recorded(criterion, edit, text):
     """The record's rows for one kind of cut, by seed."""
     chosen = (record.criterion == criterion) & (record.edit == edit)
-    chosen &= (record.text == text) & (record.dtype == dtype)
-    return record[chosen].set_index("seed")
+    return record[chosen & (record.text == text)].set_index("seed")
 
 
 # %%
-_, panels = plt.subplots(1, 2, figsize=(11, 5.4), sharey=True, layout="constrained")
+_, panels = plt.subplots(1, 2, figsize=(8, 4.6), sharey=True, layout="constrained")
 for panel, text in zip(panels, ("speeches", "wiki"), strict=True):
-    for name in ("random", "L1", "peak-to-peak", "activation"):
-        heights = arm(name, "shared", text).times
-        panel.plot([0] * len(heights), heights, linestyle="none", **mark(name))
-    far = arm("random", "shared", text).times.idxmax()
-    for name, edit, seed, place in (
-        ("random", "two put back", far, 1),
-        ("random", "stream put back", far, 2),
-        ("L1", "stream put back", 0, 2),
-    ):
-        ends = [arm(name, kind, text).times[seed] for kind in ("shared", edit)]
-        panel.plot([0, place], ends, **mark(name) | {"label": "_", "linewidth": 1})
-    uncut = arm("", "", text).nats.iloc[0]
-    panel.axhline(math.exp(math.log(49_152) - uncut), **mark("guessing"))
-    names = ["10 % cut", "two neurons\nput back", "first token's\nstate put back"]
-    panel.set_xticks([0, 1, 2], names)
-    panel.set(title=text, yscale="log", xlim=(-0.3, 2.4))
+    heights = recorded("random", "shared", text).times
+    panel.plot([0] * len(heights), heights, linestyle="none", **mark("random"))
+    panel.set_xticks([0], ["10 % cut, blindly"])
+    panel.set(title=text, yscale="log", ylim=(1, 50))
     log_ticks(panel.yaxis)
 panels[0].set(ylabel="perplexity, × the whole model's")
-panels[1].legend(loc="center right")
 show(
-    "Two panels, speeches and wiki, logarithmic. Of 19 grey dots of random cuts "
-    "one lies far above the others; lines lead from it down to the others' level, "
-    "with two neurons put back and with the first token's state put back. "
-    "L1's line stays high."
+    "Two panels, speeches and wiki, logarithmic. Eighteen grey dots lie between "
+    "1.6 and 4 times the whole model's perplexity; one lies far above, beyond 30."
 )
 
 # %% [markdown]
-# *A tenth of the neurons go. Each grey dot is a blind choice; lower is better.*
+# Each dot is a Llama that lost a tenth of its neurons, 4,590 of them, drawn blindly. (Perplexity is $e$ to the loss. × 2 means that the
+# model hesitates between twice as many words.) Eighteen cuts are alike. The nineteenth took no more neurons than the others, and
+# from the same blocks. What did it hit?
 #
 # ## What a neuron adds
 
@@ -99,52 +93,13 @@ show(
 )
 
 # %% [markdown]
-# Each token has a state, a vector that runs through the model: the **residual stream**. Attention and MLP read it and *add* to
-# it. In a Llama the MLP adds
+# Each token has a state, a vector that runs through the model from block to block: the **residual stream**. Attention and MLP read the
+# state and *add* to it. In a Llama the MLP adds
 #
 # $$\mathrm{MLP}(x) = W_{down}\,a, \qquad a = \mathrm{silu}(W_{gate}\,x) \odot W_{up}\,x$$
 #
-# What neuron $j$ adds is its number $a_j$ times its column of `down_proj`. It goes as a whole, so it gets **one** score.
-#
-# The first score looks at weights only, **peak-to-peak** (Martra 2024): the largest weight plus the size of the smallest, of both rows.
-#
-# $$\mathrm{score}_j = \sum_{W \in \{gate,\, up\}} \max_i W[j, i] + | \min_i W[j, i] |$$
-
-# %% [markdown]
-# ### Exercise 1 · ●○○ · 4 minutes
-#
-# Write `peak_to_peak(mlp)`: one score for each neuron of a `LlamaMLP`, whose `gate_proj`, `up_proj` and `down_proj` are
-# `nn.Linear`.
-#
-# <details><summary>Hint</summary>
-#
-# An `nn.Linear` stores [outputs, inputs]. `amax` and `amin` take a `dim`.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_03 import check_peak_to_peak
-
-
-# BEGIN SOLUTION
-def peak_to_peak(mlp):
-    scores = 0
-    for layer in (mlp.gate_proj, mlp.up_proj):
-        scores = scores + layer.weight.amax(dim=1) + layer.weight.amin(dim=1).abs()
-    return scores
-
-
-# END SOLUTION
-# BEGIN STUB
-# def peak_to_peak(mlp):
-#     ...  # one score [neurons]
-# END STUB
-check_peak_to_peak(peak_to_peak)
-
-# %% [markdown]
-# ## Cut, and proved
-#
-# From here on a cut is a list of pairs (block, neuron) that go. Lesson 02's surgery, and *pruned equals masked*.
+# So neuron $j$ adds its number $a_j$ times its column of `down_proj`. From lesson 02 you know the right surgery: the neuron's rows of
+# gate and up and its column of down go together. Here is that surgery again, and the proof that it is exact.
 
 # %%
 from course_utils.models import describe, load_model, variant
@@ -152,7 +107,7 @@ from course_utils.pruning import neuron_importance, strongest
 
 
 def lowest(scores, ratio=0.1):
-    """The neurons that go, (block, neuron), when so many of each block do."""
+    """The neurons that go, as (block, neuron), when so many of each block do."""
     gone = []
     for block, values in enumerate(scores):
         stay = set(strongest(values, ratio).tolist())
@@ -170,31 +125,37 @@ def without(model, gone):
 
 
 exact, tokenizer = load_model("llama")  # float32
-gone = lowest(neuron_importance(exact, "peak_to_peak"))
-masked = variant(exact)  # the same neurons silent: their columns are zero
+gone = lowest(neuron_importance(exact, "random", seed=0))
+masked = variant(exact)  # the same neurons are silent: their columns are zero
 for block, mlp in enumerate(describe(masked).mlps):
     weight = mlp.down.weight.detach().clone()
     weight[:, [n for b, n in gone if b == block]] = 0
-    mlp.down.weight = torch.nn.Parameter(weight)
+    mlp.down.weight = nn.Parameter(weight)
 prompt = tokenizer("The Congress", return_tensors="pt").to(exact.device)
 with torch.no_grad():
     models = exact, without(exact, gone), masked
     whole, pruned, silent = (model(**prompt).logits for model in models)
-print(f"{len(gone):,} neurons go, those with the lowest peak-to-peak")
 off, changed = ((pruned - other).abs().max().item() for other in (silent, whole))
+print(f"{len(gone):,} neurons cut")
 print(f"pruned against masked: {off:.1e}\npruned against whole:  {changed:.1e}")
 claim("The pruned Llama equals the masked one.", [changed - 1000 * off])
 del exact, masked, models
 
 # %% [markdown]
-# ## A score that looks
+# ## Find the culprit
 #
-# What a neuron adds can be measured: its size on text, root mean square over the tokens, times the length of its column.
-# Lesson 01 called it `activation`.
+# We draw the nineteen cuts again and measure them on two short rows of speeches. That is enough to recognise the bad one. Later we
+# judge on other rows, which choose nothing.
 #
-# $$\mathrm{score}_j = \mathrm{rms}_t(a_{tj}) \cdot \lVert W_{down}[:, j] \rVert$$
+# **Predict before you run.** How many of its 4,590 neurons are to blame for the disaster: most of them together, some hundreds, or a
+# handful? Because …
 #
-# Other speeches measure than those that judge.
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# A handful, and the next exercise finds the first of them. Had the harm come from many small losses, other cuts would have been nearly
+# as bad. One outlier among nineteen smells of something that is either hit or missed.
+#
+# </details>
 
 # %%
 from course_utils.measuring import perplexity
@@ -202,21 +163,92 @@ from course_utils.text import judging_rows, token_blocks
 
 pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
 sampled = pool.sample(74, seed=session.seed)
-choosing, calibration = sampled[:6], sampled[10:]  # the record: [:10]
-batches = calibration.batches(16)
-judges = judging_rows(tokenizer, draw=session.seed)  # 48 rows, as in the record
+choosing, few = sampled[:6], sampled[:2]
+batches = sampled[10:].batches(16)  # for scores that read text
+judges = judging_rows(tokenizer, draw=session.seed)
 judges = {text: rows[:10] for text, rows in judges.items()}
-
 base, _ = load_model("llama", dtype=safe_dtype(session.dtype))
 base.requires_grad_(False)
 
 
 def nats(model, rows):
-    """Loss in nats a token; all rows in one batch, so the weights are read once."""
+    """Loss in nats per token."""
     return perplexity(model, rows, batch_size=len(rows)).nll
 
 
-intact = {text: nats(base, rows) for text, rows in judges.items()}
+intact = {text: nats(base, judges[text]) for text in judges}
+whole_few = nats(base, few)
+chance, harms = {}, {}
+for seed in tqdm(range(19), desc="random cuts"):
+    chance[seed] = lowest(neuron_importance(base, "random", seed=seed))
+    harms[seed] = nats(without(base, chance[seed]), few) - whole_few
+ranked = sorted(harms, key=harms.get)
+fatal, harmless = ranked[-1], ranked[9]
+print(f"the median cut: × {math.exp(harms[harmless]):.1f}")
+print(f"the worst, number {fatal}: × {math.exp(harms[fatal]):.0f}")
+times_worse = math.exp(harms[fatal] - harms[harmless])
+here("One cut is over ten times as bad as the median.", [times_worse - 10])
+
+# %%
+disaster, tried = chance[fatal], {}
+
+
+def harm(back):
+    """The damage on the two rows that is left when these neurons come back."""
+    if tuple(back) not in tried:
+        model = without(base, set(disaster) - set(back))
+        tried[tuple(back)] = nats(model, few) - whole_few
+    return tried[tuple(back)]
+
+
+middle = len(disaster) // 2
+print(f"nothing comes back: {harm([]):.2f} nats")
+print(f"the first half comes back: {harm(disaster[:middle]):.2f} nats")
+print(f"the second half comes back: {harm(disaster[middle:]):.2f} nats")
+
+# %% [markdown]
+# ### Exercise 1 · ●●○ · 8 minutes
+#
+# Trying one neuron at a time would take 4,590 runs of the model. Halving takes two dozen. Write `halve(suspects, harm)`: split the suspects
+# into two halves and put each back in turn. The half whose return leaves less harm holds a culprit. Go on with that half
+# until one suspect is left, and return it. `harm(back)` runs a model, so call it only twice per step. The check first plants
+# culprits in lists, then your function searches the disaster.
+#
+# <details><summary>Hint</summary>
+#
+# `middle = len(suspects) // 2`. Compare the halves with each other, not with a fixed number, because how much harm is left differs
+# from cut to cut.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.lessons.exercises.lesson_03 import check_halve
+
+
+# BEGIN SOLUTION
+def halve(suspects, harm):
+    while len(suspects) > 1:
+        middle = len(suspects) // 2
+        left, right = suspects[:middle], suspects[middle:]
+        suspects = left if harm(left) < harm(right) else right
+    return suspects[0]
+
+
+# END SOLUTION
+# BEGIN STUB
+# def halve(suspects, harm):
+#     ...  # one of the suspects
+# END STUB
+check_halve(halve, disaster, harm)
+
+# %% [markdown]
+# ## There are two
+#
+# The library's `by_halves` is the same search. We call it twice: among all neurons, and then among all but the one that it found. If there
+# is only one culprit, the second search can heal nothing.
+
+# %%
+from course_utils.pruning import by_halves
 
 
 def times(model):
@@ -224,30 +256,309 @@ def times(model):
     return [math.exp(nats(model, judges[text]) - intact[text]) for text in judges]
 
 
-def compare(name, factors, criterion, edit, seed=0):
-    """Print × the whole model on each text, as measured here and in the record."""
-    print(f"{name:<15}", end="")
-    for text, value in zip(judges, factors, strict=True):
-        there = arm(criterion, edit, text).times.get(seed, math.nan)
-        print(f"  {text} × {value:.2f} here, {there:.2f} in the record", end="")
-    print()
+first = by_halves(disaster, harm)
+second = by_halves([neuron for neuron in disaster if neuron != first], harm)
+pair = [first, second]
+told = {"the disaster": times(without(base, disaster))}
+told["the first comes back"] = times(without(base, set(disaster) - {first}))
+told["the second comes back"] = times(without(base, set(disaster) - {second}))
+told["both come back"] = times(without(base, set(disaster) - set(pair)))
+told["the median cut"] = times(without(base, chance[harmless]))
+told["the two cut alone"] = times(without(base, pair))
+told = pd.DataFrame(told, index=list(judges)).T
+print(f"block {first[0]}, neuron {first[1]}; block {second[0]}, neuron {second[1]}")
+half = np.log(told.loc["the disaster"]) / 2  # of the damage, in nats
+left = np.log(told.loc[["the first comes back", "the second comes back"]])
+gone = (half - left).to_numpy().ravel()
+here("With either of the two back most of the damage is gone.", gone)
+alone = half - np.log(told.loc["the two cut alone"])
+here("The two alone do less than half of the damage.", alone)
+told.round(1)
+
+# %% [markdown]
+# *Perplexity on rows that chose nothing, × the whole model's.*
+#
+# How can two different neurons each be the cure? Because either of them can do the job alone. Only a cut that takes **both** is a disaster,
+# and that happens to one blind cut in a hundred. We were lucky to see it.
+#
+# The last row is a warning about words. The two are *needed*: with one of them back there is no disaster. They aren't *enough*: taken
+# out of the whole model alone, they cost no more than a random cut does. The disaster needs them gone and the model weakened elsewhere.
+#
+# ## What do the two write?
+#
+# Both sit in the same block. We look at the numbers that they hold, at the first token of a row and at all the others.
+#
+# **Predict before you run.** The block's MLP has over a thousand neurons. Of the vector that they all together write into the *first*
+# token's state, how much comes from these two: 2 %, 20 % or nearly all? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Nearly all, 99 %. At the first token they hold 62 and −36, several times as much as elsewhere. And nearly all of what they write goes
+# into one single channel of the state, number 507.
+#
+# </details>
+
+# %%
+place = first[0]
+layers = base.model.layers
+seen = []
+down = layers[place].mlp.down_proj
+hook = down.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+nats(base, choosing)
+hook.remove()
+held = seen[0].float()  # [rows, tokens, neurons]
+columns = down.weight.float()
+written = held[:, 0].mean(dim=0) @ columns.T  # into the first token's state
+rows = {}
+for block, neuron in pair:
+    own = held[:, 0, neuron].mean() * columns[:, neuron]
+    rows[f"block {block}, neuron {neuron}"] = {
+        "at the first token": held[:, 0, neuron].mean().item(),
+        "at others (rms)": held[:, 1:, neuron].square().mean().sqrt().item(),
+        "share of all written": (own @ written / written.square().sum()).item(),
+        "largest channel": own.abs().argmax().item(),
+    }
+rows = pd.DataFrame(rows).T
+share = rows["share of all written"].sum()
+print(f"the two together write {share:.0%} of it")
+here("Most of what this MLP writes at the first token is theirs.", [share - 0.5])
+louder = rows["at the first token"].abs() - 2 * rows["at others (rms)"]
+claim("Both are over twice as loud at the first token as elsewhere.", louder)
+rows.round(2)
+
+# %% [markdown]
+# ## Where a head looks when it has nothing to say
+#
+# Why would a model build a giant number into the state of its first token? Think of an attention head. Its weights over the tokens before it
+# must sum to one, so it always has to look *somewhere*, even if nothing there is of use. It needs a place where looking
+# changes nothing. The first token is the only one that every later token can see, so models use it as that place: the **attention sink** (Xiao et
+# al. 2023). The giant numbers in its state are the **massive activations** (Sun et al. 2024) that make it recognisable.
+#
+# For a sink to work, two things must hold: heads look at it, and **it says nothing**. What a token says to a head is its *value*, so
+# a sink's values should be small. We measure three things at the first token, behind or in each block: how long its state is, how long its values
+# are beside those of other tokens, and how much of all attention goes to it.
 
 
-print(f"scores: {calibration.num_tokens:,} tokens of other speeches")
-print(f"judges: {len(judges['wiki'])} rows of each text, in the record 48")
+# %%
+@torch.no_grad()
+def watch_first_token(model, rows):
+    """Per block: its state's length, how loud its value is, the attention to it."""
+    model = variant(model)
+    model.set_attn_implementation("eager")  # the one that shows its weights
+    states, values, hooks = [], [], []
+
+    def note(found):
+        return lambda module, inputs, output: found.append(output)
+
+    for layer in model.model.layers:
+        hooks.append(layer.register_forward_hook(note(states)))
+        hooks.append(layer.self_attn.v_proj.register_forward_hook(note(values)))
+    ids = rows.input_ids.to(model.device)
+    found = model.model(ids, output_attentions=True, use_cache=False).attentions
+    for hook in hooks:
+        hook.remove()
+    table = []
+    for state, value, weights in zip(states, values, found, strict=True):
+        length = value.float().norm(dim=-1)  # [rows, tokens]
+        quiet = length[:, 0].mean() / length[:, 1:].mean()
+        looks = weights[:, :, 8:, 0].float().mean()  # of tokens that have a choice
+        table.append((state[:, 0].float().norm(dim=-1).mean(), quiet, looks))
+    return np.array(table, dtype=float)  # [blocks, 3]
+
+
+# %%
+arms = {
+    "the whole model": (base, "whole"),
+    "the median cut": (without(base, chance[harmless]), "random"),
+    "the disaster": (without(base, disaster), "wrong"),
+    "one neuron back": (without(base, set(disaster) - {first}), "neurons"),
+}
+behind = range(place + 1, place + 9)  # the blocks that come next
+first_token, quiet, looks = {}, {}, {}
+for name, (model, _) in arms.items():
+    found = first_token[name] = watch_first_token(model, choosing)
+    quiet[name] = found[behind, 1].mean()
+    looks[name] = found[len(layers) // 2 :, 2].mean()
+    print(f"{name}: it says {quiet[name]:.2f} of what others say", end=", ")
+    print(f"and gets {looks[name]:.0%} of the attention in the second half")
+others = [name for name in arms if name != "the disaster"]
+louder = [quiet["the disaster"] - 2 * quiet[name] for name in others]
+here("In the disaster alone the first token talks.", louder)
+turned = [looks[name] - 1.5 * looks["the disaster"] for name in others]
+claim("In the disaster alone heads turn away from it.", turned)
+
+# %%
+_, panels = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+for name, (_, how) in arms.items():
+    for number, panel in enumerate(panels):
+        look = mark(how) | {"label": name, "markersize": 5, "linestyle": "-"}
+        panel.plot(first_token[name][:, number], **look)
+panels[0].set(title="how long its state is", yscale="log")
+panels[1].set(title="how much it says (others: 1)")
+panels[2].set(title="attention that it gets")
+for panel in panels:
+    panel.axvline(place, linestyle=":", color=mark("whole")["color"])
+    panel.set(xlabel="block")
+panels[0].legend(fontsize="x-small")
+show(
+    "Three panels over the blocks, about the first token. In the whole model, the "
+    "median cut, and with one neuron back its state is long from block 2 on, its "
+    "values are about a fifth of other tokens' in blocks 3 to 9, and half of all "
+    "attention goes to it later. In the disaster its state stays short up to block "
+    "10, its values are as long as others', and attention turns away."
+)
+
+# %% [markdown]
+# *The dotted line is the block of the two neurons. Look at the middle: there the first token ought to be silent.*
+#
+# In the whole model the first token says about a quarter of what other tokens say, and a third of all attention rests on it. In the
+# disaster it talks nearly as loudly as anybody, so heads that look there for silence hear something. From block 12 on they look
+# away, at other tokens. One neuron is enough to bring all of this back, and the median cut, whose damage is small, looks like the whole
+# model.
+#
+# ## Touch it
+#
+# So far that is a story. We test it by touching it. First we put back what the two neurons write, and no neuron: **one constant vector**, the
+# same for every text, added to the first token's state and to nothing else. (Changing one state inside a running model is called *patching*.)
+# We measure the vector on the choosing rows.
+#
+# **Predict before you run.** All 4,590 neurons stay out. What does the disaster cost when the first token gets this one vector? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# It is healed: it costs no more than the median cut. Lesson 01's sentence holds here as well: a constant isn't nothing. What these two
+# neurons add at the first token hardly depends on the text.
+#
+# </details>
+
+# %%
+numbers = [neuron for block, neuron in pair if block == place]
+constant = held[:, 0, numbers].mean(dim=0) @ columns[:, numbers].T
+constant = constant.to(base.dtype)
+
+
+def give_constant(block, inputs, states):
+    """A hook that returns something replaces the module's output."""
+    states = states.clone()
+    states[:, 0] += constant
+    return states
+
+
+model = without(base, disaster)
+hook = model.model.layers[place].register_forward_hook(give_constant)
+healed = times(model)
+hook.remove()
+told.loc["the disaster, with the constant"] = healed
+gone = half - np.log(healed)
+here("One constant vector at the first token heals the disaster.", gone)
+told.loc[["the disaster", told.index[-1], "the median cut"]].round(2)
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 10 minutes
 #
-# Write `contribution(model, batches)` with hooks of your own: a list with one tensor of scores for each block. A batch is a
-# dict of `input_ids` and `attention_mask`; where the mask is 0 stands padding, which must not count. Leave the model as you
-# found it. The check tries yours on made-up text, and then on our Llama beside the library's `activation`.
+# The second intervention is yours, and it tests the reason itself. If the harm comes from what the first token *says*, then it must help to
+# silence it. Write `silence(model, blocks)`: it registers a hook on the `v_proj` of each of these blocks that sets the values of the
+# first token to zero, and returns the list of handles. The values are [rows, tokens, size]. Leave the given tensor as it is.
 #
 # <details><summary>Hint</summary>
 #
-# The blocks are `model.model.layers`. `layer.mlp.down_proj.register_forward_pre_hook(hook)` calls `hook(module, inputs)` before
-# each run; `inputs[0]` is $a$, [rows, length, neurons]. Sum squares and count tokens over all batches, divide at the end.
-# 16-bit squares overflow: take `.float()` first.
+# The blocks are `model.model.layers`, and their attention is `self_attn`. A forward hook gets `(module, inputs, output)`. If it returns a
+# tensor, that takes the output's place, so `clone` the output first.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.lessons.exercises.lesson_03 import check_silence
+
+
+# BEGIN SOLUTION
+def silence(model, blocks):
+    def hook(module, inputs, values):
+        values = values.clone()
+        values[:, 0] = 0
+        return values
+
+    handles = []
+    for block in blocks:
+        attention = model.model.layers[block].self_attn
+        handles.append(attention.v_proj.register_forward_hook(hook))
+    return handles
+
+
+# END SOLUTION
+# BEGIN STUB
+# def silence(model, blocks):
+#     ...  # a list of handles
+# END STUB
+check_silence(silence)
+
+# %% [markdown]
+# ## Silence it
+#
+# Now we silence the first token in the blocks behind the two neurons: in the disaster, and as a control in the whole model and in the median
+# cut.
+#
+# **Predict before you run.** What will silence do to the whole model? And to the disaster? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# To the whole model and the median cut, nothing: the first token said nothing there anyway. In the disaster most of the damage is gone.
+# So the harm comes from what the first token says in these few blocks.
+#
+# </details>
+
+
+# %%
+def no_first(module, inputs, values):
+    """A hook on v_proj: zeros for the first token."""
+    return torch.cat([torch.zeros_like(values[:, :1]), values[:, 1:]], dim=1)
+
+
+silent = {}
+for name in ("the whole model", "the median cut", "the disaster"):
+    model, hooks = arms[name][0], []
+    for block in behind:
+        v_proj = model.model.layers[block].self_attn.v_proj
+        hooks.append(v_proj.register_forward_hook(no_first))
+    silent[name] = times(model)
+    for hook in hooks:
+        hook.remove()
+silent = pd.DataFrame(silent, index=list(judges)).T
+told.loc["the whole model"] = 1.0
+both = pd.concat({"as it is": told.loc[silent.index], "silenced": silent}, axis=1)
+gone = half - np.log(silent.loc["the disaster"])
+here("Silencing the first token takes over half of the disaster away.", gone)
+harmless_change = np.log(silent / told.loc[silent.index]).drop("the disaster").abs()
+claim("It hardly changes the others.", (0.1 - harmless_change).to_numpy().ravel())
+both.round(2)
+
+# %% [markdown]
+# Put the constant back, and the disaster is gone. Silence the first token, and most of it is gone. Do the same to a model whose first token
+# is silent, and nothing happens. So this is what the two neurons are for: **they keep the first token silent**. (Silence doesn't
+# take all of the damage away, and we don't know what the rest is. Perhaps later heads miss the sink that they were trained with.)
+#
+# ## Which score would have spared them?
+#
+# Nobody draws neurons blindly. Here are three scores for a neuron of a GLU. The first two look at weights only.
+#
+# - **L1**: the sum of the magnitudes in its rows of gate and up.
+# - **Peak-to-peak** (Martra 2024): the largest weight plus the size of the smallest, summed over the two rows.
+# - **Activation**, as in lesson 01: how large its number is on text, root mean square, times the length of its column of down.
+#
+# $$\mathrm{activation}_j = \sqrt{\tfrac1T \textstyle\sum_t a_{tj}^2} \; \cdot \; \lVert W_{down}[:, j] \rVert$$
+
+# %% [markdown]
+# ### Exercise 3 · ●●○ · 12 minutes
+#
+# Write `contribution(model, batches)`, the third score: a list with one tensor [neurons] for each block. A batch is a dict of
+# `input_ids` and `attention_mask`. Where the mask is 0 stands padding, which must not count. Remove your hooks at the end. The check tries
+# your function on a tiny model with made-up text, in float32 and in 16 bits, and then on our Llama beside the library's score.
+#
+# <details><summary>Hint</summary>
+#
+# The blocks are `model.model.layers`, and each has an `mlp.down_proj`. Its pre-hook gets `(module, inputs)`, and `inputs[0]` is $a$, [rows,
+# length, neurons]. Add up squares and count real tokens over all batches, and divide at the end. Squares overflow in 16 bits, so take
+# `.float()` first.
 #
 # </details>
 
@@ -295,385 +606,146 @@ check_contribution(contribution, base, batches[:2])
 # %% [markdown]
 # ## Weights or text?
 #
-# **Some rows are hard for every model.** So we compare row by row: $d_r$ is one cut's loss minus another's on row $r$.
-# The mean of $d$, give or take two standard errors, is a **paired interval**: in 95 of 100 experiments it holds the true mean.
+# The record has all three scores beside the nineteen blind cuts, on 48 rows of each text.
 #
-# $$\bar d \;\pm\; 2\, s_d / \sqrt{n}$$
-#
-# $e$ to its ends is an interval for the ratio of two perplexities. If it leaves out 1, the difference is shown.
-#
-# **Predict before you run.** A tenth of the neurons go: by L1, by peak-to-peak, by `activation`, at random. Put them in order.
+# **Predict before you run.** A tenth of the neurons go: by L1, by peak-to-peak, by `activation`, at random. Put them in order, from
+# cheap to ruinous. Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# On both texts `activation` beats 19 of 19 random cuts, peak-to-peak 1 and L1 0. L1 multiplies the perplexity by hundreds.
+# `activation` is cheaper than every blind cut. Peak-to-peak and L1 are worse than all but the disaster, and L1 multiplies the
+# perplexity by hundreds.
 #
 # </details>
 
 # %%
-from course_utils.support import ratio_interval
-
-
-def ratio(one, other):
-    """One perplexity ÷ another on the same rows, and the paired interval."""
-    d = one.rows - other.rows
-    half = 2 * d.std(ddof=1) / len(d) ** 0.5
-    return np.exp([d.mean(), d.mean() - half, d.mean() + half])
-
-
 scored = {"activation": neuron_importance(base, "activation", batches=batches)}
 scored["peak-to-peak"] = neuron_importance(base, "peak_to_peak")
 scored["L1"] = neuron_importance(base, "l1")
 costs = {name: times(without(base, lowest(scored[name]))) for name in scored}
-for name, factors in costs.items():
-    compare(name, factors, name, "shared")
+print(pd.DataFrame(costs, index=list(judges)).T.round(2))
 by_text, *by_weights = (np.array(factors) for factors in costs.values())
-here("A look at text costs less.", np.ravel(by_weights - by_text))
-
-told = {}
+less = np.ravel(by_weights - by_text)
+here("A look at text costs less than a look at weights.", less)
 for text in judges:
-    cuts = arm("random", "shared", text).sort_values("damage")
-    middle = cuts.iloc[len(cuts) // 2]
-    arms = {name: arm(name, "shared", text).iloc[0] for name in scored}
-    for name, own in (arms | {"median random": middle}).items():
-        value, low, high = ratio(own, middle)
-        _, _, *ends = ratio_interval(own.rows - middle.rows, np.ones(len(own.rows)))
-        np.testing.assert_allclose([low, high], np.exp(ends), rtol=0.01)
-        told.setdefault(name, {})[f"{text}: × whole"] = f"{own.times:.2f}"
-        beaten = (cuts.damage > own.damage).sum()
-        told[name][f"{text}: random beaten"] = f"{beaten} of {len(cuts)}"
-        told[name][f"{text}: ÷ median"] = f"{value:.2f} ({low:.2f} to {high:.2f})"
-wins = {name: [] for name in scored}
-for name, won in wins.items():
-    for kind in itertools.product(judges, ("float32", "bfloat16")):
-        cuts, own = (arm(who, "shared", *kind).damage for who in ("random", name))
-        won += [(cuts > damage).sum() for damage in own]
-    print(f"{name} beats {min(won)} to {max(won)} of 19, over texts and formats")
-claim("On record `activation` beats every cut.", [min(wins["activation"]) - 18.5])
-pd.DataFrame(told).T
-
-# %% [markdown]
-# Both scores of weights lose to blind choice: their intervals lie far above 1, that of `activation` below it. A weight doesn't know **what
-# it meets**: how large the number is that it multiplies. And a Llama's MLP has no bias to keep a mean in.
-#
-# ## One cut in nineteen
-#
-# The random cuts are alike, but for one: over ten times as bad as the median. We find it anew on two choosing rows, and judge on
-# others.
-#
-# **Predict before you run.** Of its 4,590 neurons, how many are to blame: most of them, some hundreds, or a handful?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# A handful: either of two undoes most of it. The next exercise finds the first.
-#
-# </details>
+    blind = recorded("random", "shared", text).times
+    best = recorded("activation", "shared", text).times
+    ahead = blind.min() - best
+    claim(f"On record `activation` beats each blind cut: {text}.", ahead)
+    for name in ("L1", "peak-to-peak"):
+        beaten = (blind > recorded(name, "shared", text).times.iloc[0]).sum()
+        claim(f"On record {name} beats one at most: {text}.", [1.5 - beaten])
 
 # %%
-few = choosing[:2]  # it stands out on these already
-whole_few = nats(base, few)
-chance, harms = {}, {}
-for seed in tqdm(sorted(arm("random", "shared").index), desc="random cuts"):
-    chance[seed] = lowest(neuron_importance(base, "random", seed=seed))
-    harms[seed] = nats(without(base, chance[seed]), few) - whole_few
-ranked = sorted(harms, key=harms.get)
-fatal, harmless = ranked[-1], ranked[len(ranked) // 2]
-factor = math.exp(harms[fatal] - harms[harmless])
-print(f"{len(ranked)} random cuts of {len(chance[fatal]):,} neurons; choosing rows")
-print(f"median: cut {harmless}, × {math.exp(harms[harmless]):.2f}")
-print(f"worst: cut {fatal}, × {math.exp(harms[fatal]):.1f}", end=", ")
-print(f"{factor:.0f} times the median")
-factors = []
-for text in judges:
-    for dtype in ("float32", "bfloat16"):
-        cuts = arm("random", "shared", text, dtype).times
-        factors.append(cuts.max() / cuts.median())
-print(f"in the record {min(factors):.0f} to {max(factors):.0f} times the median")
-here("One cut is over ten times as bad as the median.", [factor - 10])
-lose = [1.5 - max(wins[name]) for name in ("peak-to-peak", "L1")]
-claim("On record peak-to-peak and L1 beat that one at most.", lose)
-disaster, tried = chance[fatal], {}
-
-
-def harm(back):
-    """The damage that is left on the two rows when these neurons come back."""
-    if tuple(back) not in tried:
-        model = without(base, set(disaster) - set(back))
-        tried[tuple(back)] = nats(model, few) - whole_few
-    return tried[tuple(back)]
-
-
-# %% [markdown]
-# ### Exercise 3 · ●●○ · 8 minutes
-#
-# One neuron at a time would take 4,590 runs of the model. Write `halve(suspects, harm)`: of two halves of the suspects, the one
-# whose return leaves less harm holds a culprit. Go on with it until one suspect is left, and return that one. `harm(back)` runs
-# a model, so call it twice a step. The check plants culprits in lists; then yours searches the disaster.
-#
-# <details><summary>Hint</summary>
-#
-# `middle = len(suspects) // 2`. Compare the halves with each other, not with a number: how much harm is left differs from cut
-# to cut.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_03 import check_halve
-
-
-# BEGIN SOLUTION
-def halve(suspects, harm):
-    while len(suspects) > 1:
-        middle = len(suspects) // 2
-        left, right = suspects[:middle], suspects[middle:]
-        suspects = left if harm(left) < harm(right) else right
-    return suspects[0]
-
-
-# END SOLUTION
-# BEGIN STUB
-# def halve(suspects, harm):
-#     ...  # one of the suspects
-# END STUB
-check_halve(halve, disaster, harm)
-
-# %% [markdown]
-# ## Two neurons
-#
-# The library's `by_halves` searches twice: among all, and then among all but the first one found.
-
-# %%
-from course_utils.pruning import by_halves
-
-first = by_halves(disaster, harm)
-trail = dict(tried)
-second = by_halves([neuron for neuron in disaster if neuron != first], harm)
-pair = [first, second]
-print(f"found in {len(tried)} runs of the model")
-here("With both back, most of the harm is gone.", [harm([]) / 2 - harm(pair)])
-either = [harm([]) / 2 - harm([one]) for one in pair]
-claim("With either of the two back, most of the harm is gone.", either)
-names = [f"{block}/{neuron} put back" for block, neuron in pair]
-for name, edit, back in (
-    ("the first back", names[0], [first]),
-    ("the second back", names[1], [second]),
-    ("both back", "two put back", pair),
-):
-    model = without(base, set(disaster) - set(back))
-    compare(name, times(model), "random", edit, fatal)
-
-loud, stand_out = {}, []
-for block, neuron in pair:
-    seen, down = [], describe(base).mlps[block].down
-    hook = down.register_forward_pre_hook(lambda _, read, to=seen: to.append(read))
-    nats(base, choosing)
-    hook.remove()
-    size = seen[0][0][..., neuron].float()  # [rows, tokens]
-    row = loud[f"block {block}, neuron {neuron}"] = {}
-    for name in ("L1", "activation"):
-        scores = scored[name][block]
-        rank = (scores > scores[neuron]).sum() + 1
-        row[f"rank by {name}"] = f"{rank} of {len(scores)}"
-        stand_out += [2.5 - rank.item()]
-    rms = [part.square().mean().sqrt().item() for part in (size[:, 0], size[:, 1:])]
-    row |= {"first token": f"{rms[0]:.1f}", "other tokens": f"{rms[1]:.1f}"}
-    row["how many times"] = f"{rms[0] / rms[1]:.1f}"
-    stand_out += [rms[0] / rms[1] - 2]
-claim("The two are the first by both scores, and loud at first tokens.", stand_out)
-pd.DataFrame(loud).T
-
-# %%
-_, panel = plt.subplots(figsize=(9, 4.6), layout="constrained")
-sizes, heights = [len(back) for back in trail], np.exp(list(trail.values()))
-look = mark("neurons") | {"label": "one half put back"}
-panel.plot(sizes, heights, linestyle="none", **look)
-for left, name, words in (
-    (harm([]), "wrong", "nothing put back"),
-    (harms[harmless], "random", "the median cut"),
-):
-    look = mark(name) | {"label": words, "marker": ""}
-    panel.axhline(math.exp(left), **look)
-panel.set(xscale="log", yscale="log", xlabel="neurons put back")
-panel.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
-panel.set(ylabel="perplexity, × the whole model's")
-panel.invert_xaxis()
-log_ticks(panel.yaxis)
-panel.legend()
-show(
-    "Perplexity against how many neurons are put back, two dots a step, from "
-    "thousands on the left to one on the right. In most steps one half heals and "
-    "the other doesn't; in two steps the other heals as well, or mostly."
-)
-
-# %% [markdown]
-# *Each step has two dots, one for each half that is put back.* At two steps both heal: at the later one the two part. With either of them
-# most of the harm is gone. The disaster took both.
-#
-# They are the two strongest of their block, by L1 as well. So L1's own wreck has another cause.
-#
-# ## The first token's state
-#
-# Both neurons are several times as loud at the first token of a row as elsewhere. Is it that token's state that is lost?
-# **Patching** tells: all 4,590 neurons stay out, but behind each block the first token's state is put back, taken from the whole
-# model. A hook that *returns* something replaces the module's output.
-#
-# **Predict before you run.** The first figure shows the disaster and L1. What of a harmless cut, and of peak-to-peak's?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# It heals the disaster, down to the level of the other random cuts. L1's cut stays a wreck. The median cut gains little, and so
-# does peak-to-peak's.
-#
-# </details>
-
-
-# %%
-def put_back(state):
-    """A hook on a block: its first token's state becomes the given one."""
-    return lambda block, inputs, states: torch.cat([state, states[:, 1:]], dim=1)
-
-
-def times_with_state(model):
-    """As `times`, with the first token's state put back behind each block."""
-    found, blocks = [], model.model.layers[:-1]
-    for text, rows in judges.items():
-        ids = rows.input_ids[:, :1].to(base.device)
-        with torch.no_grad():
-            states = base.model(ids, output_hidden_states=True).hidden_states
-        handles = []
-        for block, state in zip(blocks, states[1:-1], strict=True):
-            handles.append(block.register_forward_hook(put_back(state)))
-        found.append(math.exp(nats(model, rows) - intact[text]))
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-margins, harmed = [], {}
-for name, gone, arm_of, sign in (
-    ("the disaster", disaster, ("random", fatal), 1),
-    ("L1's cut", lowest(scored["L1"]), ("L1", 0), -1),
-):
-    model, (criterion, seed) = without(base, gone), arm_of
-    before, back = times(model), times_with_state(model)
-    harmed[name] = np.array(before)
-    compare(name, before, criterion, "shared", seed)
-    compare(f"{name}, back", back, criterion, "stream put back", seed)
-    margins.append(sign * (np.log(before) / 2 - np.log(back)))  # of half the damage
-here("The state heals the disaster, and not L1's cut.", np.ravel(margins))
-
-# %%
-told, shared = {}, arm("random", "shared").times
-median_seed = arm("random", "two cut as well").index[0]
-for name, criterion, seed in (
-    ("the disaster", "random", shared.idxmax()),
-    ("a harmless cut", "random", median_seed),
-    ("peak-to-peak", "peak-to-peak", 0),
-    ("L1", "L1", 0),
-):
-    row = told[name] = {}
-    for text in judges:
-        before = arm(criterion, "shared", text).loc[seed]
-        after = arm(criterion, "stream put back", text).loc[seed]
-        value, low, high = ratio(after, before)
-        row[f"{text}: cut"] = f"{before.times:.3g}"
-        row[f"{text}: back"] = f"{after.times:.3g}"
-        row[f"{text}: ratio"] = f"{value:.2f} ({low:.2f} to {high:.2f})"
-print("In the record, perplexity × the whole model's")
-pd.DataFrame(told).T
-
-# %% [markdown]
-# The disaster's harm travels through that state.
-#
-# L1 dies of something else. Protect the strongest of each block, by `activation`, from L1's cut: the first one, or up to a twentieth;
-# others go instead. The control protects as many at random.
-
-# %%
-_, panels = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True, layout="constrained")
+_, panels = plt.subplots(1, 2, figsize=(9, 4.8), sharey=True, layout="constrained")
 for panel, text in zip(panels, judges, strict=True):
-    for name, edit in (("activation", "top {}"), ("random", "{} at random")):
-        for k in (1, 8, 15, 77):
-            heights = arm("L1", edit.format(k) + " protected", text).times
-            look = mark(name) | {"label": f"{name} protected" if k == 1 else "_"}
-            look["markersize"] = 10
-            panel.plot([k] * len(heights), heights, linestyle="none", **look)
-    nothing = arm("L1", "shared", text).times.iloc[0]
-    look = mark("L1") | {"marker": "", "label": "nothing protected"}
-    panel.axhline(nothing, **look)
-    panel.set(title=text, xscale="log", yscale="log")
-    panel.set(xlabel="protected, of each block")
-    panel.set_xticks([1, 8, 15, 77], ["1", "8", "15", "77"])
+    for name in ("random", "L1", "peak-to-peak", "activation"):
+        heights = recorded(name, "shared", text).times
+        panel.plot([0] * len(heights), heights, linestyle="none", **mark(name))
+    uncut = recorded("", "", text).nats.iloc[0]
+    panel.axhline(math.exp(math.log(49_152) - uncut), **mark("guessing"))
+    panel.set_xticks([0], ["10 % cut"])
+    panel.set(title=text, yscale="log", ylim=(1, 2000))
     log_ticks(panel.yaxis)
 panels[0].set(ylabel="perplexity, × the whole model's")
-panels[1].legend()
+panels[1].legend(fontsize="x-small", loc="center right")
 show(
-    "L1's cut with 1, 8, 15 or 77 neurons of each block protected, two texts, "
-    "logarithmic. With the most active ones protected perplexity falls step by "
-    "step to near that of a random cut; with as many random ones it stays high."
+    "Two panels, speeches and wiki, logarithmic: activation lies below all "
+    "nineteen grey dots, peak-to-peak and L1 above all but one, L1 in the hundreds."
 )
 
 # %% [markdown]
-# *Lower is better.* With the most active twentieth of each block protected, L1's cut is like a random one. With as
-# many blindly drawn, it stays a wreck: L1 dies of many strong neurons.
+# *A tenth of the neurons, in the record.*
 #
-# ## Needed, but not enough
+# Some rows are hard for every model, so we compare two cuts row by row. $d_r$ is one cut's loss minus the other's on row $r$. The mean of $d$,
+# give or take two standard errors, is a **paired interval**: it holds the true mean in 95 of 100 experiments. If it leaves out 0, one cut is
+# better.
 #
-# **Predict before you run.** Take the two neurons out of the *whole* model, and nothing else. Another disaster?
+# $$\bar d \;\pm\; 2\, s_d / \sqrt{n}$$
+
+# %%
+blind = recorded("random", "shared", "speeches").sort_values("damage").iloc[9]
+for name in ("activation", "peak-to-peak", "L1"):
+    d = recorded(name, "shared", "speeches").rows.iloc[0] - blind.rows
+    half_width = 2 * d.std(ddof=1) / len(d) ** 0.5
+    print(f"{name} minus the median blind cut: {d.mean():+.2f} nats", end=" ")
+    print(f"({d.mean() - half_width:+.2f} to {d.mean() + half_width:+.2f})")
+
+# %% [markdown]
+# Why do weights do worse than no look at all? In lesson 01 the neurons with small weights hardly reacted. Let us see whether that holds here.
+# We take the block in which L1's lowest tenth holds most of the active neurons.
+#
+# **Predict before you run.** L1's lowest tenth is a tenth of all neurons. Which share of the *most active* twentieth does it hold: 0 %,
+# 10 %, or more? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# No. Perplexity about doubles, as after a whole random cut. The disaster is over ten times as bad.
+# More: 39 %, a mean over all blocks. So L1 isn't just ignorant here, it is misleading: it picks out loud neurons. Why this model gives
+# small weights to many of its loudest neurons, we don't know.
 #
 # </details>
 
 # %%
-ways = {
-    "the two alone": ("two neurons", "cut alone"),
-    "a harmless cut": ("random", "shared"),
-    "a harmless cut and the two": ("random", "two cut as well"),
-    "activation": ("activation", "shared"),
-    "activation and the two": ("activation", "two cut as well"),
-    "the disaster": ("random", "shared"),
-}
-told = {name: {} for name in ways}
-for text, dtype in itertools.product(judges, ("float32", "bfloat16")):
-    for name, (criterion, edit) in ways.items():
-        cuts = arm(criterion, edit, text, dtype).times
-        if name == "a harmless cut":  # the median one, by the choosing rows
-            cuts = cuts[arm(criterion, "two cut as well", text, dtype).index]
-        worst = cuts.max() if name == "the disaster" else cuts.iloc[0]
-        told[name][f"{text}, {dtype}"] = worst
+held_by_lowest = []
+for weights, active in zip(scored["L1"], scored["activation"], strict=True):
+    weak = set(range(len(weights))) - set(strongest(weights, 0.1).tolist())
+    loud = active.topk(len(active) // 20).indices.tolist()
+    held_by_lowest.append(len(weak & {*loud}) / len(loud))
+mean_share = np.mean(held_by_lowest)
+print(f"L1's lowest tenth holds {mean_share:.0%} of the most active twentieth")
+here("L1's lowest tenth holds over twice its share of them.", [mean_share - 0.2])
+print("L1's cut in the record, perplexity × the whole model's")
+spared = {}
+for name, edit in (
+    ("nothing is spared", "shared"),
+    ("the most active twentieth is spared", "top 77 protected"),
+    ("as many at random are spared", "77 at random protected"),
+):
+    spared[name] = [recorded("L1", edit, text).times.min() for text in judges]
+    print(f"{name}:", ", ".join(f"× {value:.3g}" for value in spared[name]))
+_, active, blindly = (np.log(values) for values in spared.values())
+claim("On record sparing the active ones halves L1's damage.", blindly / 2 - active)
 
-alone = times(without(base, pair))
-compare("the two alone", alone, "two neurons", "cut alone")
-here("The two alone cost a small part of it.", harmed["the disaster"] / 5 - alone)
-for name, edit in (("activation", "top 77"), ("random", "77 at random")):
-    found = [arm("L1", edit + " protected", text).times for text in judges]
-    print(f"L1's cut, protected by {name}:", end=" ")
-    print(", ".join(f"× {part.min():.3g} to {part.max():.3g}" for part in found))
-print("In the record, perplexity × the whole model's")
-told = pd.DataFrame(told).T
-cost, both = told.loc["the two alone"], told.loc["a harmless cut and the two"]
-more = both - cost * told.loc["a harmless cut"]
-claim("With a harmless cut the two cost more than the costs multiplied.", more)
-told.map("{:.3g}".format)
+# %%
+worst = int(np.argmax(held_by_lowest))
+_, panels = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+for panel, block in zip(panels, (worst, place), strict=True):
+    x, y = scored["L1"][block].cpu(), scored["activation"][block].cpu()
+    line = x[strongest(x, 0.1)].min()
+    look = {"linestyle": "none", "markersize": 4}
+    cut_by_l1 = mark("L1") | look | {"label": "L1 cuts these"}
+    panel.plot(x[x < line], y[x < line], **cut_by_l1)
+    panel.plot(x[x >= line], y[x >= line], **mark("random") | look | {"label": "_"})
+    panel.set(title=f"block {block}", xlabel="L1 norm", yscale="log")
+two = [neuron for block, neuron in pair if block == place]
+x, y = (scored[name][place][two].cpu() for name in ("L1", "activation"))
+panels[1].plot(x, y, **mark("wrong") | {"linestyle": "none", "label": "the two"})
+for panel in panels:
+    panel.legend(fontsize="x-small")
+panels[0].set(ylabel="activation")
+show(
+    "Two blocks, a dot per neuron, activation against L1 norm. Left, the neurons "
+    "that L1 cuts are among the most active of their block. Right, the block of "
+    "the two neurons, which lie far to the right and far above all others."
+)
 
 # %% [markdown]
-# The loss of both is **needed** for the disaster, and not **enough** for one. And damages don't add: on top of a harmless cut (in each
-# format another) the two cost more than both costs multiplied.
+# *Left: the block in which L1 errs most. Right: the block of the two neurons, which L1 would have kept.*
+#
+# The last two printed lines are the intervention: let L1 spare the most active twentieth, and its cut is no worse than a blind one. Let
+# it spare as many others, and it stays a wreck. So L1 dies of the loud neurons that it takes.
 #
 # ## Another cut's secret
 #
-# In a cut that cost little, a few neurons were exchanged for others that the model needs. `search` tells the loss when some come
-# back; the check judges on rows that nothing has used.
+# A last search. In a cut of a tenth, a few neurons were exchanged for others that the model needs. `search` tells the loss on the choosing rows
+# when some come back. The check judges on rows that nothing has used.
 
 # %%
 from course_utils.lessons.exercises.lesson_03 import secret_cut
 from course_utils.text import further_rows
 
-secret = secret_cut(chance[harmless], scored["activation"])
+secret = secret_cut(scored["activation"])
 exam = {text: rows[:8] for text, rows in further_rows(tokenizer).items()}
-whole_exam = {text: nats(base, rows) for text, rows in exam.items()}
 
 
 def search(back):
@@ -682,24 +754,24 @@ def search(back):
 
 
 def judge(gone):
-    """Damage of a cut, in nats a token, on each text of the exam."""
+    """Loss of a cut, in nats per token, on each text of the exam."""
     model = without(base, gone)
-    return {text: nats(model, exam[text]) - whole_exam[text] for text in exam}
+    return {text: nats(model, rows) for text, rows in exam.items()}
 
 
 print(f"the secret cut removes {len(secret):,} neurons")
-print(f"its loss on the choosing rows: {search([]):.2f} nats a token", end=", ")
-print(f"whole model {nats(base, choosing):.2f}")
+print(f"its loss is {search([]):.2f}, the whole model's {nats(base, choosing):.2f}")
 
 # %% [markdown]
-# ### Exercise 4 · ●●● · 12 minutes
+# ### Exercise 4 · ●●● · 15 minutes
 #
-# Give `culprits`, at most 20 neurons of `secret` as pairs (block, neuron). Put back, they must undo at least 80 % of what was planted, on
-# both texts. Halving finds one after the other. Ranking what went by `activation` in each block is a second way: does it find them?
+# Give `culprits`, at most **four** neurons of `secret` as pairs (block, neuron). Put back, they must undo at least 80 % of what was planted, on
+# both texts. One search finds one culprit. Who comes next?
 #
 # <details><summary>Hint</summary>
 #
-# A found culprit comes back in every later call: `search(found + list(half))`. How many there are you see from what is left.
+# A culprit that you have found comes back in every later call: `search(found + list(half))`. You see from what is left how many there
+# are.
 #
 # </details>
 
@@ -712,12 +784,12 @@ for _ in range(3):
     suspects = [neuron for neuron in secret if neuron not in culprits]
     found = by_halves(suspects, lambda half: search(culprits + list(half)))
     culprits.append(found)
-    print(found, f"{search(culprits):.2f} nats a token")
+    print(found, f"{search(culprits):.2f} nats per token")
 # END SOLUTION
 # BEGIN STUB
 # culprits = ...  # for instance [(3, 14), (15, 9)]
 # END STUB
-check_culprits(culprits, secret, chance[harmless], judge)
+check_culprits(culprits, secret, judge)
 
 # %% [markdown]
 # ## Quiz
@@ -726,32 +798,33 @@ check_culprits(culprits, secret, chance[harmless], judge)
 # Putting two neurons back heals a disaster of 4,590. What does that show?
 #
 # - [ ] That these two alone, cut from the whole model, would be as bad.
-#   > Needed isn't enough: alone they cost little. The others had made the model depend on them.
+#   > Needed isn't enough: alone they cost no more than a random cut does.
 # - [x] That without their loss this cut would be no disaster.
-#   > Put back, they heal: that is what the experiment changed, and all that it shows.
+#   > Put back, they heal. That is what the experiment changed, and all that it shows.
 # - [ ] That the other neurons of this cut are useless to the model.
-#   > They still cost something, as the other random cuts do.
+#   > They still cost something, as the other blind cuts do.
 
 # %% [markdown] tags=["quiz"]
-# You put a state back from the whole model, and the damage is gone. What was at fault?
+# An attention head puts 60 % of its attention on the first token. Is that token important to what the head says?
 #
-# - [x] Something that reaches the later blocks through that state, in this cut.
-#   > Patching restores that path and nothing else. Which part of the state does it, it doesn't say.
-# - [ ] The attention heads which read that state, so they should be retrained.
-#   > The heads are as they were. What changed is what they read.
-# - [ ] The text that was chosen, because another first token would have healed it.
-#   > The same rows, with the same first tokens, were judged before and after.
+# - [ ] Yes, attention shows what a head takes its information from.
+#   > It shows where a head looks. What it takes is attention times value, and a sink's value is small.
+# - [x] Not if its values are small: then the head looks there in order to say little.
+#   > That is what a sink is for. Silencing it in the early blocks changed nothing.
+# - [ ] No, first tokens never matter, so one could leave them out.
+#   > Without a sink heads must look elsewhere, and then they say something.
 
 # %% [markdown]
 # ## Take-aways
 #
-# - A Llama's neuron gets one score, and is judged beside nineteen random cuts on text that chose nothing.
-# - Scores of weights alone lost to blind choice; a look at a little text beat every blind choice.
-# - A search by halves finds what a cut needs, in two runs a step.
-# - *Needed* and *enough* are two questions: put back, and cut alone.
+# - A disaster can have a small cause. Searching by halves finds it in two runs per step.
+# - *Needed* and *enough* are two questions: put it back, and cut it alone.
+# - **The first token is a sink.** Heads look at it when they have nothing to say, and a few neurons keep it silent. Don't cut those.
+# - Small weights mislead in a Llama. A look at a little text beat every blind choice.
 #
-# **The story so far:** weights don't know, text does; look by touching. **Next:** lesson 04 takes whole blocks out of the
-# stream. Which can go together?
+# **On Monday:** after any cut, look at the first token's state before you look at anything else. It takes one forward pass.
+#
+# **Next:** lesson 04 takes whole blocks out. The first token will be back.
 #
 # ## Go deeper
 #
@@ -759,8 +832,8 @@ check_culprits(culprits, secret, chance[harmless], judge)
 #
 # ## References
 #
+# - Xiao et al. 2023 (StreamingLLM), arXiv 2309.17453: the attention sink
+# - Sun et al. 2024, *Massive Activations in Large Language Models*, arXiv 2402.17762: the giant numbers at first tokens
 # - Martra 2024, *Exploring GLU Expansion Ratios*, doi 10.31219/osf.io/qgxea: one score for gate and up
-# - Sun et al. 2023 (Wanda), arXiv 2306.11695: weights times activations
-# - Sun et al. 2024, *Massive Activations in Large Language Models*, arXiv 2402.17762: what lives at first tokens
 # - Yu et al. 2024, *The Super Weight in Large Language Models*, arXiv 2411.07191: single weights that a model needs
 # - Zhang and Nanda 2024, *Towards Best Practices of Activation Patching*, arXiv 2309.16042

@@ -13,7 +13,7 @@
 # Activation beats chance, weights alone don't. Which of its two factors does it: what a neuron writes, or how loud it is on text?
 #
 # **Answer.** How loud it is. By loudness alone, a tenth of the neurons costs 0.08 nats on speeches, hardly more than with the column.
-# By weights it costs over four. One row of text is enough to beat nineteen random cuts.
+# By any of these five scores of weights it costs over four. One row of text is enough to beat nineteen random cuts.
 
 # %% [markdown] tags=["notes"]
 # **The point:** a criterion is a product of factors, and each can be taken away alone.
@@ -186,7 +186,7 @@ show(
 # ## Take-aways
 #
 # - What a neuron does on text is nearly the whole score; what its weights are adds little, and alone misleads.
-# - Some hundred tokens are enough. Which text they are from counts more than how many they are.
+# - Some hundred tokens are enough, best of the kind of text that the model will meet.
 #
 # **Next:** lesson 12 asks what else such a cut takes, and who chose it.
 #

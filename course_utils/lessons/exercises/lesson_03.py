@@ -1,4 +1,4 @@
-"""Checks of lesson 03, which neurons of a Llama must stay: two scores, a search by halves, and another cut's secret."""
+"""Checks of lesson 03, which neurons of a Llama must stay: a search, a silence, a score, and a secret cut."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaMLP
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from course_utils.lessons.exercises import Attempt, exercise, require
+from course_utils.lessons.exercises.checking import hooks_watched
 from course_utils.models.loading import tiny_llama
 from course_utils.pruning.width import neuron_importance
 
 Neuron = tuple[int, int]  # block, number
 Harm = Callable[[Sequence[Any]], float]
 
-#: What the planted searches of exercise 3 are: how many suspects, and how much each guilty one heals.
+#: What the planted searches of exercise 1 are: how many suspects, and how much each guilty one heals.
 _PLANTED: tuple[tuple[int, Mapping[int, float]], ...] = (
     (64, {41: 1.0}),
     (99, {49: 1.0}),  # the one in the middle
@@ -29,62 +29,90 @@ _PLANTED: tuple[tuple[int, Mapping[int, float]], ...] = (
     (1, {0: 1.0}),
 )
 _LEFT = 5.0  # nats that nobody heals
-MOST, HEALED = 20, 0.8  # neurons that may come back in exercise 4, and the share of what was planted that they heal
-_HIDDEN = 3
+MOST, HEALED = 4, 0.8  # neurons that may come back in exercise 4, and the share of what was planted that they heal
+_HIDDEN, _SEED = 3, 2026  # neurons that are planted there, and the cut that they are planted in
 
 
-def _peaks(rows: Tensor) -> Tensor:
-    return rows.amax(dim=1) + rows.amin(dim=1).abs()
+def _silence(model, blocks, *, site="v_proj", silent=lambda values: values[:, :1], factor=0.0, shift=0, last=None):
+    """The answer to exercise 2, with switches for mistakes."""
 
+    def hook(_module, _inputs, values):
+        values = values.clone()
+        silent(values).mul_(factor)
+        return values
 
-def _scored(score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[LlamaMLP], Tensor]:
-    """A function of an MLP from one of gate's and up's weights, a row a neuron."""
-    return lambda mlp: score(mlp.gate_proj.weight, mlp.up_proj.weight)
+    layers = model.model.layers
+    return [getattr(layers[block + shift].self_attn, site).register_forward_hook(hook) for block in [*blocks][:last]]
 
 
 @exercise(
-    1,
-    task="Return one peak-to-peak score for each neuron.",
-    proved="Both rows of a neuron count, the largest and the smallest weight of each.",
-    answer=_scored(lambda gate, up: _peaks(gate) + _peaks(up)),
+    2,
+    task="Register the hooks, and return their handles in a list.",
+    proved="The first token says nothing in these blocks, all others speak as before, and the handles take it back.",
+    answer=_silence,
     mistakes=[
-        (_scored(lambda gate, up: _peaks(gate.T) + _peaks(up.T)),
-         "One score for each of the 4 neurons: a neuron is a row, so reduce over dim=1, not dim=0."),
-        (_scored(lambda gate, up: _peaks(gate)), "You score gate alone. Up multiplies it, so its row counts as well."),
-        (_scored(lambda gate, up: _peaks(up)),
-         "You score up alone. The gate decides whether anything comes out, so its row counts as well."),
-        (_scored(lambda gate, up: gate.amax(1) + gate.amin(1) + up.amax(1) + up.amin(1)),
-         "That is max + min: the smallest weight is negative as a rule, so it takes away. Take its size."),
-        (_scored(lambda gate, up: gate.amax(1) - gate.amin(1) + up.amax(1) - up.amin(1)),
-         "That is max − min. For a row without both signs this isn't max + |min|."),
-        (_scored(lambda gate, up: gate.abs().amax(1) + up.abs().amax(1)),
-         "That is the largest magnitude, one end of the row. The score adds both ends."),
-        (_scored(lambda gate, up: gate.abs().sum(1) + up.abs().sum(1)),
-         "That is the L1 norm, all weights added up. Peak-to-peak looks at the two ends only."),
-        (_scored(lambda gate, up: _peaks(gate) * _peaks(up)),
-         "You multiply the two rows' scores. The neuron's score is their sum."),
-        (lambda mlp: _peaks(mlp.gate_proj.weight) + _peaks(mlp.up_proj.weight) + _peaks(mlp.down_proj.weight.T),
-         "You score down's column, too. Only gate and up count."),
+        (partial(_silence, silent=lambda values: values[:1]),
+         "You silence the first row, with all its tokens. The values are [rows, tokens, size]."),
+        (partial(_silence, silent=lambda values: values[..., :1]),
+         "You silence the first channel of all tokens. The values are [rows, tokens, size]."),
+        (partial(_silence, silent=lambda values: values),
+         "You silence all tokens. The first one alone should be silent."),
+        (partial(_silence, silent=lambda values: values[:, -1:]),
+         "You silence the last token. The first one is the sink."),
+        (partial(_silence, silent=lambda values: values[:, 1:]),
+         "You silence everybody but the first token. It is the other way round."),
+        (partial(_silence, site="k_proj"),
+         "You silence its keys, which decide how much attention it gets. What it says is its value: v_proj."),
+        (partial(_silence, site="o_proj"),
+         "You silence what the first token takes from attention. What it says to others is its value: v_proj."),
+        (partial(_silence, last=1), "Only the first of the blocks is silenced. Each of them should be."),
+        (partial(_silence, last=-1), "The last of the blocks isn't silenced."),
+        (lambda model, blocks: _silence(model, range(len(model.model.layers))),
+         "You silence it in all blocks. Only the given ones should change."),
+        (lambda model, blocks: [], "Nothing changes. Does your hook return the new values?"),
     ],
 )  # fmt: skip
 @torch.no_grad()
-def check_peak_to_peak(attempt: Attempt) -> None:
-    """Check a function: LlamaMLP -> peak-to-peak scores [neurons]."""
-    mlp = LlamaMLP(LlamaConfig(hidden_size=3, intermediate_size=4, num_attention_heads=1))
-    for layer, weight in (
-        (mlp.gate_proj, [[1.0, -2.0, 0.5], [3.0, 1.0, 2.0], [-1.0, -4.0, -2.0], [0.0, 0.5, -0.5]]),
-        (mlp.up_proj, [[0.0, 1.0, -1.0], [-2.0, 0.0, 1.0], [2.0, 1.0, 4.0], [1.0, -3.0, 0.0]]),
-        (mlp.down_proj, [[1.0, 2.0, -3.0, 0.0], [0.0, -1.0, 1.0, 2.0], [4.0, 0.0, -1.0, -1.0]]),
-    ):
-        layer.weight = nn.Parameter(torch.tensor(weight))
-    scores = attempt(mlp)
-    require(isinstance(scores, Tensor), f"Return a tensor; yours is a {type(scores).__name__}.")
-    right = attempt.rule_out(scores, mlp, same=_close)
-    require(scores.shape == (4,), f"4 neurons make a shape [4]; yours is {list(scores.shape)}.")
-    require(
-        _close(scores, right),
-        f"Neuron 0 has max 1 and min −2 in gate, 1 and −1 in up: 1 + 2 + 1 + 1 = 5; yours is {float(scores[0]):g}.",
+def check_silence(attempt: Attempt) -> None:
+    """Check a function (model, blocks) -> handles of hooks that set the first token's values to zero."""
+    model, blocks, ids = tiny_llama(blocks=6), [1, 2, 4], torch.arange(1, 19).view(3, 6)
+    whole = model(ids).logits
+    given: list[Tensor] = []
+    watching = model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda _, __, values: given.append(values))
+
+    def logits(silence: Callable[..., Any]) -> tuple[Any, Tensor]:
+        with hooks_watched(model):
+            handles = silence(model, list(blocks))
+            return handles, model(ids).logits
+
+    try:
+        handles, silent = logits(attempt)
+        written_into = bool((given[0][:, 0] == 0).all())
+    finally:
+        watching.remove()
+    attempt.name_mistake(
+        silent,
+        logits(attempt.answer)[1],
+        lambda wrong: logits(wrong)[1],
+        same=lambda a, b: torch.allclose(a, b, atol=1e-6),
     )
+    require(
+        torch.allclose(silent, logits(attempt.answer)[1], atol=1e-6), "The model reads something else than it should."
+    )
+    require(
+        not written_into,
+        "You write into the given values, which others may use as well. Clone them, and return the clone.",
+    )
+    require(
+        isinstance(handles, list | tuple)
+        and len(handles) == len(blocks)
+        and all(hasattr(h, "remove") for h in handles),
+        f"Return a list with the handle of each of the {len(blocks)} hooks, so that they can be removed.",
+    )
+    handles = attempt(model, list(blocks))
+    for handle in handles:
+        handle.remove()
+    require(torch.equal(model(ids).logits, whole), "With all handles removed the model isn't as it was.")
 
 
 def _contribution(
@@ -125,7 +153,7 @@ def _over_batches(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]
 
 
 @exercise(
-    2,
+    3,
     task="Return one tensor of scores for each block (without a return nothing is judged).",
     proved="What a neuron adds is measured where it adds it, on real tokens only, and no hook is left.",
     answer=_contribution,
@@ -192,7 +220,7 @@ def check_contribution(
 
 
 @exercise(
-    3,
+    1,
     task="Return the suspect that is left.",
     proved="Two calls a step find the one that matters, wherever it hides.",
 )
@@ -208,18 +236,37 @@ def check_halve(attempt: Attempt, suspects: Sequence[Neuron] = (), harm: Harm | 
     print(f"On this lesson's cut your function finds block {found[0]}, neuron {found[1]}, in {calls.number} calls.")
 
 
+class SecretCut(list[Neuron]):
+    """The neurons of a cut in which a few that the model needs are hidden.
+
+    Attributes:
+        unplanted: the same cut, with nothing hidden in it.
+    """
+
+    def __init__(self, neurons: Sequence[Neuron], unplanted: Sequence[Neuron]) -> None:
+        super().__init__(neurons)
+        self.unplanted = unplanted
+
+
+def secret_cut(scores: Sequence[Tensor], ratio: float = 0.1) -> SecretCut:
+    """A cut of a share of each block's neurons; ``scores`` say what the model needs."""
+    # Don't read on before you have solved exercise 4.
+    generator = torch.Generator().manual_seed(_SEED)
+    blind = [torch.rand(len(values), generator=generator).argsort()[: int(ratio * len(values))] for values in scores]
+    unplanted = [(block, number) for block, numbers in enumerate(blind) for number in sorted(numbers.tolist())]
+    hidden = [(0, number) for number in scores[0].topk(_HIDDEN).indices.tolist()]
+    first = [neuron for neuron in unplanted if neuron[0] == 0]
+    others = [neuron for neuron in first if neuron not in hidden][: len(first) - len(hidden)]
+    return SecretCut(sorted([*hidden, *others, *(neuron for neuron in unplanted if neuron[0])]), unplanted)
+
+
 @exercise(
     4,
     task=f"Return at most {MOST} of the secret cut's neurons, as pairs (block, neuron).",
     proved="Put back, they undo what was planted, on two kinds of text that nothing here has used.",
 )
-def check_culprits(
-    culprits: Any,
-    secret: Sequence[Neuron],
-    harmless: Sequence[Neuron],
-    judge: Callable[[set[Neuron]], Mapping[str, float]],
-) -> None:
-    """Check pairs (block, neuron) of a cut; ``judge`` tells what a cut costs: text -> nats a token."""
+def check_culprits(culprits: Any, secret: SecretCut, judge: Callable[[set[Neuron]], Mapping[str, float]]) -> None:
+    """Check pairs (block, neuron) of a cut; ``judge`` tells a model's loss without some: text -> nats per token."""
     require(
         isinstance(culprits, Collection) and not isinstance(culprits, str | Mapping | Tensor),
         f"Give a list of pairs (block, neuron); yours is a {type(culprits).__name__}.",
@@ -231,9 +278,9 @@ def check_culprits(
     require(
         len({*back}) <= MOST, f"You put {len({*back}):,} neurons back; {MOST} are the most. Which of them are needed?"
     )
-    cut, healed, goal = judge(set(secret)), judge(set(secret) - set(back)), judge(set(harmless))
+    cut, healed, goal = judge(set(secret)), judge(set(secret) - set(back)), judge(set(secret.unplanted))
     shares = {}
-    print("Damage in nats a token, on rows that nothing has used:")
+    print("Loss in nats per token, on rows that nothing has used:")
     for text, before in cut.items():
         print(f"  {text}: the secret cut {before:.2f}, yours back {healed[text]:.2f}, nothing planted {goal[text]:.2f}")
         shares[text] = (before - healed[text]) / max(before - goal[text], 0.01)
@@ -245,15 +292,6 @@ def check_culprits(
         lowest >= HEALED,
         f"They heal {lowest:.0%} of what was planted; {HEALED:.0%} are asked for. Search again, with these put back.",
     )
-
-
-def secret_cut(harmless: Sequence[Neuron], scores: Sequence[Tensor]) -> list[Neuron]:
-    """A cut of as many neurons, with a few hidden in it that the model needs."""
-    # Don't read on before you have solved exercise 4.
-    hidden = [(0, n) for n in scores[0].topk(_HIDDEN).indices.tolist()]
-    first = [neuron for neuron in harmless if neuron[0] == 0]
-    others = [neuron for neuron in first if neuron not in hidden][: len(first) - len(hidden)]
-    return sorted([*hidden, *others, *(neuron for neuron in harmless if neuron[0])])
 
 
 def _pair(culprit: Any) -> Neuron:

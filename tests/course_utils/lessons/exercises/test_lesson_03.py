@@ -10,13 +10,32 @@ from course_utils.models.loading import tiny_llama
 from course_utils.pruning.choosing import by_halves
 from course_utils.pruning.width import neuron_importance
 
-test_peak_to_peak = cases_of(
-    lesson_03.check_peak_to_peak,
+
+def silence(model, blocks, *, keep=True):
+    """Another way: the values are put together anew."""
+
+    def hook(_module, _inputs, values):
+        return torch.cat([torch.zeros_like(values[:, :1]), values[:, 1:]], dim=1)
+
+    handles = [model.model.layers[block].self_attn.v_proj.register_forward_hook(hook) for block in blocks]
+    return handles if keep else None
+
+
+def silence_in_place(model, blocks):
+    def hook(_module, _inputs, values):
+        values[:, 0] = 0
+
+    return [model.model.layers[block].self_attn.v_proj.register_forward_hook(hook) for block in blocks]
+
+
+test_silence = cases_of(
+    lesson_03.check_silence,
     mistakes=[
-        (lambda mlp: lesson_03.check_peak_to_peak.answer(mlp) / 2, "1 + 2 + 1 + 1 = 5; yours is 2.5"),
-        (lambda mlp: mlp.gate_proj.weight.sum(), "4 neurons make a shape [4]; yours is []"),
-        (lambda mlp: 5.0, "yours is a float"),
+        (silence_in_place, "You write into the given values"),
+        (lambda model, blocks: silence(model, blocks)[:1], "Return a list with the handle of each of the 3 hooks"),
+        (lambda model, blocks: silence(model, blocks) and silence(model, blocks), "isn't as it was"),
     ],
+    answers=[silence],
 )
 
 
@@ -130,21 +149,20 @@ def test_halve_searches_the_lessons_own_cut(capsys):
     assert "here you return (9, 9), which isn't among the suspects" in capsys.readouterr().out
 
 
-SECRET = [(block, number) for block in range(3) for number in range(40)]
-HARMLESS = [(block, number + 1) for block in range(3) for number in range(40)]
+UNPLANTED = [(block, number + 1) for block in range(3) for number in range(40)]
+SECRET = lesson_03.SecretCut([(block, number) for block in range(3) for number in range(40)], UNPLANTED)
 NEEDED = {(0, 3): 0.3, (0, 7): 0.3, (2, 11): 0.2}
 
 
 def judge(gone, *, needed=NEEDED, texts=("speeches", "wiki")):
-    """Made-up damage: half a nat, and more for each needed neuron that is gone, unless nothing was planted."""
-    planted = 0 if gone == set(HARMLESS) else sum(cost for neuron, cost in needed.items() if neuron in gone)
+    """A made-up loss: half a nat, and more for each needed neuron that is gone, unless nothing was planted."""
+    planted = 0 if gone == set(UNPLANTED) else sum(cost for neuron, cost in needed.items() if neuron in gone)
     return dict.fromkeys(texts, 0.5 + planted)
 
 
 test_culprits = cases_of(
     lesson_03.check_culprits,
     SECRET,
-    HARMLESS,
     judge,
     stubs=[[...]],
     mistakes=[
@@ -153,8 +171,8 @@ test_culprits = cases_of(
         ([(0, 3, 1)], "one of yours is (0, 3, 1)"),
         ([(0, 99)], "(0, 99) was never removed"),
         ([], "You put nothing back"),
-        (SECRET, "You put 120 neurons back; 20 are the most"),
-        (SECRET[20:40], "search, don't draw"),
+        (SECRET[:], "You put 120 neurons back; 4 are the most"),
+        (SECRET[20:24], "search, don't draw"),
         ([(0, 3)], "They heal 38% of what was planted; 80% are asked for"),
     ],
     answers=[
@@ -165,19 +183,17 @@ test_culprits = cases_of(
 
 
 def test_culprits_are_told_beside_the_two_cuts(capsys):
-    lesson_03.check_culprits(list(NEEDED), SECRET, HARMLESS, judge)
+    lesson_03.check_culprits(list(NEEDED), SECRET, judge)
     assert "  wiki: the secret cut 1.30, yours back 0.50, nothing planted 0.50" in capsys.readouterr().out
 
 
 def test_where_nothing_was_needed_nothing_can_be_found(capsys):
-    assert not lesson_03.check_culprits([(0, 3)], SECRET, HARMLESS, lambda gone: judge(gone, needed={}))
+    assert not lesson_03.check_culprits([(0, 3)], SECRET, lambda gone: judge(gone, needed={}))
     assert "what was planted does no harm" in capsys.readouterr().out
 
 
-def test_secret_cut_is_as_large_and_holds_the_strongest_of_the_first_block():
-    scores = [torch.arange(40.0), torch.arange(40.0)]
-    harmless = [(block, number) for block in range(2) for number in (0, 5, 9, 20, 38)]
-    secret = lesson_03.secret_cut(harmless, scores)
-    assert secret == sorted(set(secret)) and len(secret) == len(harmless)
+def test_secret_cut_takes_a_tenth_of_each_block_and_holds_the_strongest_of_the_first():
+    secret = lesson_03.secret_cut([torch.arange(40.0), torch.arange(40.0)])
+    assert secret == sorted(set(secret)) and len(secret) == len(secret.unplanted) == 8
     assert {(0, 37), (0, 38), (0, 39)} <= set(secret)
-    assert [neuron for neuron in secret if neuron[0]] == [neuron for neuron in harmless if neuron[0]]
+    assert [neuron for neuron in secret if neuron[0]] == [neuron for neuron in secret.unplanted if neuron[0]]
