@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
-from own_command import SMALL, VERSIONS, saved, untimed, write_own
+from own_command import SMALL, VERSIONS, few_rows, saved, untimed, write_own
 from programs import in_two_processes, shard_by_hand
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -135,7 +135,7 @@ OWN = ["--correction", "2"]
 def in_several(folder):
     """The command in several processes, each with the whole model, then with a share; they note who of them scores."""
     scoring, learning, rank = run.importance, ranking.distill, PartialState(cpu=True).process_index
-    run.timed = untimed
+    run.timed, abilities.ability_rows = untimed, few_rows
     making = OwnText._mixed
     here = Path(folder, "text")
     here.mkdir(exist_ok=True)
@@ -174,7 +174,7 @@ def by_several_and_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_PROFILE", "smoke")
-        patch.setenv("COURSE_SAMPLES", "2")
+        patch.setattr(abilities, "ability_rows", few_rows)
         patch.setattr(run, "timed", untimed)
         own = ["compress", *write_own(folder), "--accumulate", "2"]
         (folder / "own.json").write_text(json.dumps(own))
