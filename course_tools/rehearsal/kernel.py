@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +34,6 @@ from course_utils.measuring.benchmarking import take_turns
 from course_utils.release import engine
 
 _SAMPLING = 0.05  # seconds between two looks at the process's memory
-_SPARE = 2_000_000_000  # bytes of this machine's memory that are left alone
 # These functions repeat the same work with another sample. A few samples hold as much memory as many, so a rehearsal
 # lowers the named argument to this number.
 SAMPLES: dict[Callable[..., Any], tuple[str, int]] = {
@@ -55,7 +53,7 @@ def begin(record: str, share: float, shell: Any) -> contextlib.ExitStack:
         share: parameters of the model, as a share of Llama-3.2-1B's: the card is as much smaller.
         shell: IPython's, whose cells are the lesson's.
     """
-    card = PretendGPU(replace(T4, memory=int(T4.memory * share)), names=lambda: shell.user_ns, spare=_SPARE)
+    card = PretendGPU(int(T4 * share), names=lambda: shell.user_ns)
     host, numbers = HostMemory(card.ledger), itertools.count()
 
     def before(info: object) -> None:

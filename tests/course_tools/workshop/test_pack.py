@@ -132,12 +132,6 @@ def test_checked_once(folder, here):
     assert start(folder).returncode == 1, "another pack in the same folder is checked anew"
 
 
-def test_lock_lines():
-    torch = "torch==2.13.0+cpu ; sys_platform == 'linux' \\\n    --hash=sha256:0"
-    text = f"# a comment\nabsl-py==2.3.1\n    # via x\n{torch}\n-e .\nnumpy==2.5.5\n"
-    assert pack.requirements(text) == ["absl-py==2.3.1", "torch==2.13.0+cpu", "numpy==2.5.5"]
-
-
 def test_own_build_of_torch_is_found(tmp_path):
     assert pack.cpu_torch(None, "3.12") == pack.cpu_torch(tmp_path, "3.12") == ""
     for name in ("torch-2.13.0+cpu-cp312-cp312-linux_x86_64.whl", "torch-2.13.0-cp311-cp311-linux_x86_64.whl"):
