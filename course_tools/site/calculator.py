@@ -8,7 +8,8 @@ from __future__ import annotations
 import html
 import json
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from string import Template
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -34,50 +35,9 @@ SHAPES = {
 }  # fmt: skip
 
 
-class Field(NamedTuple):
-    """One number to fill in."""
-
-    name: str
-    label: str
-    begin: float
-    whole: bool = False
-
-
-FIELDS = {
-    "The model": [
-        Field("parameters", "Parameters, millions", 0),
-        Field("lookedUp", "of which are only looked up, millions", 0),
-        Field("layers", "Layers", 0, whole=True),
-        Field("removed", "of which have lost their attention", 0, whole=True),
-        Field("kvHeads", "KV heads", 0, whole=True),
-        Field("headSize", "Size of a head", 0, whole=True),
-        Field("bits", "Bits a weight (Q8_0: 8.5, Q4_0: 4.5)", 16),
-    ],
-    "What it is asked": [
-        Field("context", "Tokens of each context", 1024, whole=True),
-        Field("requests", "Requests at once", 1, whole=True),
-    ],
-    "The machine": [
-        Field("memory", "Memory, GB", 16),
-        Field("bandwidth", "Bandwidth, GB a second", 40),
-        Field("peak", "Operations, GFLOP a second", 500),
-        Field("price", "Price of a layer, milliseconds", 0),
-    ],
-}
-RESULTS = {
-    "weights": "weights, MB",
-    "cacheOfToken": "cache of a token, kB",
-    "cache": "cache of all contexts, MB",
-    "held": "both, MB",
-    "milliseconds": "a token of each request takes at least, ms",
-    "tokensPerSecond": "tokens a second at most",
-    "fitting": "requests that fit into the memory",
-}
-
-
 @cache
 def presets() -> dict[str, dict[str, float]]:
-    """Fields of "The model" for each of ``SHAPES``, counted."""
+    """The form's fields of "The model" for each of ``SHAPES``, counted."""
     found = {}
     for name, shape in SHAPES.items():
         with torch.device("meta"):  # shapes, and no memory
@@ -97,23 +57,5 @@ def presets() -> dict[str, dict[str, float]]:
 def form() -> str:
     """The calculator's HTML; calculator.js fills it in, and without it there is a sentence."""
     models = "".join(f"<option>{html.escape(name)}</option>" for name in SHAPES)
-    groups = "".join(
-        f"<fieldset><legend>{legend}</legend>{''.join(map(_input, fields))}</fieldset>"
-        for legend, fields in FIELDS.items()
-    )
-    results = "".join(f'<dt>{label}</dt><dd><data id="result-{name}"></data></dd>' for name, label in RESULTS.items())
-    data = json.dumps(presets()).replace("<", "\\u003c")
-    return (
-        '<noscript><p>The calculator needs JavaScript.</p></noscript><form class="calculator" hidden>'
-        f'<script type="application/json">{data}</script>'
-        f'<label><span>Model</span><select name="model">{models}<option value="">your own</option></select></label>'
-        f'{groups}<div role="status" aria-atomic="false" aria-label="Results"><dl>{results}</dl></div></form>'
-    )
-
-
-def _input(field: Field) -> str:
-    step = "1" if field.whole else "any"
-    return (
-        f'<label><span>{field.label}</span><input type="number" name="{field.name}" value="{field.begin:g}" min="0" '
-        f'step="{step}" required></label>'
-    )
+    page = Path(__file__).with_name("calculator.html").read_text(encoding="utf-8")
+    return Template(page).substitute(models=models, presets=json.dumps(presets()).replace("<", "\\u003c"))
