@@ -155,9 +155,15 @@ def _shown(path: Path) -> str:
 def _logged(command: list[str], log: Path) -> int:
     """Run a command in the root, its output in a file; the exit status."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    where = {"cwd": ROOT, "env": with_sleeping_threads(os.environ)}
     with log.open("wb") as file:
-        return subprocess.call(command, **where, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.call(
+            command,
+            cwd=ROOT,
+            env=with_sleeping_threads(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
 
 
 if __name__ == "__main__":

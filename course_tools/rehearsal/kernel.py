@@ -1,6 +1,6 @@
-"""The part of a rehearsal that runs inside the lesson's kernel, begun by a cell before the lesson's first one.
+"""The part of a rehearsal that runs inside the lesson's kernel; a cell before the lesson's first one begins it.
 
-It sets up the pretended card, and writes down what each cell held, a line of JSON a cell.
+It sets up the pretended card, and writes down what each cell held, one line of JSON per cell.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def begin(record: str, share: float, shell: Any) -> contextlib.ExitStack:
     """Begin in this process; what is returned ends it.
 
     Args:
-        record: the file that gets a line of JSON a cell.
+        record: the file that gets a line of JSON per cell.
         share: parameters of the model, as a share of Llama-3.2-1B's: the card is as much smaller.
         shell: IPython's, whose cells are the lesson's.
     """

@@ -3,7 +3,7 @@
 ``PretendGPU(T4)`` makes torch believe in one card, in this thread. A tensor is on it when its storage is in the card's
 ledger: a function mode answers ``tensor.device``, moves copies between the two sides and refuses to mix them; a
 dispatch mode enters what operations make. So a program takes the branches that it takes on a GPU, and the processor
-computes. Large products of matrices add up one summand of 32, because a model of random weights has tensors that
+computes. Large products of matrices add up one summand in 32, because a model of random weights has tensors that
 count and numbers that mean nothing. (With all summands one of Llama-3.2-1B's size takes fifteen times as long.)
 
 Counted: each storage once, from the operation that made it until its last tensor is gone. Not counted: what an
@@ -43,11 +43,10 @@ _BETWEEN = {
     Tensor.copy_, Tensor.__getitem__, Tensor.__setitem__, Tensor.index_put_, Tensor.index_put, Tensor.set_,
     Tensor.data.__set__,  # type: ignore[attr-defined]
 }  # fmt: skip
-_INTO = {Tensor.copy_, Tensor.__setitem__, Tensor.index_put_}  # what is written stays where it is
 _MANY_SCORES = 2**20  # of attention, from which on writing them out takes the processor too long
-_BYTES_A_SCORE = 13  # when they are: scores, softmax and its repaired copy in float32, and a mask
+_BYTES_PER_SCORE = 13  # when they are: scores, softmax and its repaired copy in float32, and a mask
 _LARGE = 256  # sides of a matrix from which on a product is worth a shortcut
-_SAMPLED = 32  # one summand of so many is added up
+_SAMPLED = 32  # one summand in so many is added up
 
 
 class PretendGPU(TorchDispatchMode):
@@ -137,9 +136,7 @@ class _Functions(TorchFunctionMode):
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         if func in (Tensor.numpy, Tensor.__array__) and there and not kwargs.get("force"):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
-        if func in _INTO:
-            there = ours[0]
-        elif func is Tensor.to and device is not None and ours[0] != there:
+        if func is Tensor.to and device is not None and ours[0] != there:
             kwargs = kwargs | {"copy": True}
         elif (
             device is None
@@ -274,7 +271,7 @@ def _attend(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     sharing, scores = query.shape[-3] // key.shape[-3], _scores(query, key)
     if sharing > 1:
-        ledger.pass_by(_BYTES_A_SCORE * scores + 4 * (2 * query.numel() + 2 * sharing * key.numel()))
+        ledger.pass_by(_BYTES_PER_SCORE * scores + 4 * (2 * query.numel() + 2 * sharing * key.numel()))
         key, value = (tensor.repeat_interleave(sharing, -3) for tensor in (key, value))
     sample = scores > _MANY_SCORES and not torch.is_grad_enabled()
     if sample:

@@ -10,6 +10,7 @@ import json
 from functools import cache
 from pathlib import Path
 from string import Template
+from typing import Any, cast
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,12 +20,12 @@ from course_utils.models.reports import model_size
 
 LESSON = "10"
 _MILLION = 1e6
-_SMOLLM2 = {
+_SMOLLM2: dict[str, Any] = {
     "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
 }  # fmt: skip
 # The lesson's models, by shape.
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": _SMOLLM2,
     "SmolLM2-135M, 20 of 30 blocks": _SMOLLM2 | {"num_hidden_layers": 20},
     "SmolLM2-135M, MLPs of 832": _SMOLLM2 | {"intermediate_size": 832},
@@ -38,18 +39,18 @@ SHAPES = {
 @cache
 def presets() -> dict[str, dict[str, float]]:
     """The form's fields of "The model" for each of ``SHAPES``, counted."""
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for name, shape in SHAPES.items():
         with torch.device("meta"):  # shapes, and no memory
             model = LlamaForCausalLM(LlamaConfig(**shape))
-        embedding, head = model.get_input_embeddings().weight, describe(model).head.weight
+        embedding, head = cast(torch.nn.Embedding, model.get_input_embeddings()).weight, describe(model).head.weight
         found[name] = {
             "parameters": model_size(model).parameters / _MILLION,
             "lookedUp": 0 if head is embedding else embedding.numel() / _MILLION,
-            "layers": model.config.num_hidden_layers,
+            "layers": shape["num_hidden_layers"],
             "removed": 0,
-            "kvHeads": model.config.num_key_value_heads,
-            "headSize": model.config.head_dim,
+            "kvHeads": shape["num_key_value_heads"],
+            "headSize": shape["hidden_size"] // shape["num_attention_heads"],
         }
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -30,7 +30,7 @@ from course_utils.support.records import read_record
 from course_utils.support.uncertainty import ratio_interval
 
 _LETTERS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C", Outline.CLOSEPOLY: "Z"}
-_GUESSING = math.log(49_152)  # nats a token, of SmolLM2's vocabulary
+_GUESSING = math.log(49_152)  # nats per token, of SmolLM2's vocabulary
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def _sets_of_six() -> Figure:
                 blocks, draws = _in_words(row.layers), len(row.calibrations)
                 says = (
                     f"{blocks.capitalize()}, on {text} in {dtype}: left out together they cost "
-                    f"{with_interval(mean, low, high)} nats a token, perplexity × {shown(math.exp(mean))}; one by one, "
-                    f"{shown(total)} in sum."
+                    f"{with_interval(mean, low, high)} nats per token, perplexity × {shown(math.exp(mean))}; one by "
+                    f"one, {shown(total)} in sum."
                 )
                 if way == "run" and draws:
                     says += f" Chosen by {draws} of 5 draws of the calibration text."
@@ -171,9 +171,9 @@ def _rules_for_prompts() -> Figure:
     points = []
     for name, setting, columns in choices:
         share, harm = outcome(judged.harm, saved, columns)
-        gap, low, high = gap_to_static(judged.harm, saved, columns, judged.documents)
+        gap, low, high = gap_to_static(judged.harm, saved, columns, [*judged.documents])
         says = (
-            f"{name}, {setting}: {100 * share:.1f} % of the cache saved, {harm:.3f} nats a token of harm. That is "
+            f"{name}, {setting}: {100 * share:.1f} % of the cache saved, {harm:.3f} nats per token of harm. That is "
             f"{gap:+.3f} ({low:+.3f} to {high:+.3f}) beside one number for all, or a coin between two, at this saving."
         )
         points.append(Point((name, setting), name, 100 * share, harm, harm - gap + low, harm - gap + high, says))
@@ -181,7 +181,7 @@ def _rules_for_prompts() -> Figure:
         controls=("Rule", "Setting"),
         slides=1,
         scenes=0,
-        labels=("cache saved, %", "harm, nats a token"),
+        labels=("cache saved, %", "harm, nats per token"),
         points=points,
         begin=next(i for i, point in enumerate(points) if point.name == "price" and point.x > 10),
         lines=[Line((), "one for all", [*zip(100 * saved.sum(0), judged.harm.mean(0), strict=True)])],
@@ -190,14 +190,14 @@ def _rules_for_prompts() -> Figure:
 
 
 def _token_times() -> Figure:
-    """Lesson 10: milliseconds of a token, and of them those that reading its bytes takes at least."""
+    """Lesson 10: milliseconds per token, and how many of them reading the model's bytes takes at least."""
     record = pd.read_json(files("course_utils") / "data" / "token_times.json")
     points = []
     for program, rows in record.groupby("program", sort=False):
         whole = rows.milliseconds.iloc[0]
         for place, row in enumerate(rows.itertuples()):
             says = (
-                f"{row.name}, in {program}: {row.milliseconds:.1f} ms a token ({row.low:.1f} to {row.high:.1f}), × "
+                f"{row.name}, in {program}: {row.milliseconds:.1f} ms per token ({row.low:.1f} to {row.high:.1f}), × "
                 f"{row.milliseconds / whole:.2f} of the whole model's. Reading its bytes takes {row.floor:.2f} ms at "
                 f"least, {100 * row.floor / row.milliseconds:.0f} % of it."
             )
@@ -207,7 +207,7 @@ def _token_times() -> Figure:
         controls=("Program", "Model"),
         slides=0,
         scenes=1,
-        labels=("", "milliseconds a token"),
+        labels=("", "milliseconds per token"),
         points=points,
         begin=2,
         ticks=["\n".join(name.rsplit(" ", 1)) for name in record.name.unique()],
@@ -315,6 +315,8 @@ def _numbers(chosen: Sequence[str], values: Sequence[Sequence[str]]) -> list[int
 def _axis(label: str, numbers: Sequence[float], logarithmic: bool) -> dict:
     """An axis that holds all these numbers, with ticks that one can read."""
     low, high = min(numbers), max(numbers)
+    places: Iterable[float]
+    write: Callable[[float], str]
     if logarithmic:
         span = [low / (high / low) ** 0.03, high * (high / low) ** 0.03]
         axis = Canvas().subplots(subplot_kw={"yscale": "log", "ylim": span}).yaxis

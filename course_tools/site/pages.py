@@ -118,8 +118,8 @@ class Sources:
             if path.endswith(".md") and path != "README.md":
                 yield place, self.linked(self._filled((self.root / path).read_text(encoding="utf-8"), path), path)
         for lesson in [*self.lessons, *self.deeper]:
-            for form, path in self._notebooks(lesson).items():
-                yield path.relative_to(self.root).as_posix(), nbformat.writes(self.lesson_page(lesson, form))
+            for form, file in self._notebooks(lesson).items():
+                yield file.relative_to(self.root).as_posix(), nbformat.writes(self.lesson_page(lesson, form))
         yield "lessons.md", self._lessons_page()
         yield "quizzes.md", self._quizzes_page()
         yield "solutions.md", self._solutions_page()
@@ -155,7 +155,8 @@ class Sources:
         notebook.cells[0].source = "\n\n".join([title, row, facts])
         _add_what_moves(notebook.cells, lesson)
         glossary = os.path.relpath("docs/glossary.html", PurePosixPath(path).parent)
-        known, seen = {term.name: term.meaning for term in self.terms if term.lesson <= lesson.number[:2]}, set()
+        known = {term.name: term.meaning for term in self.terms if term.lesson <= lesson.number[:2]}
+        seen: set[str] = set()
         for cell in notebook.cells:
             question = _QUESTION.match(cell.source)
             if cell.cell_type == "code":
@@ -163,7 +164,7 @@ class Sources:
                 _give_alt(cell)
                 if "install" in tags_of(cell):
                     _fold(cell, INSTALL_TITLE)
-                elif any(map(_is_picture, cell.outputs)):  # there such a cell only draws
+                elif any(map(_is_picture, cell.outputs)):  # in the lessons such a cell only draws
                     _fold(cell, "How it is drawn")
             elif question:
                 number = int(question[1])
@@ -353,7 +354,7 @@ def outside_code(text: str, change: Callable[[str], str]) -> str:
 def question_page(question: Question, number: int, *, name: str) -> str:
     """A quiz question as radio buttons; course.js shows the reason of the chosen one. Without script, all are folded.
 
-    The options stand in another order on each page, always the same there: who remembers a place learns nothing.
+    Each page has an order of options of its own, always the same, so that remembering a place doesn't help.
 
     Args:
         question: what is asked.
@@ -390,7 +391,8 @@ def explorable_page(lesson: str) -> str:
 def calculator_page() -> str:
     """The calculator, a section of its own."""
     says = (
-        "Put in a model and a machine: this lesson's formulae tell what must be held, and what a token takes at least."
+        "Put in a model and a machine: this lesson's formulae say how much must be held, and how long a token takes "
+        "at least."
     )
     return "\n\n".join(["## A calculator", says, raw(calculator.form())])
 
@@ -402,7 +404,9 @@ def layers_page(drawing: str) -> str:
         for layer in _LAYER.finditer(drawing)
     ]
     if not rows:
-        raise SiteError("A Mermaid drawing that is no stack of layers: the site has no script for it; write a list.")
+        raise SiteError(
+            "This Mermaid drawing is no stack of layers, and the site has no script to draw it; write a list."
+        )
     return raw(f'<ol class="layers" aria-label="Layers, from the top down">{"".join(rows)}</ol>')
 
 
@@ -435,7 +439,7 @@ def raw(code: str) -> str:
 
 
 def _open_answer(lesson: Lesson) -> str:
-    """What a lesson answers; nothing where its learner shall find it, and it is folded."""
+    """A lesson's answer; nothing where it is folded, because the learner is to find it."""
     return lesson.answer if lesson.answer in shown_and_folded(lesson.cells[0])[0] else ""
 
 

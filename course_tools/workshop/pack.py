@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packaging.utils import canonicalize_name
 
@@ -166,7 +167,7 @@ def write_manifest(folder: Path, *, locks: dict[str, list[str]], python: str, sa
         folder: the pack.
         locks: {platform: NAME==VERSION each}.
         python: the version that the wheels are for.
-        say: gets a line a platform, with its size.
+        say: gets a line for each platform, with its size.
 
     Returns:
         The manifest.
@@ -177,7 +178,7 @@ def write_manifest(folder: Path, *, locks: dict[str, list[str]], python: str, sa
     shutil.copyfile(Path(__file__).with_name("pack_start.py"), folder / START)
     systems = "\n".join(f"- {PLATFORMS[name].says}" for name in locks)
     write_text(folder / "READ_ME.txt", _READ_ME.format(python=python, systems=systems))
-    files = {
+    files: dict[str, dict[str, Any]] = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST and "__pycache__" not in path.parts
@@ -194,7 +195,7 @@ def write_manifest(folder: Path, *, locks: dict[str, list[str]], python: str, sa
 
 
 def _wheels_of(pinned: Iterable[str], platform: str, files: Iterable[str]) -> Iterator[str]:
-    """The files of a lock's packages; a wheel for other systems alone doesn't count."""
+    """The files of a lock's packages; a wheel that only other systems can install doesn't count."""
     by_package: dict[tuple[str, str], list[str]] = {}
     for path in files:
         if path.startswith("wheels/"):

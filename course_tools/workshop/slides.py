@@ -34,7 +34,7 @@ from course_utils.support.files import write_text
 WIDTH, HEIGHT = 1280, 720
 MOST = 30  # slides of a deck
 LINES = 13  # of text that a slide holds in its normal size
-TASK = 15  # of an exercise, which is shrunk for it: who solves it wants to see all of it
+TASK = 15  # lines of an exercise, which shrinks: whoever solves it wants to see all of it
 SMALLEST = 0.5  # what the page may shrink a slide to, so that it fits; a test looks for smaller ones
 ROWS = 12  # of a table; the notebook has the rest
 _CHARACTERS = 70  # in a line
@@ -77,7 +77,7 @@ class Slide:
         return bool(PREDICTION.search(str(self.parts[-1])))
 
     def takes(self, part: Part, most: int = LINES) -> bool:
-        """Whether there is room for so many lines, with what is there; below a heading there always is."""
+        """Whether the part fits below what is there; right below a heading it always does."""
         return len(self.parts) < 2 or self.lines + lines_of(part) <= most
 
 
@@ -136,7 +136,7 @@ def _show(output: NotebookNode, section: str, made: list[Slide]) -> None:
 
 
 def _add(part: Part, section: str, made: list[Slide]) -> None:
-    """Put a part on the section's own slide, or on one more: below a result or a prediction nothing stands."""
+    """Put a part on the section's own slide, or on a new one: nothing stands below a result or a prediction."""
     last = made[-1]
     if last.heading != section or last.has_result or last.predicts or not last.takes(part):
         made.append(Slide("subslide", [f"## {section}"]))
@@ -182,7 +182,7 @@ def is_prose(block: str) -> bool:
 
 
 def first_sentences(paragraph: str) -> str:
-    """As many as are short together, but one at least; what a colon opens stays away with it."""
+    """As many as are short together, but at least one; what follows a colon is left out with the colon's sentence."""
     kept: list[str] = []
     for sentence in _SENTENCE.split(" ".join(paragraph.split())):
         if kept and len(" ".join([*kept, sentence])) > _SENTENCES:
@@ -198,11 +198,8 @@ def shortened(output: NotebookNode) -> NotebookNode:
     if rows <= ROWS + 1:
         return output
     head, *pieces = re.split(r"(?=<tr)", page)
-    kept = (
-        head
-        + "".join(pieces[: ROWS + 1])
-        + f"</tbody></table><p>… and {rows - ROWS - 1} more rows in the notebook.</p>"
-    )
+    more = f"</tbody></table><p>… and {rows - ROWS - 1} more rows in the notebook.</p>"
+    kept = "".join([head, *pieces[: ROWS + 1], more])
     return nbformat.from_dict({**output, "data": {"text/html": kept}})
 
 
