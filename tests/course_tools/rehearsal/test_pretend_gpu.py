@@ -145,6 +145,7 @@ def test_devices_are_not_mixed(card):
     [
         lambda: torch.tensor([1, 2], device="cuda"),
         lambda: torch.as_tensor([1, 2], device="cuda:0"),
+        lambda: torch.as_tensor(torch.ones(2), device="cuda"),
         lambda: torch.arange(2, device=torch.device("cuda")),
         lambda: torch.ones(2).cuda(),
         lambda: torch.ones(2).to(device="cuda", dtype=torch.float16),
