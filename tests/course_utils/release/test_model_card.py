@@ -40,7 +40,7 @@ def test_card_says_what_it_was_given_and_has_the_header_that_hubs_read(folder):
 def damage():
     no = math.nan
     columns = {
-        "nats_lost": [0.3, 1.2, 0.1, no], "ci_low": [0.25, 0.9, 0.0, no], "ci_high": [0.35, 1.5, 0.2, no],
+        "nats_lost": [0.3, 1.2, 0.4, no], "ci_low": [0.25, 0.9, 0.2, no], "ci_high": [0.35, 1.5, 0.6, no],
         "right_before": [no, 0.9, 0.5, no], "right_after": [no, 0.2, 0.45, no], "floor": [no, 0.04, 0.1, no],
         "lost": [no, 70, 8, no], "won": [no, 0, 3, no], "p": [no, 1e-9, 0.2, no],
         "left_out": ["", "", "", "the whole model gets 5% right, and its floor is 5%"],

@@ -122,7 +122,7 @@ def measured(**speeds):
 
 def test_speeds_go_to_their_names(models, versions, tmp_path, monkeypatch):
     """And what has the cut's sizes has its speed."""
-    asked = []
+    asked, in_bytes = [], []
 
     def in_torch(found, **sizes):
         asked.append((found, sizes))
@@ -131,6 +131,7 @@ def test_speeds_go_to_their_names(models, versions, tmp_path, monkeypatch):
     def in_llama_cpp(files, **sizes):
         asked.append((files, sizes))
         assert all(path.is_file() and path.is_relative_to(tmp_path) for path in files.values())
+        in_bytes.append([files[name].stat().st_size for name in ("whole", "cut", *BITS)])
         return measured(**{"whole": 20.0, "cut": 24.0, "whole, Q8_0": 40.0, "whole, Q4_0": 60.0})
 
     monkeypatch.setattr(rivals, "measure_speed", in_torch)
@@ -145,6 +146,7 @@ def test_speeds_go_to_their_names(models, versions, tmp_path, monkeypatch):
         "whole, Q4_0": {"llama.cpp": 60.0},
     }
     assert all(found[name].score is versions[name].score for name in versions)
+    assert in_bytes[0] == sorted({*in_bytes[0]}, reverse=True) and len(in_bytes[0]) == 4
     (in_memory, sizes), (files, same) = asked
     assert in_memory == dict(zip(("whole", "cut"), models[:2], strict=True)) and {*files} == {"whole", "cut", *BITS}
     assert sizes == same | {"phases": ["decode"]} and sizes["prompt_tokens"] == sizes["new_tokens"] == 8

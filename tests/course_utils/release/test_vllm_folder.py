@@ -60,6 +60,12 @@ def qwen2(**settings):
     return wide("qwen2", **{"use_sliding_window": False} | settings)
 
 
+def without_an_attention():
+    model = wide()
+    bypass_attention(model, [2], remove=True)
+    return model
+
+
 def windowed():
     model = uneven(qwen2(max_position_embeddings=128, use_sliding_window=True, sliding_window=64))
     assert "sliding_attention" in model.config.layer_types
@@ -69,6 +75,7 @@ def windowed():
 UNEVEN = {
     "widths": lambda: uneven(wide(), attentions=()),
     "attention bypassed": lambda: uneven(wide()),
+    "nothing but an attention removed": without_an_attention,
     "attention removed": lambda: uneven(wide(), remove=True),
     "first attention bypassed": lambda: uneven(wide(attention_bias=True), attentions=[0, 1]),
     "first attention removed": lambda: uneven(wide(), attentions=[0, 3], remove=True),

@@ -1,4 +1,4 @@
-"""Two processes learn what one learns, whole or cut up among them, and launches that don't fit are refused."""
+"""Two processes learn what one learns, whole or sharded, and launches that don't fit are refused."""
 
 from __future__ import annotations
 
