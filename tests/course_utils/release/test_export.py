@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from course_utils.models.loading import identity
 from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.pruning.attention import bypass_attention
-from course_utils.pruning.depth import remove_blocks
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.release import export
 from course_utils.release.export import CannotExport, as_stored, export_gguf, plan_gguf
@@ -57,11 +56,6 @@ def pruned(model, ratio=0.34, layers=None):
 
 def bypassed(model, layers, **settings):
     bypass_attention(model, layers, **settings)
-    return model
-
-
-def shallower(model):
-    remove_blocks(model, [1])
     return model
 
 
@@ -168,20 +162,12 @@ def test_as_stored_has_the_files_numbers(family, quantization, tmp_path):
 
 
 SHAPES = {
-    "whole": exportable,
     "tied": lambda: exportable(tie_word_embeddings=True),
-    "even": lambda: pruned(exportable()),
-    "uneven": lambda: pruned(exportable(), layers=[1]),
-    "fewer blocks": lambda: shallower(exportable()),
-    "attention bypassed": lambda: bypassed(exportable(), [2]),
-    "attention removed": lambda: bypassed(exportable(), [2], remove=True),
-    "first attention bypassed": lambda: bypassed(exportable(), [0]),
+    "uneven": lambda: pruned(exportable("qwen2"), layers=[1]),
+    "attentions removed": lambda: bypassed(exportable(), [0, 2], remove=True),
     "all attentions bypassed": lambda: bypassed(exportable(), [0, 1, 2, 3]),
     "biases": lambda: exportable(attention_bias=True, mlp_bias=True),
-    "KV groups removed": lambda: exportable(num_attention_heads=2, num_key_value_heads=1, head_dim=HEAD),
-    "hidden channels removed": lambda: exportable(hidden_size=28, head_dim=HEAD),
-    "Llama 3's positions": lambda: exportable(rope_parameters=LLAMA3),
-    "uneven Qwen2": lambda: pruned(exportable("qwen2"), layers=[1]),
+    "Llama 3's positions": lambda: exportable(hidden_size=28, head_dim=HEAD, rope_parameters=LLAMA3),
 }
 
 
