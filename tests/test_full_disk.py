@@ -14,7 +14,7 @@ from tiny import tiny_batches, tiny_model, word_tokenizer
 from course_utils.compress import program
 from course_utils.compress.scores import importance
 from course_utils.healing.distillation import distill
-from course_utils.healing.distillation.state import CHECKPOINT
+from course_utils.healing.distillation.checkpoint import CHECKPOINT
 from course_utils.models.loading import load_model
 from course_utils.pruning.checkpoints import save_pruned
 from course_utils.pruning.width import neuron_importance, prune_neurons
