@@ -354,7 +354,6 @@ def build(args: argparse.Namespace, console: Console) -> int:
         saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
         for problem in quotes.unsupported(saved):
             print(f"{lesson.name}: quoted, but not in the saved outputs: {problem}", file=sys.stderr)
-        print(f"{lesson.name}: {lesson.minutes} minutes")
         for problem in rules.broken_rules(lesson, saved):
             print(f"{lesson.name}: {problem}", file=sys.stderr)
     if README.exists() and not args.lessons:  # the table is of all lessons

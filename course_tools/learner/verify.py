@@ -94,7 +94,7 @@ def compare(run: NotebookNode, saved: NotebookNode) -> Comparison:
         elif error := _error(ran):
             stopped.append(f"{place}: it stopped with {error}")
         elif not another:
-            pairs = [*numbers_of(ran.outputs)], [*numbers_of(cell.outputs)]
+            pairs = numbers_of(ran.outputs), numbers_of(cell.outputs)
             if len(pairs[0]) != len(pairs[1]):
                 uneven.append(f"{place}: it prints {len(pairs[0])} numbers, and {len(pairs[1])} in the saved run")
             else:

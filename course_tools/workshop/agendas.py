@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from course_tools.lessons.authoring import Lesson
-from course_tools.lessons.exercises import exercises_of
+from course_tools.lessons.authoring import Lesson, exercises_of
 
 BEGIN, END = "<!-- agendas: written by `python3 course.py build` -->", "<!-- end of agendas -->"
 

@@ -20,7 +20,7 @@ CODE += "total = " + " + ".join(f"number_{index}" for index in range(40))
 
 
 def lesson(name, title):
-    return Lesson(path=Path(f"{name}.py"), title=title, prerequisites="", assets=[], concepts=(), cells=())
+    return Lesson(path=Path(f"{name}.py"), title=title, prerequisites="", assets=[], concepts=(), cells=(), time="")
 
 
 FIRST, SECOND = lesson("01_x", "Weights & <signs>"), lesson("02_y", "What comes next")
