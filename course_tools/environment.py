@@ -77,28 +77,18 @@ def _mismatch(requirement: Requirement) -> str:
 
 def _disk() -> Finding:
     folder = next(path for path in (assets.cache_dir(), *assets.cache_dir().parents) if path.exists())
-    return _threshold(
-        "disk",
-        shutil.disk_usage(folder).free / _GIGABYTE,
-        "free where the cache is",
-        fail=1,
-        warn=3,
-        remedy="free some space, or set COURSE_CACHE to a folder on another disk",
-    )
+    free = shutil.disk_usage(folder).free / _GIGABYTE
+    remedy = "free some space, or set COURSE_CACHE to a folder on another disk"
+    return _enough("disk", free, "free where the cache is", fail=1, warn=3, remedy=remedy)
 
 
 def _memory() -> Finding:
-    return _threshold(
-        "memory",
-        psutil.virtual_memory().available / _GIGABYTE,
-        "available",
-        fail=2,
-        warn=MEMORY,
-        remedy="close other programs; the lessons need 1 to 3 GB",
-    )
+    free = psutil.virtual_memory().available / _GIGABYTE
+    remedy = "close other programs; the lessons need 1 to 3 GB"
+    return _enough("memory", free, "available", fail=2, warn=MEMORY, remedy=remedy)
 
 
-def _threshold(topic: str, gigabytes: float, what: str, *, fail: float, warn: float, remedy: str) -> Finding:
+def _enough(topic: str, gigabytes: float, what: str, *, fail: float, warn: float, remedy: str) -> Finding:
     level = FAIL if gigabytes < fail else WARN if gigabytes < warn else OK
     return Finding(level, topic, f"{gigabytes:.1f} GB {what}", "" if level == OK else remedy)
 

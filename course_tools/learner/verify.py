@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nbformat import NotebookNode
@@ -105,12 +105,11 @@ def compare(run: NotebookNode, saved: NotebookNode) -> Comparison:
 
 def _another(run: NotebookNode, saved: NotebookNode) -> str:
     """What the run's start cell names that the saved one's doesn't: its profile, or a model in a role."""
-    started = _started(run)
-    profiles = _PROFILE.findall(started)
-    if profiles != _PROFILE.findall(_started(saved)):
-        return f"profile {profiles[0]}" if profiles else "a run without its start cell"
-    text_is_of = dict(_MODEL.findall(_started(saved)))
-    return next((model for role, model in _MODEL.findall(started) if model != text_is_of.get(role)), "")
+    mine, texts = (_PROFILE.findall(_started(notebook)) for notebook in (run, saved))
+    if mine != texts:
+        return f"profile {mine[0]}" if mine else "a run without its start cell"
+    models = dict(_MODEL.findall(_started(saved)))
+    return next((model for role, model in _MODEL.findall(_started(run)) if model != models.get(role)), "")
 
 
 def _started(notebook: NotebookNode) -> str:
@@ -119,19 +118,17 @@ def _started(notebook: NotebookNode) -> str:
     return next(filter(_PROFILE.search, texts), "")
 
 
-def _compared(saved: NotebookNode) -> list[tuple[str, NotebookNode]]:
+def _compared(saved: NotebookNode) -> Iterator[tuple[str, NotebookNode]]:
     """The cells to compare, each with the heading above it: those that showed something which isn't the machine's."""
-    found = []
     for heading, cell in under_headings(saved):
-        starts = any(_PROFILE.search(text) for text in texts_of(cell.outputs))
+        starts = any(map(_PROFILE.search, texts_of(cell.outputs)))
         if cell.outputs and not starts and not {"install", "exercise", "timed"} & set(tags_of(cell)):
-            found.append((heading, cell))
-    return found
+            yield heading, cell
 
 
 def _error(cell: NotebookNode) -> str:
     """The error that stopped a cell, unless it is meant to."""
-    if "raises-exception" in tags_of(cell):
-        return ""
     errors = [output for output in cell.outputs if output.output_type == "error"]
-    return f"{errors[0].ename}: {(errors[0].evalue.splitlines() or [''])[0]}" if errors else ""
+    if not errors or "raises-exception" in tags_of(cell):
+        return ""
+    return f"{errors[0].ename}: {(errors[0].evalue.splitlines() or [''])[0]}"

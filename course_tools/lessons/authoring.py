@@ -317,20 +317,20 @@ def _problems(lesson: Lesson) -> Iterator[str]:
     for position, cell in enumerate(lesson.cells, start=1):
         if cell.cell_type not in ("code", "markdown"):
             yield f"cell {position} is {cell.cell_type}; use code and markdown cells only."
-        for tag in tags_of(cell):
-            if tag not in _TAGS:
-                yield f"cell {position} has the unknown tag {tag!r}; the builder knows {', '.join(_TAGS)}."
-        if cell.cell_type == "markdown" and re.match(r"# \S", cell.source):
-            yield f"cell {position} is a title; the builder writes it from the header, start headings at `##`."
-        is_exercise = "exercise" in tags_of(cell)
-        if cell.cell_type == "code" and not is_exercise and _MARKER.search(cell.source):
-            yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
-        if cell.cell_type == "code" and not is_exercise and len(cell.source.splitlines()) > _LONGEST_CELL:
-            yield f"cell {position} has {len(cell.source.splitlines())} lines; {_LONGEST_CELL} is the most. Split it."
+        unknown = [tag for tag in tags_of(cell) if tag not in _TAGS]
+        if unknown:
+            yield f"cell {position} has the unknown tag {unknown[0]!r}; the builder knows {', '.join(_TAGS)}."
         if PREDICTION.search(cell.source) and WHAT_WE_SAW not in cell.source:
             yield f"cell {position} asks to predict and has no answer; end it with {WHAT_WE_SAW} … </details>."
-    installs = [cell for cell in code if "install" in tags_of(cell)]
-    if len(installs) != 1 or code[0] is not installs[0] or installs[0].source.strip():
+        if cell.cell_type == "markdown" and re.match(r"# \S", cell.source):
+            yield f"cell {position} is a title; the builder writes it from the header, start headings at `##`."
+        if cell.cell_type == "code" and "exercise" not in tags_of(cell):
+            if _MARKER.search(cell.source):
+                yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
+            if len(cell.source.splitlines()) > _LONGEST_CELL:
+                lines = len(cell.source.splitlines())
+                yield f"cell {position} has {lines} lines; {_LONGEST_CELL} is the most. Split it."
+    if ["install" in tags_of(cell) for cell in code] != [True] + [False] * (len(code) - 1) or code[0].source.strip():
         yield (
             'the first code cell, and only that one, is `# %% tags=["install"]` with nothing below it; the builder '
             "fills it."
@@ -338,43 +338,35 @@ def _problems(lesson: Lesson) -> Iterator[str]:
     if not any(re.search(rf'\bstart\("{lesson.number}"', cell.source) for cell in code):
         yield f'no cell calls start("{lesson.number}").'
     yield from _exercise_problems(lesson)
-    yield from _quiz_problems(lesson)
+    allowed = (0, 1, 2, 3) if lesson.deeper else (2, 3)
+    if len(lesson.quiz) not in allowed:
+        number = " or ".join(map(str, allowed))
+        yield (
+            f"{len(lesson.quiz)} quiz questions; a lesson has {number}, each a text cell "
+            '`# %% [markdown] tags=["quiz"]`.'
+        )
 
 
 def _exercise_problems(lesson: Lesson) -> Iterator[str]:
     count = 0
-    for before, cell in zip((None, *lesson.cells), lesson.cells, strict=False):
+    for before, cell in pairwise(lesson.cells):
         if "exercise" not in tags_of(cell):
             continue
         count += 1
         try:
             exercise = take_apart(cell.source)
-            longest = max(len(exercise.code(part).splitlines()) for part in (exercise.stub, exercise.solution))
-            if longest > _LONGEST_CELL:
-                yield f"exercise {count} has {longest} lines; {_LONGEST_CELL} is the most."
         except LessonError as error:
-            yield f"exercise {count}: {error}"
-        text = before.source if before is not None and before.cell_type == "markdown" else ""
-        headings = [heading["number"] for heading in EXERCISE.finditer(text)]
-        if headings != [str(count)]:
+            raise LessonError(f"exercise {count}: {error}") from None
+        longest = max(len(exercise.code(part).splitlines()) for part in (exercise.stub, exercise.solution))
+        if longest > _LONGEST_CELL:
+            yield f"exercise {count} has {longest} lines; {_LONGEST_CELL} is the most."
+        if [heading["number"] for heading in EXERCISE.finditer(before.source)] != [str(count)]:
             yield (
                 f"exercise {count}: the markdown cell just above it needs the heading "
                 f"`### Exercise {count} · ●○○ · 5 minutes` (with its own difficulty and minutes)."
             )
-        if _HINT not in text or "</details>" not in text:
+        if _HINT not in before.source or "</details>" not in before.source:
             yield f"exercise {count}: the text above it needs a hint, {_HINT} … </details>."
     titled = sum(len(EXERCISE.findall(cell.source)) for cell in lesson.cells if cell.cell_type == "markdown")
     if titled != count:
         yield f'{titled} exercise headings but {count} cells tagged "exercise"; each heading is followed by its cell.'
-
-
-def _quiz_problems(lesson: Lesson) -> Iterator[str]:
-    try:
-        count = len(lesson.quiz)
-    except LessonError as error:
-        yield f"quiz: {error}"
-        return
-    allowed = (0, 1, 2, 3) if lesson.deeper else (2, 3)
-    if count not in allowed:
-        number = " or ".join(map(str, allowed))
-        yield f'{count} quiz questions; a lesson has {number}, each a text cell `# %% [markdown] tags=["quiz"]`.'

@@ -192,7 +192,9 @@ def tidy_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
 def _with_palette(png: str) -> str:
     """A PNG in base64 with at most 256 colours; one that has a palette or lets something shine through stays."""
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
-        if image.mode not in ("RGB", "RGBA") or (image.mode == "RGBA" and image.getextrema()[3] != (255, 255)):
+        if image.mode not in ("RGB", "RGBA") or (
+            image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255)
+        ):
             return png
         # Median cut spoils the ends of colour bars; this keeps rare colours, and k-means evens out the rest.
         few = image.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from course_utils.support import plotting
 from course_utils.support.files import replacing, write_text
@@ -62,7 +62,7 @@ def _perplexity(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
 
 
-def draw(numbers: dict[str, str]) -> Axes:
+def draw(numbers: dict[str, str]) -> Figure:
     """One bar a way of choosing, from the whole model's perplexity to that of the cut one."""
     plotting.style()
     ways = [
@@ -91,7 +91,7 @@ def draw(numbers: dict[str, str]) -> Axes:
     ax.set_xlabel("tokens it hesitates between (perplexity)", size=10.5)
     ax.grid(visible=False)
     sns.despine(ax=ax, left=True)
-    return ax
+    return figure
 
 
 def kept(numbers: dict[str, str]) -> str:
@@ -108,7 +108,7 @@ def with_alt(page: str, numbers: dict[str, str]) -> str:
 def main(root: Path = ROOT) -> None:
     """Draw the figure of the clone at `root`, and write its sentence into the pages that show it."""
     numbers = shown()
-    figure = draw(numbers).figure
+    figure = draw(numbers)
     with replacing(root / FIGURE) as fresh:
         metadata = {KEY: kept(numbers), "Software": None}
         figure.savefig(fresh, format="png", dpi=_DPI, metadata=metadata, pil_kwargs={"optimize": True})

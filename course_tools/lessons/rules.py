@@ -50,16 +50,13 @@ def _beginning(lesson: Lesson) -> Iterator[str]:
 def _idle(lesson: Lesson) -> Iterator[str]:
     """Where there is nothing to do for too long."""
     since, place = 0, "the beginning"
-    for cell in [*lesson.cells, None]:
-        doing = (
-            cell is None or "quiz" in tags_of(cell) or EXERCISE.search(cell.source) or PREDICTION.search(cell.source)
-        )
-        if not doing:
-            since += cell.cell_type == "code" and "exercise" not in tags_of(cell)
-            continue
-        if since > _IDLE:
-            yield f"{since} code cells with nothing to predict or to do, after “{place}”."
-        since, place = 0, " ".join(cell.source.split()[:8]) if cell else ""
+    for cell in lesson.cells:
+        if cell.cell_type == "code":
+            since += "exercise" not in tags_of(cell)
+            if since == _IDLE + 1:
+                yield f"more than {_IDLE} code cells with nothing to predict or to do, after “{place}”."
+        elif "quiz" in tags_of(cell) or EXERCISE.search(cell.source) or PREDICTION.search(cell.source):
+            since, place = 0, " ".join(cell.source.split()[:8])
 
 
 def _exercises(lesson: Lesson) -> Iterator[str]:

@@ -12,9 +12,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import psutil
+from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.provisioning import LocalProvisioner
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -106,8 +109,8 @@ def execute(
                 resources={"metadata": {"path": str(folder)}},
             )
             client.log.setLevel(logging.CRITICAL)  # what it logs, we tell
-            async with _kernel(client, env={**kernel_environment(profile), **variables}, stderr=log):
-                memory.watch(client.km.provisioner.pid)
+            async with _kernel(client, env={**kernel_environment(profile), **variables}, stderr=log) as pid:
+                memory.watch(pid)
                 for done, index in enumerate(code):
                     on_cell(done, len(code))
                     error = await _error_of(client, index)
@@ -134,10 +137,9 @@ class _NotStarted(Exception):
 
 
 @contextlib.asynccontextmanager
-async def _kernel(client: NotebookClient, **options: object) -> AsyncIterator[None]:
-    """A kernel for the client, gone afterwards; the client's own handler of Ctrl-C trips over its own feet."""
-    client.create_kernel_manager()
-    manager = client.km
+async def _kernel(client: NotebookClient, **options: object) -> AsyncIterator[int]:
+    """A kernel's process, gone afterwards; the client's own handler of Ctrl-C trips over its own feet."""
+    manager = cast(AsyncKernelManager, client.create_kernel_manager())
     finished = False
     try:
         try:
@@ -145,7 +147,7 @@ async def _kernel(client: NotebookClient, **options: object) -> AsyncIterator[No
             await client.async_start_new_kernel_client()
         except (RuntimeError, OSError, NoSuchKernel) as error:
             raise _NotStarted(str(error)) from error
-        yield
+        yield cast(int, cast(LocalProvisioner, manager.provisioner).pid)
         finished = True
     finally:
         if client.kc is not None:
@@ -163,7 +165,8 @@ async def _error_of(client: NotebookClient, index: int) -> str:
     except CellTimeoutError:
         return f"ran longer than {CELL_TIMEOUT} seconds"
     except DeadKernelError:
-        if asyncio.current_task().cancelling():  # Ctrl-C, which nbclient takes for a death
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # Ctrl-C, which nbclient takes for a death
             raise asyncio.CancelledError from None
         return "the kernel died; most often it ran out of memory. Close other programs and run this lesson again."
     return ""

@@ -86,7 +86,7 @@ def test_run_with_unknown_lesson_or_broken_source(course, capsys):
     assert "no lesson 09; there is: 01" in capsys.readouterr().err
     add_lesson(course, "02", ("concepts: [doubling]", "concepts: soon"))
     assert cli.main(["run", "02"]) == 1
-    assert "02_other.py: `concepts` in the header must be a list" in capsys.readouterr().err
+    assert "02_other.py: `concepts` in the header can't be 'soon'" in capsys.readouterr().err
 
 
 def test_asset_that_cannot_be_fetched_is_explained_without_a_traceback(course, monkeypatch, capsys):

@@ -109,7 +109,7 @@ BROKEN = {
     "no check": (swap("\ncheck_double(double)", "\nprint(double)"), "ends with its check"),
     "check not last": (swap("\ncheck_double(double)\n", "\ncheck_double(double)\nprint(1)\n"), "ends with"),
     "long cell": (swap("6 * 7", "6 * 7\n" * 40), "has 44 lines; 40 is the most"),
-    "long exercise": (swap("    return 2 * x\n", "    x = x\n" * 40), "exercise 1 has 5. lines; 40 is the most"),
+    "long exercise": (swap("    return 2 * x\n", "    x = x\n" * 40), "exercise 1 has .. lines; 40 is the most"),
     "prediction without an answer": (
         swap("How is a lesson built?", "**Predict before you run.** Big?"),
         "asks to predict and has no answer",

@@ -48,7 +48,7 @@ def test_numbers_are_in_the_order_that_the_sentence_tells(numbers):
 @pytest.mark.parametrize("made_up", [True, False])
 def test_legible_on_a_telephone(made_up, numbers):
     numbers = MADE_UP if made_up else numbers
-    figure = readme_figure.draw(numbers).figure
+    figure = readme_figure.draw(numbers)
     figure.canvas.draw()
     texts = [text for text in figure.findobj(plt.Text) if text.get_text().strip() and text.get_visible()]
     words = " ".join(text.get_text() for text in texts)

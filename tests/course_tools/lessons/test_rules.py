@@ -41,7 +41,7 @@ BROKEN = {
     "no question": (swap("## The question", "## A question"), "the first cell is `## The question`"),
     "no answer": (swap("**Answer.** ", ""), "a paragraph that begins with `\\*\\*Answer"),
     "lines of code": (put(MIDDLE, (CODE + "print(1)\n" * 39) * 9), "lines of code; 350 is the most"),
-    "7 cells with nothing to do": (put(MIDDLE, (CODE + "print(1)\n") * 6), "8 code cells with nothing to predict"),
+    "7 cells with nothing to do": (put(MIDDLE, (CODE + "print(1)\n") * 6), "6 code cells with nothing to predict"),
     "3 exercises": (swap(EXERCISE_4, ""), "3 exercises; 4 or 5 are asked for"),
     "claims to judge": (COMPLETE.replace("check_double", "check_claims"), "4 exercises judge claims; 2 is the most"),
     "text above an exercise's heading": (
