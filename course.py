@@ -113,7 +113,7 @@ def set_up():
 
 
 def too_little_space():
-    """What is wrong with the free disk, or None; where the larger build of PyTorch may not fit, a line is printed."""
+    """Say what is wrong with the free disk, or None; print a line where the larger build of PyTorch may not fit."""
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED:
         return f"{free:.1f} GB of disk are free here, and the set-up takes {NEEDED}. {ROOM}"

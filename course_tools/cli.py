@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def rehearse(args: argparse.Namespace, console: Console) -> int:
-    """Run lessons as Colab's free T4 would, at full size but without a GPU, and hold them to its memory."""
+    """Run lessons as Colab's free T4 would, at full size but without a GPU, and refuse those that need more memory."""
     from course_tools.rehearsal import rehearse as rehearsing  # torch, which the other commands needn't wait for
     from course_tools.rehearsal import shapes
 
@@ -313,7 +313,7 @@ def pack(args: argparse.Namespace, console: Console) -> int:
 
 
 def check(args: argparse.Namespace, console: Console) -> int:
-    """Say whether this machine is ready: one line a topic, OK, WARN or FAIL, and the remedy."""
+    """Say whether this machine is ready: one line per topic, OK, WARN or FAIL, and the remedy."""
     failed = False
     for finding in environment.findings():
         print(finding, flush=True)

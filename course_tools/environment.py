@@ -1,4 +1,4 @@
-"""Is this machine ready for the course? One finding a topic, with what to do about it."""
+"""Is this machine ready for the course? One finding per topic, with what to do about it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NETWORK_SECONDS = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one topic; `remedy` is empty where nothing needs doing."""
+    """What was found about one topic; `remedy` is empty if there is nothing to do."""
 
     level: str
     topic: str

@@ -17,7 +17,7 @@ from course_tools.lessons.cells import EXERCISE, tags_of
 from course_tools.lessons.minutes import NOT_IN_HEADER, middle_of
 from course_utils.text.assets import ASSETS
 
-# `timed`: what the cell prints rests on this machine's times. The last is Jupyter's: the cell is meant to fail.
+# `timed`: what the cell prints depends on this machine's times. The last is Jupyter's: the cell is meant to fail.
 _TAGS = ("install", "exercise", "quiz", "notes", "timed", "raises-exception")
 _LONGEST_CELL = 40  # lines of code that one can take in at a glance
 WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
@@ -131,7 +131,7 @@ class Lesson:
 
     @property
     def deeper(self) -> bool:
-        """Whether it goes on where a lesson ends, for who wants to."""
+        """Whether it is an optional notebook that goes on where a lesson ends."""
         return len(self.number) > 2
 
     @property
@@ -157,7 +157,7 @@ class Lesson:
 
     @property
     def result(self) -> str:
-        """What a reader has at its end, from the cell for whoever teaches; "" where it doesn't say."""
+        """What a reader has at its end, from the teacher's notes; "" where they don't say."""
         told = " ".join(" ".join(cell.source.split()) + "  " for cell in self.cells if "notes" in tags_of(cell))
         return (_RESULT.search(told) or ["", ""])[1]
 

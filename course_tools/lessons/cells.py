@@ -1,4 +1,4 @@
-"""The cells of a lesson: their tags, what of their text is folded, and what a page shows of their outputs."""
+"""The cells of a lesson: their tags, their text without what is folded, and the outputs that a page shows."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def shown_outputs(cell: NotebookNode) -> list[NotebookNode]:
 
 
 def without_folds(text: str) -> str:
-    """What is seen of a text before anything in it is unfolded."""
+    """The text that a reader sees before they unfold anything."""
     return _FOLDED.sub("", text)

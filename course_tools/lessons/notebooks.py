@@ -106,7 +106,7 @@ def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
     cells, questions = [_markdown(_title(lesson, course, form))], 0
     for cell in lesson.cells:
         tags = tags_of(cell)
-        if "notes" in tags:  # for whoever teaches; `slides` shows them to the speaker
+        if "notes" in tags:  # for teachers; `slides` shows them to the speaker
             continue
         if "install" in tags:
             cells.append(_code(_install(course), tags))
@@ -171,11 +171,11 @@ def _without_imports(cell: NotebookNode) -> str:
 
 
 def tidy_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
-    """What is worth committing of a cell's outputs.
+    """A cell's outputs as they are committed.
 
-    Left out: everything on standard error (progress bars, warnings with paths of this machine), widgets, execution
-    counts, the frames of an error. Pieces of one stream are joined.
-    Pictures get a palette: a third of the size, and the difference can't be seen.
+    Standard error (progress bars, warnings with paths of this machine), widgets, execution counts and the frames of an
+    error are left out, and pieces of one stream are joined. Pictures get a palette, which makes them a third of the
+    size without a visible difference.
     """
     kept: list[NotebookNode] = []
     for output in joined(output for output in outputs if not any("widget" in kind for kind in output.get("data", {}))):

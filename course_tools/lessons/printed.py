@@ -57,7 +57,7 @@ class Table:
     caption: str = ""
 
     def __str__(self) -> str:
-        """All of it, a row a line."""
+        """The whole table, one line per row."""
         rows = [[*names, *values] for names, values in self.rows]
         return "\n".join([self.caption, *("  ".join(row) for row in [self.columns, *rows])])
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -97,8 +96,14 @@ def execute(
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source.strip()]
-    failure, begin = None, time.perf_counter()
-    with _PeakMemory() as memory, (folder / "kernel.log").open("w+b") as log:
+    failure, peak, begin = None, 0, time.perf_counter()
+    with (folder / "kernel.log").open("w+b") as log:
+
+        async def watch(pid: int) -> None:
+            nonlocal peak
+            while True:
+                peak = max(peak, sum(_resident(pid)))
+                await asyncio.sleep(_SAMPLING)
 
         async def run() -> Failure | None:
             client = NotebookClient(
@@ -110,12 +115,15 @@ def execute(
             )
             client.log.setLevel(logging.CRITICAL)  # what it logs, we tell
             async with _kernel(client, env={**kernel_environment(profile), **variables}, stderr=log) as pid:
-                memory.watch(pid)
-                for done, index in enumerate(code):
-                    on_cell(done, len(code))
-                    error = await _error_of(client, index)
-                    if error:
-                        return Failure(done + 1, first_line(notebook.cells[index].source), error)
+                watching = asyncio.create_task(watch(pid))
+                try:
+                    for done, index in enumerate(code):
+                        on_cell(done, len(code))
+                        error = await _error_of(client, index)
+                        if error:
+                            return Failure(done + 1, first_line(notebook.cells[index].source), error)
+                finally:
+                    watching.cancel()
             on_cell(len(code), len(code))
             return None
 
@@ -129,7 +137,7 @@ def execute(
             last = log.read().decode("utf-8", errors="replace").strip().splitlines()[-1:]
             reason = "; ".join([str(error), *last])
             failure = Failure(0, "", f"the kernel did not start ({reason}). `python3 course.py check` may know why.")
-    return Result(name, profile, time.perf_counter() - begin, memory.peak, failure)
+    return Result(name, profile, time.perf_counter() - begin, peak, failure)
 
 
 class _NotStarted(Exception):
@@ -175,31 +183,6 @@ async def _error_of(client: NotebookClient, index: int) -> str:
 def gigabytes(size: int) -> str:
     """Bytes as "1.2 GB"."""
     return f"{size / 1e9:.1f} GB"
-
-
-class _PeakMemory:
-    """The largest resident memory of a process and its children while the block runs, in `peak` (bytes)."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def watch(self, pid: int) -> None:
-        self._thread = threading.Thread(target=self._sample, args=(pid,), daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> _PeakMemory:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _sample(self, pid: int) -> None:
-        while not self._stop.wait(_SAMPLING):
-            self.peak = max(self.peak, sum(_resident(pid)))
 
 
 def _resident(pid: int) -> Iterator[int]:
