@@ -16,23 +16,19 @@ from course_tools.lessons.cells import tags_of
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 COURSE = notebooks.Course.read(ROOT)
-PATHS = authoring.find_lessons(ROOT / "lessons")
-DEEPER = [authoring.read_lesson(path) for path in authoring.find_lessons(ROOT / "lessons", ["deeper"])]
+LESSONS = [authoring.read_lesson(path) for path in authoring.find_lessons(ROOT / "lessons")]
+DEEPER = [authoring.read_lesson(path) for path in authoring.find_lessons(ROOT / "lessons", [authoring.DEEPER])]
 
 # What a saved output may not show: where the course was run, secrets, noise, addresses other than sources to read.
 PRIVATE = re.compile(r"/home/\w|/root\b|/Users/\w|/tmp/\w|[A-Z]:\\\\?Users|site-packages|\bhf_[A-Za-z0-9]{20,}")
 ADDRESS = re.compile(r"https?://(?!(?:\w+\.)*(?:arxiv\.org|doi\.org|github\.com|huggingface\.co|w3\.org)\b)[^\s\"'<]+")
 
-LESSONS = [authoring.read_lesson(path) for path in PATHS]
-
-each_lesson = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
-each_lesson_and_deeper_notebook = pytest.mark.parametrize(
-    "path", [*PATHS, *(lesson.path for lesson in DEEPER)], ids=lambda path: path.stem
-)
+each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
+each_notebook = pytest.mark.parametrize("lesson", [*LESSONS, *DEEPER], ids=lambda lesson: lesson.name)
 
 
-def saved(path, form="exercises"):
-    return nbformat.read(notebooks.notebook_paths(authoring.read_lesson(path), NOTEBOOKS)[form], as_version=4)
+def saved(lesson, form="exercises"):
+    return nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)[form], as_version=4)
 
 
 def outputs_of(notebook):
@@ -48,11 +44,11 @@ def texts_of(output):
     ]
 
 
-@each_lesson_and_deeper_notebook
-def test_notebooks_are_fresh(path):
-    for file, text in notebooks.render(authoring.read_lesson(path), COURSE, NOTEBOOKS).items():
-        assert file.exists(), f"{file.name} is missing: run `python3 course.py build {path.stem[:2]} --execute`"
-        assert file.read_text(encoding="utf-8") == text, f"stale: run `python3 course.py build {path.stem[:2]}`"
+@each_notebook
+def test_notebooks_are_fresh(lesson):
+    for file, text in notebooks.render(lesson, COURSE, NOTEBOOKS).items():
+        assert file.exists(), f"{file.name} is missing: run `python3 course.py build {lesson.number} --execute`"
+        assert file.read_text(encoding="utf-8") == text, f"stale: run `python3 course.py build {lesson.number}`"
 
 
 def test_no_notebook_without_a_lesson():
@@ -65,11 +61,10 @@ def test_table_in_the_readme_is_fresh():
     assert notebooks.fill_table(page, [*LESSONS, *DEEPER], COURSE) == page, "run `python3 course.py build`"
 
 
-@each_lesson_and_deeper_notebook
-def test_saved_outputs_are_there_and_clean(path):
-    lesson = authoring.read_lesson(path)
+@each_notebook
+def test_saved_outputs_are_there_and_clean(lesson):
     for form in notebooks.notebook_paths(lesson, NOTEBOOKS):
-        notebook = saved(path, form)
+        notebook = saved(lesson, form)
         assert outputs_of(notebook), f"no saved outputs: run `python3 course.py build {lesson.number} --execute`"
         assert "widgets" not in notebook.metadata
         for output in outputs_of(notebook):
@@ -80,15 +75,15 @@ def test_saved_outputs_are_there_and_clean(path):
 
 
 @each_lesson
-def test_saved_solutions_are_correct(path):
-    for number, cell in enumerate(exercise_cells(saved(path, "solutions")), start=1):
+def test_saved_solutions_are_correct(lesson):
+    for number, cell in enumerate(exercise_cells(saved(lesson, "solutions")), start=1):
         assert f"Exercise {number}: correct." in printed(cell)
 
 
-@each_lesson_and_deeper_notebook
-def test_every_picture_has_its_sentence_and_its_text(path):
+@each_notebook
+def test_every_picture_has_its_sentence_and_its_text(lesson):
     """For those who don't see it, the alternative text; for everyone, what it shows, in the cell below it."""
-    cells = saved(path).cells
+    cells = saved(lesson).cells
     for cell, below in itertools.pairwise(cells):
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
@@ -99,32 +94,32 @@ def test_every_picture_has_its_sentence_and_its_text(path):
                 )
 
 
-@each_lesson_and_deeper_notebook
-def test_what_the_prose_quotes_stands_in_the_saved_outputs(path):
-    assert quotes.unsupported(saved(path)) == []
+@each_notebook
+def test_what_the_prose_quotes_stands_in_the_saved_outputs(lesson):
+    assert quotes.unsupported(saved(lesson)) == []
 
 
 @each_lesson
-def test_structure_is_complete(path):
-    text = "\n".join(cell.source for cell in authoring.read_lesson(path).cells if cell.cell_type == "markdown")
+def test_structure_is_complete(lesson):
+    text = "\n".join(cell.source for cell in lesson.cells if cell.cell_type == "markdown")
     headings = {"## The question", "## Quiz", "## Take-aways", "## References"}
     assert headings <= {*text.splitlines()}
 
 
 @each_lesson
-def test_each_check_is_used(path):
-    checks = ROOT / "course_utils" / "lessons" / "exercises" / f"lesson_{path.stem[:2]}.py"
+def test_each_check_is_used(lesson):
+    checks = ROOT / "course_utils" / "lessons" / "exercises" / f"lesson_{lesson.number}.py"
     defined = {node.name for node in ast.parse(checks.read_text(encoding="utf-8")).body if hasattr(node, "name")}
-    own = [path, *(lesson.path for lesson in DEEPER if lesson.number.startswith(path.stem[:2]))]
-    code = "\n".join(cell.source for source in own for cell in saved(source).cells)
+    own = [each for each in [*LESSONS, *DEEPER] if each.number.startswith(lesson.number)]
+    code = "\n".join(cell.source for each in own for cell in saved(each).cells)
     called = set(re.findall(r"^(check_\w+)\(", code, re.MULTILINE))
     assert called == {name for name in defined if name.startswith("check_")}
 
 
-@pytest.mark.parametrize("deeper", DEEPER, ids=[lesson.name for lesson in DEEPER])
+@pytest.mark.parametrize("deeper", DEEPER, ids=lambda deeper: deeper.name)
 def test_deeper_notebook_is_linked_at_the_end_of_its_lesson(deeper):
-    (path,) = authoring.find_lessons(ROOT / "lessons", [deeper.number[:2]])
-    assert f"(deeper/{deeper.name}.ipynb)" in "".join(cell.source for cell in saved(path).cells[-3:])
+    (lesson,) = (lesson for lesson in LESSONS if lesson.number == deeper.number[:2])
+    assert f"(deeper/{deeper.name}.ipynb)" in "".join(cell.source for cell in saved(lesson).cells[-3:])
 
 
 def has_changed(lesson):

@@ -1,7 +1,7 @@
 """A participant's run beside the saved one of this clone: what ran, what stopped, and how alike the numbers are.
 
-Cells are found by their code. Exercises are left out, because everybody solves them differently, and so are cells tagged
-`timed`, whose output depends on the machine. Whether two runs are alike doesn't say whether one is right: machines round
+Cells are found by their code. Exercises are left out, because everybody solves them differently, and so are
+cells tagged `timed`, whose output depends on the machine. Alike does not mean right: machines round
 differently, and where a model depends on the last digits, its numbers follow. What a lesson says and a run must show
 are its claims (`course_tools.lessons.claims`).
 """
