@@ -4,7 +4,6 @@ Where two processes share the tests, the lessons come first, the longest of them
 Nothing reaches beyond this machine, and the reader's own settings don't matter.
 """
 
-import functools
 import os
 import re
 import signal
@@ -36,7 +35,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         for mark in {"embedded", "timed"} & {marker.name for marker in item.iter_markers()}:
             # `course.py test` looks for such tests in these files alone.
-            assert f"mark.{mark}" in text_of(item.path), f"{item.nodeid} has a mark that its file doesn't name"
+            named = f"mark.{mark}" in item.path.read_text(encoding="utf-8")
+            assert named, f"{item.nodeid} has a mark that its file doesn't name"
     shared = hasattr(config, "workerinput")  # by pytest-xdist
 
     def place(item):
@@ -46,11 +46,6 @@ def pytest_collection_modifyitems(config, items):
         return embedded, lesson
 
     items.sort(key=place)
-
-
-@functools.cache
-def text_of(path):
-    return path.read_text(encoding="utf-8")
 
 
 def lesson_of(nodeid):
