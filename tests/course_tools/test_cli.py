@@ -161,17 +161,21 @@ def test_only_what_the_lessons_open_is_fetched(lessons, opened, tmp_path, monkey
 @pytest.fixture
 def pytests(course, monkeypatch):
     """Calls of pytest: what each is given; the fixture's `statuses` are what they return."""
-    calls = SimpleNamespace(given=[], statuses=[0, 0, 0], fetched=False, free=10**12)
+    calls = SimpleNamespace(given=[], statuses=[0, 0, 0], fetched=False)
 
     def call(command, *, folder, environment):
         assert command[:3] == ["-P", "-m", "pytest"] and folder == course
-        calls.given.append((command[3:], environment))
+        calls.given.append((" ".join(command[3:]), environment))
         return calls.statuses[len(calls.given) - 1]
 
+    def machine(cores=2, gib=99):
+        monkeypatch.setattr(session, "cores", lambda: cores)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(gib * 2**30)))
+
+    calls.machine = machine
+    machine()
     monkeypatch.setattr(processes, "call", call)
     monkeypatch.setattr(cli, "fetch_assets", lambda lessons: setattr(calls, "fetched", True))
-    monkeypatch.setattr(session, "cores", lambda: 2)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=calls.free))
     for name in ("OMP_NUM_THREADS", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     (course / "tests" / "deep").mkdir(parents=True)
@@ -181,52 +185,48 @@ def pytests(course, monkeypatch):
     return calls
 
 
+FAST = "-m not embedded --durations=10"
+APART = f"{FAST} -n 3 --dist loadfile --no-loadscope-reorder"
+TOGETHER = "-m embedded and not timed --durations=10 -n 2 --dist load --maxschedchunk 1"
+FILES = "tests/deep/test_models.py tests/test_lessons.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "cores", "gib", "given"),
+    [
+        ("", 2, 12, [APART, f"{TOGETHER} {FILES}", "-m embedded and timed tests/test_lessons.py"]),
+        ("", 2, 11.9, [APART, f"-m embedded --durations=10 {FILES}"]),
+        ("", 1, 99, [FAST, f"-m embedded --durations=10 {FILES}"]),
+        (
+            "tests/test_few.py -x",
+            2,
+            99,
+            [f"{APART} tests/test_few.py -x", "-m embedded --durations=10 tests/test_few.py -x"],
+        ),
+        ("--fast -k width", 1, 99, [f"{FAST} -k width"]),
+        ("-m embedded", 2, 99, ["-m embedded"]),
+    ],
+    ids=["two lessons at a time", "little memory", "one core", "one file", "fast", "a marker of one's own"],
+)
+def test_what_pytest_is_given(words, cores, gib, given, pytests, capsys):
+    """No file is read for nothing: pytest takes seconds to read them all."""
+    pytests.machine(cores, gib)
+    assert cli.main(["test", *words.split()]) == 0
+    assert [options for options, _ in pytests.given] == given
+    assert pytests.fetched == ("--fast" not in words)
+    told = (
+        f"{cores} cores and {runner.gigabytes(gib * 2**30)} of free memory (two lessons at a time need 2 and 12.9 GB)"
+    )
+    assert (told in capsys.readouterr().out) == (words == "")
+
+
 @pytest.mark.parametrize(("cores", "threads"), [(2, "1"), (3, "1"), (16, "8")])
-def test_lessons_share_the_cores_and_those_about_time_have_them_alone(cores, threads, pytests, monkeypatch, capsys):
-    monkeypatch.setattr(session, "cores", lambda: cores)
+def test_tests_share_the_cores_and_lessons_about_time_have_them_alone(cores, threads, pytests):
+    pytests.machine(cores)
     assert cli.main(["test"]) == 0
-    (_, _), (shared, shared_variables), (alone, alone_variables) = pytests.given
-    assert shared[:2] == ["-m", "embedded and not timed"]
-    assert " ".join(shared[2:-2]) == "--durations=10 -n 2 --dist load --maxschedchunk 1"
-    assert shared[-2:] == ["tests/deep/test_models.py", "tests/test_lessons.py"], "no file is read for nothing"
-    assert alone == ["-m", "embedded and timed", "tests/test_lessons.py"]
-    assert shared_variables["OMP_NUM_THREADS"] == threads and "OMP_NUM_THREADS" not in alone_variables
-    assert "GLIBC_TUNABLES" in shared_variables and "GLIBC_TUNABLES" not in alone_variables
-    told = f"{cores} cores and 1000.0 GB of free memory (two lessons at a time need 2 and 12.9 GB), so lessons run two"
-    assert told in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("cores", "gib"), [(1, 99), (2, 11.9)])
-def test_lessons_come_one_after_another_where_cores_or_memory_are_short(cores, gib, pytests, monkeypatch, capsys):
-    pytests.free = gib * 2**30
-    monkeypatch.setattr(session, "cores", lambda: cores)
-    assert cli.main(["test"]) == 0
-    assert [options for options, _ in pytests.given][1:] == [
-        ["-m", "embedded", "--durations=10", "tests/deep/test_models.py", "tests/test_lessons.py"]
-    ]
-    assert f"{cores} cores and {runner.gigabytes(pytests.free)} of free memory" in capsys.readouterr().out
-
-
-def test_fast_tests_share_the_cores_and_chosen_lessons_have_them_alone(pytests):
-    assert cli.main(["test", "tests/test_width.py", "-x"]) == 0
-    (fast, fast_variables), (slow, slow_variables) = pytests.given
-    apart = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
-    assert fast == ["-m", "not embedded", "--durations=10", *apart, "tests/test_width.py", "-x"]
-    assert slow == ["-m", "embedded", "--durations=10", "tests/test_width.py", "-x"]
-    assert fast_variables["OMP_NUM_THREADS"] == "1" and "OMP_NUM_THREADS" not in slow_variables
-    assert pytests.fetched
-
-
-def test_fast_stops_before_the_models(pytests, monkeypatch):
-    monkeypatch.setattr(session, "cores", lambda: 1)
-    assert cli.main(["test", "--fast", "-k", "width"]) == 0
-    assert [options for options, _ in pytests.given] == [["-m", "not embedded", "--durations=10", "-k", "width"]]
-    assert not pytests.fetched
-
-
-def test_a_choice_of_markers_is_the_readers(pytests):
-    assert cli.main(["test", "-m", "embedded and not slow"]) == 0
-    assert [options for options, _ in pytests.given] == [["-m", "embedded and not slow"]]
+    fast, shared, alone = (variables for _, variables in pytests.given)
+    assert fast["OMP_NUM_THREADS"] == "1" and shared["OMP_NUM_THREADS"] == threads
+    assert "GLIBC_TUNABLES" in shared and not {"GLIBC_TUNABLES", "OMP_NUM_THREADS"} & alone.keys()
 
 
 @pytest.mark.parametrize(
