@@ -130,7 +130,7 @@ def test(args: argparse.Namespace, console: Console) -> int:
         return _pytest("Tests", args.rest)
     # Processes with one thread each are faster than one with two, but not where a test takes the time. The third works
     # while one of two waits: for a hub that keeps silent, for a program to end.
-    # Files in their own order: those of the tools, few and slow, first, so that no process is left alone with them.
+    # Files in the order of tests/conftest.py, the slowest first, so that no process is left alone with one of them.
     apart = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"] if session.cores() > 1 else []
     statuses = [_pytest("Fast tests", ["-m", "not embedded", _SLOWEST, *apart, *args.rest], OMP_NUM_THREADS="1")]
     if not args.fast:

@@ -1,6 +1,7 @@
 """Order: fast tests, then those on the embedded models, then whole lessons, so that a run fails early.
 
-Where two processes share the tests, the lessons come first, the longest of them at the head, and the others fill up.
+The files beside this one take longest, so they come first: then no process is left alone with one of them. Where two
+processes share the lessons, the longest come first, and the other tests fill up.
 Nothing reaches beyond this machine, and the reader's own settings don't matter.
 """
 
@@ -43,7 +44,7 @@ def pytest_collection_modifyitems(config, items):
         embedded, lesson = item.get_closest_marker("embedded") is not None, bool(lesson_of(item.nodeid))
         if shared and lesson:  # the longer the source, the longer the lesson, by and large
             return embedded, -item.callspec.params["lesson"].path.stat().st_size
-        return embedded, lesson
+        return embedded, lesson, item.path.parent != Path(__file__).parent
 
     items.sort(key=place)
 
