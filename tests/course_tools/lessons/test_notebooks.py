@@ -122,21 +122,15 @@ def test_install_cell_lets_threads_sleep_unless_the_reader_chose(lesson, monkeyp
         assert environment == after
 
 
-def test_exercise_form_has_the_stub_and_the_folded_answer(lesson):
-    notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
-    place = next(i for i, cell in enumerate(notebook.cells) if "exercise" in tags_of(cell))
-    code, answer = sources(notebook)[place : place + 2]
+def test_one_form_has_the_stub_and_the_folded_answer_and_the_other_is_solved(lesson):
+    exercises, solutions = (notebooks.build_notebook(lesson, COURSE, form) for form in notebooks.FORMS)
+    place = next(i for i, cell in enumerate(exercises.cells) if "exercise" in tags_of(cell))
+    code, answer = sources(exercises)[place : place + 2]
     assert code.endswith("def double(x):\n    ...  # your code\n\ncheck_double(double);")
     assert "2 * x" not in code and "BEGIN" not in code and "END" not in code
     assert answer.startswith("<details><summary>Answer</summary>\n\n```python\ndef double(x):\n    return 2 * x\n```")
-
-
-def test_solutions_form_is_solved_and_folds_nothing(lesson):
-    notebook = notebooks.build_notebook(lesson, COURSE, "solutions")
-    solved = next(cell.source for cell in notebook.cells if "exercise" in tags_of(cell))
-    assert solved.endswith("def double(x):\n    return 2 * x\n\ncheck_double(double);")
-    assert "<summary>Answer</summary>" not in "".join(sources(notebook))
-    assert "(solutions)" in sources(notebook)[0]
+    assert sources(solutions)[place].endswith("def double(x):\n    return 2 * x\n\ncheck_double(double);")
+    assert "(solutions)" in sources(solutions)[0] and "<summary>Answer</summary>" not in "".join(sources(solutions))
 
 
 @pytest.mark.parametrize("form", notebooks.FORMS)
