@@ -62,10 +62,9 @@ def test_tables_count_and_descriptions_of_pictures_do_not():
     assert quotes.unsupported(lesson(prose, alt="A line at 42.")) != []
 
 
-@pytest.mark.parametrize(("place", "stale"), [(0, True), (1, False)])
-def test_a_number_far_away_is_stale(place, stale):
-    numbers = ["42", *["7"] * quotes.NEAR][place:]
-    numbers[0] = "42"
-    cells = [V4.new_code_cell("x", outputs=[V4.new_output("stream", name="stdout", text=text)]) for text in numbers]
+@pytest.mark.parametrize(("between", "stale"), [(quotes.NEAR - 1, False), (quotes.NEAR, True)])
+def test_a_number_far_away_is_stale(between, stale):
+    printed = [V4.new_output("stream", name="stdout", text=text) for text in ["42", *["7"] * between]]
+    cells = [V4.new_code_cell("x", outputs=[output]) for output in printed]
     quoting = V4.new_markdown_cell(f"{quotes.SAVED_RUN} It is 42.")
     assert bool(quotes.unsupported(V4.new_notebook(cells=[*cells, quoting]))) == stale
