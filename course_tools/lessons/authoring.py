@@ -213,7 +213,7 @@ def read_lesson(path: Path) -> Lesson:
         lesson = Lesson(path=path, cells=tuple(notebook.cells), **_header(path, notebook.metadata.get("course")))
         for problem in _problems(lesson):
             raise LessonError(problem)
-    except ValueError as error:
+    except (ValueError, SyntaxError) as error:
         raise LessonError(f"{path.name}: {error}") from None
     return lesson
 
