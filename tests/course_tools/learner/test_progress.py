@@ -110,7 +110,10 @@ def test_next_step(lesson, folder, tmp_path):
 
 
 def test_certificate_says_what_was_measured(lesson, folder, tmp_path):
-    idle = read_lesson(write_lesson(tmp_path / "lessons", LESSON.replace('start("01"', 'start("02"'), "02_more"))
+    other = LESSON.replace('start("01"', 'start("02"').replace(
+        "times 2?", "by two?"
+    )  # questions are told by their text
+    idle = read_lesson(write_lesson(tmp_path / "lessons", other, "02_more"))
     edit(folder / "01_small.ipynb")
     terminal_quiz.ask(lesson, folder, read=lambda prompt: "B", say=lambda line: None)
     found = [progress.standing(one, folder) for one in (lesson, idle)]
