@@ -33,6 +33,9 @@ def swap(old, new):
 def test_lessons_that_keep_the_rules_break_none(tmp_path):
     """A deeper notebook needs no exercises, and no lesson's words are counted."""
     assert broken(tmp_path, put(MIDDLE, TEXT + "word " * 9000 + "\n")) == []
+    cells = (CODE + "print(1)\n") * 4
+    busy = put(MIDDLE, cells).replace(f"{TEXT}### Exercise 2", f"{TEXT}## Then\n{cells}{TEXT}### Exercise 2")
+    assert broken(tmp_path, busy) == [], "an exercise parts eight cells"
     assert broken(tmp_path, DEEPER, name="01a_down") == []
 
 
