@@ -25,7 +25,7 @@ from PIL import Image
 
 from course_tools import processes
 from course_tools.lessons.authoring import DEEPER, Lesson, Question, find_lessons, read_lesson
-from course_tools.lessons.cells import shown_and_folded, shown_outputs, tags_of
+from course_tools.lessons.cells import shown_outputs, tags_of, without_folds
 from course_tools.lessons.notebooks import (
     BADGE,
     INSTALL_TITLE,
@@ -272,7 +272,7 @@ class Sources:
             options = [f":link: notebooks/{lesson.name}", ":link-type: doc"]
             if lesson.number in self.remembered:
                 options += [f":img-top: cards/{lesson.number}.png", f":img-alt: {self.remembered[lesson.number][1]}"]
-            text = f"{lesson.minutes} minutes: {lesson.result or lesson.prerequisites}"
+            text = f"{lesson.time}: {lesson.result or lesson.prerequisites}"
             cards.append("\n".join([f":::{{grid-item-card}} {lesson.heading}", *options, text, ":::"]))
         return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 2", "", *cards, "::::"])
 
@@ -298,11 +298,11 @@ class Sources:
             path = f"notebooks/{lesson.name}.ipynb"
             parts += [
                 f"## [{lesson.heading}]({path})",
-                f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {lesson.minutes} minutes · "
+                f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {lesson.time} · "
                 f"[solutions](notebooks/solutions/{lesson.name}.ipynb) · [quiz](quizzes.md#{anchor(lesson.heading)})",
                 f"Before this: {lesson.prerequisites}.",
                 *(
-                    f"Go deeper: [{more.heading}]({repository_path(more)}) ({more.minutes} minutes)."
+                    f"Go deeper: [{more.heading}]({repository_path(more)}) ({more.time})."
                     for more in self.deeper
                     if more.number.startswith(lesson.number)
                 ),
@@ -439,8 +439,8 @@ def raw(code: str) -> str:
 
 
 def _open_answer(lesson: Lesson) -> str:
-    """A lesson's answer; nothing where it is folded, because the learner is to find it."""
-    return lesson.answer if lesson.answer in shown_and_folded(lesson.cells[0])[0] else ""
+    """What a lesson answers; nothing where its learner shall find it, and it is folded."""
+    return lesson.answer if lesson.answer in without_folds(lesson.cells[0].source) else ""
 
 
 def _fold(cell: NotebookNode, title: str) -> None:

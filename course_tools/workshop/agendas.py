@@ -9,8 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from course_tools.lessons.authoring import Lesson
-from course_tools.lessons.exercises import exercises_of
+from course_tools.lessons.authoring import Lesson, exercises_of
 
 _HEAD = "| minutes | what | how |\n|---|---|---|\n"
 _AGENDA = re.compile(rf"^### (.+) \(\d+ h \d\d\)\n\n{re.escape(_HEAD)}((?:\|.*\n)+)", re.MULTILINE)

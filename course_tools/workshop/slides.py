@@ -2,7 +2,7 @@
 
 Nothing is written twice. A slide holds one thought: a section's first sentences with its formula, a picture, a table,
 a prediction with the numbers it begins from, an exercise with all of its text, a poll. The rest goes to the speaker,
-with what a teacher wants at hand: cells tagged "notes" in the lesson's source, minutes, hints, what the run printed,
+with what a teacher wants at hand: cells tagged "notes" in the lesson's source, its time, hints, what the run printed,
 what the saved run showed after a prediction, and the wrong turns that a check knows by name.
 """
 
@@ -23,10 +23,8 @@ import nbformat
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 
-from course_tools.lessons.authoring import PREDICTION, WHAT_WE_SAW, Lesson, Question, read_question
+from course_tools.lessons.authoring import PREDICTION, WHAT_WE_SAW, Lesson, Question, exercises_of, read_question
 from course_tools.lessons.cells import tags_of
-from course_tools.lessons.exercises import exercises_of
-from course_tools.lessons.minutes import minutes_by_section
 from course_tools.lessons.notebooks import content_id
 from course_tools.lessons.webpages import MARKDOWN, PICTURES
 from course_utils.support.files import write_text
@@ -95,8 +93,7 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
             outputs[content_id(cell)].append(cell.outputs)
     told = [cell.source for cell in lesson.cells if "notes" in tags_of(cell)]
     title = f"# {lesson.heading}\n\nPruning LLMs, a course\n\nBefore this: {lesson.prerequisites}"
-    made = [Slide("slide", [title], [*told, f"**Minutes:** {lesson.minutes} alone, with all exercises."])]
-    minutes = minutes_by_section(lesson.cells, lesson.minutes)
+    made = [Slide("slide", [title], [*told, f"**Time:** {lesson.time} alone, with all exercises."])]
     exercises = {one.number: one for one in exercises_of(lesson)}
     section, polls, listing = lesson.title, 0, ""
     for cell in lesson.cells:
@@ -121,7 +118,7 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
                 if heading not in _UNTOLD and text.strip():
                     section = heading if heading and not _EXERCISE.match(text) else section
                     _tell(text, section, made)
-                    made[-1].notes += _notes(text, heading, minutes, exercises, checks)
+                    made[-1].notes += _notes(text, exercises, checks)
     return [slide for slide in made if slide is made[0] or len(slide.parts) > 1]
 
 
@@ -291,13 +288,11 @@ def _sentences(node: ast.AST, named: dict[str, ast.stmt], seen: set[str]) -> Ite
         yield text[0].upper() + text[1:]
 
 
-def _notes(text: str, heading: str, minutes: dict[str, int], exercises: dict, checks: str) -> Iterator[str]:
-    """What the speaker gets beside a text: its folded parts, minutes, and what the check of an exercise knows."""
+def _notes(text: str, exercises: dict, checks: str) -> Iterator[str]:
+    """What the speaker gets beside a text: its folded parts, and what the check of an exercise knows."""
     for summary, inside in _DETAILS.findall(text):
         name = "What the saved run showed" if summary in WHAT_WE_SAW else summary
         yield f"**{name}**\n\n{inside.strip()}"
-    if minutes.get(heading):
-        yield f"**Minutes:** about {minutes[heading]} for this section, with its exercises."
     if number := _EXERCISE.match(text):
         turns = wrong_turns(exercises[int(number[1])].check, checks)
         if turns:
