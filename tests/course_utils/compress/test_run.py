@@ -42,11 +42,7 @@ def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
     assert "no bias" in card and "tokens of speeches, recovery" in card
     assert "| text | " in card and "What it lost of copying can't be told" in card, "a random model can't do it"
     assert all(f"| {version} | " in card for version in VERSIONS)
-
-    def not_again(*_args, **_options):
-        raise AssertionError("scored again")
-
-    monkeypatch.setattr(run, "importance", not_again)
+    monkeypatch.setattr(run, "importance", None)
     assert command("--budget", "95%") == 0  # searched and learned already
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
@@ -91,11 +87,11 @@ def test_rivals_stand_beside_what_was_made(command, tmp_path, capsys, monkeypatc
     assert json.loads(capsys.readouterr().out)["held_out"] == found
 
 
-def test_a_folder_and_a_budget_in_bytes(command, tmp_path, capsys, monkeypatch):
+def test_a_folder_and_a_budget_in_bytes(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    save_pruned(*load_model("gpt2"), tmp_path / "mine")
-    size = sum(w.nbytes for w in load_model("gpt2")[0].parameters())
-    budget = f"{0.97 * size / 1e6:.3f}mb"
+    model, tokenizer = load_model("gpt2")
+    save_pruned(model, tokenizer, tmp_path / "mine")
+    budget = f"{0.97 * sum(weight.nbytes for weight in model.parameters()) / 1e6:.3f}mb"
     assert command_line.main(["compress", str(tmp_path / "mine"), *SMALL, "--budget", budget, "--dry-run"]) == 0
     assert "bytes:" in capsys.readouterr().out
 
@@ -238,7 +234,15 @@ def test_the_launch_that_the_help_shows(capsys):
     assert "each of 8 batches of" in done.stdout
 
 
-def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):
+def test_a_cut_without_training_and_without_a_network(command, tmp_path, capsys, monkeypatch):
+    real = abilities.ability_rows
+
+    def offline(name, tokenizer):
+        if name in ("code", "German"):
+            raise AssetError("no network")
+        return real(name, tokenizer)
+
+    monkeypatch.setattr(abilities, "ability_rows", offline)
     monkeypatch.setattr(run, "distill", None)
     assert command("--budget", "95", "--steps", "0", "--light", "0", "--export", "gguf", "--json") == 0
     told = capsys.readouterr()
@@ -249,9 +253,10 @@ def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):
     assert Path(report["exported"]).read_bytes() == same.read_bytes()
     assert "versions cost at most" in told.err
     assert [*report["held_out"]] == [*VERSIONS[:-1]] and report["model"] == "a local model"
-    assert report["made"]["parameters"] == saved(tmp_path / "out").num_parameters()
+    assert report["made"]["parameters"] == made.num_parameters()
     card = Path(report["saved"], "README.md").read_text(encoding="utf-8")
     assert "nothing was learned after the cut" in card and "tokens of" not in card
+    assert card.count("can't be told: its text isn't here") == 2 and "lost of German can't be told" in card
 
 
 def test_half_the_bytes_and_some_of_the_weights(command, tmp_path, capsys):
@@ -271,18 +276,3 @@ def test_half_the_bytes_and_some_of_the_weights(command, tmp_path, capsys):
     assert changed and all(".mlp." in name for name in changed) and learned.keys() == cut.keys()
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "the MLPs' weights" in card and "bfloat16" in card
-
-
-def test_what_cannot_be_fetched_is_not_asked(command, tmp_path, monkeypatch):
-    """Text of one's own needs no package index, and nor does the card."""
-    real = abilities.ability_rows
-
-    def offline(name, tokenizer):
-        if name in ("code", "German"):
-            raise AssetError("no network")
-        return real(name, tokenizer)
-
-    monkeypatch.setattr(abilities, "ability_rows", offline)
-    assert command("--budget", "95%", "--steps", "0", "--light", "0") == 0
-    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
-    assert card.count("can't be told: its text isn't here") == 2 and "lost of German can't be told" in card
