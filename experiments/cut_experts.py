@@ -87,14 +87,9 @@ def cut(model: PreTrainedModel, scores: list[Tensor], ratio: float) -> PreTraine
 def healed(
     whole: PreTrainedModel, smaller: PreTrainedModel, texts: list[Tensor], way: str, lr: float
 ) -> PreTrainedModel:
-    """A cut model that has learned the whole one's predictions.
+    """A copy of a cut model that has learned the whole one's predictions, over rows [rows, length] for each step.
 
-    Args:
-        whole: the teacher.
-        smaller: the cut model; it stays as it is.
-        texts: a step's rows [rows, length], for each step.
-        way: one of ``RATES``, what learns.
-        lr: the peak learning rate.
+    ``way`` is one of ``RATES`` and says what learns; ``lr`` is the peak learning rate.
     """
     student = copy.deepcopy(smaller).train()
     routers = [mixture.router.weight for mixture in describe(student).mixtures]
@@ -116,14 +111,7 @@ def healed(
 
 
 class Subject:
-    """A trained mixture, and what is done to it.
-
-    Args:
-        model: in float32.
-        seed: of its training, which names it in the record.
-        rows: of the five kinds.
-        work: folder for what is found on the way.
-    """
+    """A trained mixture in float32, and what is done to it; the seed of its training names it in the record."""
 
     def __init__(self, model: PreTrainedModel, seed: int, rows: Rows, work: Path) -> None:
         self.model, self.seed, self._rows, self._work = model, seed, rows, work

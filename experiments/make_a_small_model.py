@@ -85,11 +85,7 @@ def main() -> None:
 
 
 class Run:
-    """The teacher, the text, and all that is made of them.
-
-    Args:
-        work: folder for what is done.
-    """
+    """The teacher, the text, and all that is made of them; ``work`` keeps what is done."""
 
     def __init__(self, work: Path) -> None:
         self.work = work

@@ -144,9 +144,7 @@ def choices(model: Qwen3MoeForCausalLM, rows: Tensor) -> Tensor:
 def first_kind_share(counts: Tensor, kinds: Tensor) -> Tensor:
     """In each layer, the share of tokens that an expert gets from the kind that it gets most from: [layers].
 
-    Args:
-        counts: [rows, layers, experts], from ``choices``.
-        kinds: int64 [rows], the kind of each row.
+    ``counts`` are of ``choices``, ``kinds`` int64 [rows].
     """
     by_kind = torch.stack([counts[kinds == kind].sum(dim=0) for kind in kinds.unique()])  # [kinds, layers, experts]
     return by_kind.amax(dim=0).sum(dim=-1) / by_kind.sum(dim=(0, 2))
