@@ -2,17 +2,17 @@
 
     python -m experiments.damage_profile [--work build/damage_profile]
 
-The price is that of three neighbouring blocks, the cheapest three on calibration rows: about 0.2 nats a token, on rows
-of both texts that nothing else uses. As many neurons as cost that much, by halving: by activation, with five draws each
-of speeches, of wiki, of a mix (code, sums, patterns, facts) and of the mix with three languages; and nineteen random
-sets, which spare each block's four strongest. As many attentions. Beside them, as they fall: three blocks by
+The price is that of three neighbouring blocks, the cheapest three on calibration rows: about 0.2 nats per token, on
+rows of both texts that nothing else uses. As many neurons as cost that much, by halving: by activation, with five draws
+each of speeches, of wiki, of a mix (code, sums, patterns, facts) and of the mix with three languages; and nineteen
+random sets, which spare each block's four strongest. As many attentions. Beside them, as they fall: three blocks by
 leave-one-out, each attention alone (on text and copying), and the whole model in four bits. At the prices of one block
 and of eight: neighbouring blocks, activation, mix, three random sets. Then blocks, activation and mix learn for sixteen
 steps, from speeches, with two seeds.
 
 Bfloat16; the first ones at the price of three blocks in float32 as well, the same neurons. All are judged on the
-lessons' rows of speeches and wiki and on each ability's rows, the first ones on 300 questions of ARC-Easy and PIQA.
-The record holds each row's nats by each predicted token and its share of right answers.
+lessons' rows of speeches and wiki and on each ability's rows, the first ones on 300 questions of ARC-Easy and PIQA. The
+record holds each row's nats by each predicted token and its share of right answers.
 
 Somewhat over three hours on one core. An arm reads 6,000 tokens of text and 30,000 of abilities, and halving takes 8
 passes of 6,100 tokens: two and a half minutes together, and two more where it learns. The eleven arms that the lesson
@@ -148,7 +148,7 @@ class Workshop:
         self.healed = lru_cache(maxsize=1)(self._healed)
 
     def loss(self, model: PreTrainedModel) -> float:
-        """Nats a token that a model loses on rows that only set prices, the mean of both texts."""
+        """Nats per token that a model loses on rows that only set prices, the mean of both texts."""
 
         def nats(judged: PreTrainedModel) -> float:
             return sum(perplexity(judged, rows, batch_size=16).nll for rows in self.pricing.values()) / len(TEXTS)

@@ -74,7 +74,7 @@ def bandwidth() -> float:
 
 
 def rows(program: str, speed: pd.DataFrame, parts: Sequence[str], floors: Sequence[float]) -> Iterator[dict]:
-    """A row a model: milliseconds a token with the 95 % interval of their median, and its floor."""
+    """A row for each model: milliseconds per token with the 95 % interval of their median, and its floor."""
     decode = speed[speed.phase == "decode"]
     for (_, lap), part, floor in zip(decode.iterrows(), parts, floors, strict=True):
         a_token = lap[["seconds", "seconds_low", "seconds_high"]].astype(float) * 1000 / SERVED["new_tokens"]

@@ -115,7 +115,7 @@ def balance(router_logits: tuple[Tensor, ...]) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(model: Qwen3MoeForCausalLM, rows: Tensor) -> float:
-    """Mean nats a token over rows [rows, length]."""
+    """Mean nats per token over rows [rows, length]."""
     with evaluating(model):
         losses = [F.cross_entropy(model(row[None]).logits[0, :-1].float(), row[1:]).item() for row in rows]
     return sum(losses) / len(losses)

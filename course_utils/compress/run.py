@@ -79,13 +79,8 @@ def _compress(order: Order, say: Say) -> dict[str, Any]:
     order, text = plan.order, plan.text
     dtype, device = getattr(torch, order.dtype), launch.device if several > 1 else None
     model, tokenizer = load_model(order.model, dtype=dtype, device=device)
-    base, whole = _hub_id(model), Candidate.of(model)
-    for line in telling.planned(plan, whole, several):
-        say(line)
-    sharded = launch.distributed_type == DistributedType.FSDP
-    needed = estimate(model, plan.candidates, order, processes=several, sharded=sharded)
-    say(str(needed))
-    report = telling.planned_as_json(plan, whole, base, needed)
+    base = _hub_id(model)
+    report = _announce(plan, model, base, launch, say)
     if order.dry_run:
         return report if first else {}
 
@@ -122,6 +117,17 @@ def _compress(order: Order, say: Say) -> dict[str, Any]:
             report |= _save(student, tokenizer, made, text, order, say)
         launch.wait_for_everyone()
     return report if first else {}
+
+
+def _announce(plan: Plan, model: PreTrainedModel, base: str, launch: PartialState, say: Say) -> dict[str, Any]:
+    """Say what the run will do and what that takes; returns the same as JSON can hold it."""
+    whole, processes = Candidate.of(model), launch.num_processes
+    for line in telling.planned(plan, whole, processes):
+        say(line)
+    sharded = launch.distributed_type == DistributedType.FSDP
+    needed = estimate(model, plan.candidates, plan.order, processes=processes, sharded=sharded)
+    say(str(needed))
+    return telling.planned_as_json(plan, whole, base, needed)
 
 
 @contextlib.contextmanager
