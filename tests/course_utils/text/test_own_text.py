@@ -119,7 +119,7 @@ def test_rows_are_spread_over_documents_and_say_whose_they_are(tokenizer, tmp_pa
         assert len(mine) == 1 or len(starts) == 1
     few = torch.cat([batch["document"] for batch in own.to_judge(tokenizer, rows=2, length=16)])
     assert 2 <= len(few.unique()) == len(few), "no document gives a second row before each has given one"
-    widths = [batch["input_ids"].shape[1] for batch in batches]
+    widths = [batch["input_ids"].shape[1] for batch in own.to_judge(tokenizer, rows=8, length=16, batch_size=1)]
     assert widths == sorted(widths, reverse=True)
 
 
@@ -166,10 +166,11 @@ def test_a_source_of_which_little_will_do_is_not_read_for_ever(tokenizer, tmp_pa
         own.check(tokenizer, length=9)
 
 
-def test_a_short_text_is_read_again(tokenizer, tmp_path):
-    own = read_own_text([texts(tmp_path / "a.jsonl", 5)])
-    rows = told(own.learned(tokenizer, rows=12, length=64, folder=tmp_path), tokenizer)
-    assert len(rows) == 12 and len(set(rows)) == 1 and rows[0].count("says so") == 2
+def test_a_short_text_is_read_again_and_what_gives_no_row_counts_once(tokenizer, tmp_path):
+    own = read_own_text([write(tmp_path / "c.jsonl", [chat("long " * 40), *map(chat, range(5))])])
+    rows = own.learned(tokenizer, rows=12, length=60, folder=tmp_path)
+    assert len(told(rows, tokenizer)) == 12 and len(set(told(rows, tokenizer))) == 2 and rows.left_out.count == 1
+    assert rows.left_out.first[0].startswith("c.jsonl, line 1: its first answer begins after ")
 
 
 def test_rows_are_made_once_and_depend_on_all_that_makes_them(tokenizer, tmp_path, monkeypatch):
