@@ -50,6 +50,7 @@ BESIDE = {
     "pruning.channels": [_ALL_CUTS],
     "models.surgery": [_ALL_CUTS, "tests/course_utils/pruning/test_channels.py"],
     "release.export": ["tests/course_utils/release/test_engine.py"],
+    "text.own_rows": ["tests/course_utils/text/test_own_text.py"],
 }
 ERRORS = [
     Error("pruning.choosing", ".indices[:count].sort().values", ".indices[:count]"),
