@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from course_utils.lessons.exercises import Attempt, exercise, require
+from course_utils.lessons.exercises import Attempt, exercise, expect, require
 from course_utils.models.loading import tiny_llama
 from course_utils.pruning.width import neuron_importance
 
@@ -77,14 +77,13 @@ def check_peak_to_peak(attempt: Attempt) -> None:
         (mlp.down_proj, [[1.0, 2.0, -3.0, 0.0], [0.0, -1.0, 1.0, 2.0], [4.0, 0.0, -1.0, -1.0]]),
     ):
         layer.weight = nn.Parameter(torch.tensor(weight))
-    scores = attempt(mlp)
-    require(isinstance(scores, Tensor), f"Return a tensor; yours is a {type(scores).__name__}.")
-    right = attempt.rule_out(scores, mlp, same=_close)
-    require(scores.shape == (4,), f"4 neurons make a shape [4]; yours is {list(scores.shape)}.")
-    require(
-        _close(scores, right),
-        f"Neuron 0 has max 1 and min −2 in gate, 1 and −1 in up: 1 + 2 + 1 + 1 = 5; yours is {float(scores[0]):g}.",
-    )
+    hint = "Neuron 0 has max 1 and min −2 in gate, 1 and −1 in up: 1 + 2 + 1 + 1 = 5."
+    attempt.compare(mlp, read=_a_tensor, same=_close, hint=hint)
+
+
+def _a_tensor(answer: Any) -> Tensor:
+    expect(answer, Tensor, "Return a tensor")
+    return answer
 
 
 def _contribution(
@@ -167,9 +166,9 @@ def check_contribution(
     made_up = [{"input_ids": i, "attention_mask": m} for i, m in zip(ids.split(4), mask.split(4), strict=True)]
     model = tiny_llama(blocks=3, width=32)  # as many neurons as numbers in the stream: a mix-up is no crash
     answer = _asked(attempt, model, made_up)
-    right = attempt.rule_out(
-        answer, model, made_up, same=lambda a, b: all(map(_close, a, b)), where="Right shape, other numbers: "
-    )
+    right = attempt.answer(model, made_up)
+    same, where = (lambda a, b: all(map(_close, a, b))), "Right shape, other numbers: "
+    attempt.name_mistake(answer, right, lambda wrong: wrong(model, made_up), same=same, where=where)
     for block, (own, theirs) in enumerate(zip(answer, right, strict=True)):
         require(
             _close(own, theirs),

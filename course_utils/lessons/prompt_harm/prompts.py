@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -53,11 +54,10 @@ def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int, seed: i
     Args:
         tokenizer: the model's.
         split: "calibration" or "evaluation"; they share no document, question or sum.
-        count: how many prompts, in the shares of ``KINDS``.
-        seed: of the draw; the same seed gives the same prompts.
+        count: how many prompts, in the shares of ``KINDS``; at least 10.
+        seed: of the draw.
 
     Raises:
-        ValueError: another split, too few prompts for one of each kind, or ``seed`` isn't a whole number from 0.
         AssetError: the texts are not in the cache and can't be fetched.
     """
     checks.one_of("split", split, ("calibration", "evaluation"))
@@ -76,7 +76,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
     if tokenizer.chat_template is None:
         return f"Question: {question}\nAnswer:"
     message = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return cast("str", tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 
 def _excerpts(split: str, count: int, words: tuple[int, int], draw: random.Random) -> Iterator[tuple[str, str]]:
