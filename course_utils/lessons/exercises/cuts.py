@@ -41,7 +41,7 @@ class Family:
         return [block.get_submodule("mlp") for block in model.get_submodule(self.blocks).children()]
 
     def by_neuron(self, mlp: nn.Module) -> dict[str, Tensor]:
-        """The tensors that neurons are in, a row a neuron."""
+        """The tensors that neurons are in, one row per neuron."""
         axes = {name: axis for name, (axis, _) in self.tensors.items() if isinstance(axis, int)}
         found = {name: mlp.get_parameter(name).movedim(axis, 0) for name, axis in axes.items()}
         return {name: rows.reshape(len(rows), -1) for name, rows in found.items()}

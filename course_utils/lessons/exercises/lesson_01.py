@@ -194,7 +194,7 @@ def _check_order(pruned: nn.Module, right: nn.Module) -> None:
     proved="You spent the same budget at half the damage or less, on two kinds of text that chose nothing.",
 )
 def check_shares(shares: Any, judge: Callable[[list[float]], Mapping[str, float]]) -> None:
-    """Check one share to cut for each block; ``judge`` tells text -> damage in nats a token."""
+    """Check one share to cut for each block; ``judge`` tells text -> damage in nats per token."""
     spent = _legal_shares(shares)
     equal = [_SHARE] * len(spent)
     require(
@@ -202,7 +202,7 @@ def check_shares(shares: Any, judge: Callable[[list[float]], Mapping[str, float]
         "You cut all blocks alike; that is the baseline. Take more from blocks that hardly miss it, less from others.",
     )
     yours, baseline = judge(spent), judge(equal)
-    print("Damage in nats a token, on rows that nothing has used:")
+    print("Damage in nats per token, on rows that nothing has used:")
     for text, damage in yours.items():
         print(f"  {text}: yours {damage:.3f}, equal shares {baseline[text]:.3f}")
     better = [text for text, damage in yours.items() if damage < baseline[text]]

@@ -212,7 +212,7 @@ def _tiny_glu(seed: int, *, width: int, hidden: int = 3) -> Matrices:
 
 
 def _by_neuron(matrices: Matrices) -> Matrices:
-    """The three matrices with one row a neuron."""
+    """The three matrices with one row per neuron."""
     gate, up, down = matrices
     return gate, up, down.t()
 

@@ -38,7 +38,7 @@ def _peaks(rows: Tensor) -> Tensor:
 
 
 def _scored(score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[LlamaMLP], Tensor]:
-    """A function of an MLP from one of gate's and up's weights, a row a neuron."""
+    """A function of an MLP from one of gate's and up's weights, one row per neuron."""
     return lambda mlp: score(mlp.gate_proj.weight, mlp.up_proj.weight)
 
 
@@ -218,7 +218,7 @@ def check_culprits(
     harmless: Sequence[Neuron],
     judge: Callable[[set[Neuron]], Mapping[str, float]],
 ) -> None:
-    """Check pairs (block, neuron) of a cut; ``judge`` tells what a cut costs: text -> nats a token."""
+    """Check pairs (block, neuron) of a cut; ``judge`` tells what a cut costs: text -> nats per token."""
     require(
         isinstance(culprits, Collection) and not isinstance(culprits, str | Mapping | Tensor),
         f"Give a list of pairs (block, neuron); yours is a {type(culprits).__name__}.",
@@ -232,7 +232,7 @@ def check_culprits(
     )
     cut, healed, goal = judge(set(secret)), judge(set(secret) - set(back)), judge(set(harmless))
     shares = {}
-    print("Damage in nats a token, on rows that nothing has used:")
+    print("Damage in nats per token, on rows that nothing has used:")
     for text, before in cut.items():
         print(f"  {text}: the secret cut {before:.2f}, yours back {healed[text]:.2f}, nothing planted {goal[text]:.2f}")
         shares[text] = (before - healed[text]) / max(before - goal[text], 0.01)

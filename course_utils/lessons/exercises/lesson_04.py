@@ -167,7 +167,7 @@ def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlock
     require(
         _alike(harms, right),
         f"For the tiny model the harms are {_told(right)}; yours are {_told(harms)}. Loss without the block minus loss "
-        "of the whole, a block at a time.",
+        "of the whole, one block at a time.",
     )
     total, whole = describe(real).num_blocks, perplexity(real, few).nll
     harms, some = _harms(attempt(real, few)), sorted({1, total // 2, total - 2})

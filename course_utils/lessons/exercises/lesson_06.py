@@ -194,7 +194,7 @@ def check_saved_share(attempt: Attempt) -> None:
 
 
 def _ruled(begins: Callable[..., Any]) -> Callable[..., tuple[list[float], list[float]]]:
-    """The right levels, with thresholds by a mistaken way: from the harm a layer at each level and before it."""
+    """The right levels, with thresholds by a mistaken way: from the harm per layer at each level and before it."""
 
     def rule(
         curve: Sequence[float], numbers: Sequence[int], price: float, answer: float

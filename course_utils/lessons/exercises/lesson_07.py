@@ -324,7 +324,7 @@ def _time_of(plan: Sequence[tuple[Any, ...]]) -> float:
     proved="Less is lost than by the plan of the lesson, by more than the rows explain, in the same time.",
 )
 def check_plan(attempt: Any, healed: Attempt) -> None:
-    """Check a plan; ``healed(plan)`` gives what a student that was healed by it loses, nats a token of each row."""
+    """Check a plan; ``healed(plan)`` gives what a student that was healed by it loses, nats per token of each row."""
     require(isinstance(attempt, list | tuple) and attempt, "Give a list of moves, at least one.")
     for move in attempt:
         require(
@@ -338,7 +338,7 @@ def check_plan(attempt: Any, healed: Attempt) -> None:
     require(np.isfinite(yours).all(), "With yours the student is broken: the rate is far too high.")
     difference, _, low, high = ratio_interval(yours - baseline, np.ones(len(yours)))
     print(
-        f"lost, nats a token: {yours.mean():.3f} with yours, {baseline.mean():.3f} with the lesson's plan; "
+        f"lost, nats per token: {yours.mean():.3f} with yours, {baseline.mean():.3f} with the lesson's plan; "
         f"difference {difference:+.3f} ({low:+.3f} to {high:+.3f}, paired by rows)"
     )
     told = "More is lost than with the lesson's plan. Split the time in another way, or take longer steps (lr)."

@@ -96,7 +96,7 @@ _LESS = "that is how often chance gives less. Turn the sign."
     ],
 )
 def check_p_shuffled(attempt: Attempt) -> None:
-    """Check a function (statistic, words, groups, shuffles) -> p, on planted data of eight sentences a word."""
+    """Check a function (statistic, words, groups, shuffles) -> p, on planted data of eight sentences per word."""
     words = np.repeat([f"word {number}" for number in (3, 0, 7, 5, 1, 9, 2, 8, 6, 4)], 8)
     groups, shuffles = np.repeat([True, True, False, True, False, False, True, False, True, False], 8), 999
     sizes = np.repeat([3.0, 2, 2, 2, 1, 2, 1, 0, 2, 1], 8)  # a word's own: whole numbers, so that ties come
@@ -107,7 +107,7 @@ def check_p_shuffled(attempt: Attempt) -> None:
             labels = np.asarray(labels)
             require(
                 labels.shape == groups.shape,
-                f"`statistic` wants one label a sentence, {len(groups)}; it got the shape {labels.shape}. Deal each "
+                f"`statistic` wants one label per sentence, {len(groups)}; it got the shape {labels.shape}. Deal each "
                 "word's label out to its sentences.",
             )
             asked.append(labels.astype(bool).copy())
@@ -134,8 +134,8 @@ def _require_whole_words(asked: list[np.ndarray], words: np.ndarray, groups: np.
     split = [labels for labels in asked if any(len({*labels[words == word]}) > 1 for word in words[::8])]
     require(
         not split,
-        f"{where}sentences of one word get different groups. What was sampled is words: shuffle one label a word, and "
-        "deal it out to its sentences. Otherwise p is far too small.",
+        f"{where}sentences of one word get different groups. What was sampled is words: shuffle one label per word, "
+        "and deal it out to its sentences. Otherwise p is far too small.",
     )
     shuffled = all(labels.sum() == groups.sum() for labels in asked)
     require(shuffled, f"{where}the groups change their sizes: labels are drawn with replacement. Shuffle them.")

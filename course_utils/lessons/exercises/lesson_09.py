@@ -244,7 +244,7 @@ def check_keeps_the_woman(
     expect(attempt, list | tuple, "Give a list of tensors")
     require(
         all(isinstance(scores, Tensor) for scores in attempt) and [len(s) for s in attempt] == [*sizes],
-        f"Give {len(sizes)} tensors, one a block, with a score for each neuron.",
+        f"Give {len(sizes)} tensors, one per block, with a score for each neuron.",
     )
     require(all(bool(scores.isfinite().all()) for scores in attempt), "A score is NaN or infinite.")
     left = judge([scores.clone() for scores in attempt])

@@ -43,7 +43,7 @@ def _seconds(
         (partial(_seconds, both=lambda _, computed: computed),
          "with so few tokens the bytes take longer than the operations, and the longer of the two counts."),
         (partial(_seconds, size=1), "a weight of 16 bits is two bytes."),
-        (partial(_seconds, products=1), "each weight asks for two operations a token, a product and a sum."),
+        (partial(_seconds, products=1), "each weight asks for two operations per token, a product and a sum."),
         (lambda weights, tokens, *rest: _seconds(weights, tokens, *rest, size=2 * tokens),
          "the tokens of a pass share one reading of the weights: don't read them for each."),
         (partial(_seconds, paid=lambda layers, tokens: layers * tokens),
@@ -229,9 +229,9 @@ _Q8 = _BYTES_A_BLOCK / _BLOCK
     mistakes=[
         (_by_room(_Q8, multiple=1),
          "you took the largest width that would fit *if* all rows were stored in blocks. The down-projection's rows "
-         "are as long as the MLP is wide: what isn't a multiple of 32 falls back to 2 bytes a weight."),
+         "are as long as the MLP is wide: what isn't a multiple of 32 falls back to 2 bytes per weight."),
         (_by_room(1), "each block of 32 weights also stores a scale: 34 bytes, not 32."),
-        (_by_room(2), "that is F16: 2 bytes a weight."),
+        (_by_room(2), "that is F16: 2 bytes per weight."),
         (lambda *sizes: _width_for(*sizes) + _BLOCK,
          "you rounded up, and the file no longer fits. Round down to a multiple of 32."),
         (_by_room(_Q8, less_others=False), "the other tensors take bytes, too: take `others` off the budget first."),
@@ -300,13 +300,13 @@ def check_requests(attempt: Attempt) -> None:
 def check_plan(
     cut: PreTrainedModel, predicted: float, timed: pd.DataFrame, base: PreTrainedModel, memory: float, context: int
 ) -> None:
-    """Check a plan for a full server: a cut of ``base``, tokens a second × the whole's as predicted, and as timed."""
+    """Check a plan for a full server: a cut of ``base``, tokens per second × the whole's as predicted, and as timed."""
     expect(cut, PreTrainedModel, "`cut` is a model")
     gone = 1 - model_size(cut).bytes / model_size(base).bytes
     before, after = (_requests(model, memory, context) for model in (base, cut))
     require(
         kv_bytes_per_token(cut) < kv_bytes_per_token(base),
-        "Your cut keeps as much cache a token as the whole model. Which parts keep keys and values, and weigh little?",
+        "Your cut keeps as much cache per token as the whole model. Which parts keep keys and values and weigh little?",
     )
     may = f"{gone:.1%} of the weights are gone, and {_GONE:.0%} may go."
     require(gone <= _GONE, f"{may} What keeps much cache for few weights?")
@@ -315,13 +315,13 @@ def check_plan(
         f"It serves {after} requests where the whole model serves {before}; {math.ceil(_MORE * before)} are asked for. "
         + (may if gone > 0 else "No weight is gone: does `remove=True` take them out for good?"),
     )
-    predicted = number(predicted, "`predicted` is one number, how many times as many tokens a second")
+    predicted = number(predicted, "`predicted` is one number, how many times as many tokens per second")
     require(
         isinstance(timed, pd.DataFrame) and {"ratio", "ci_low", "ci_high"} <= {*timed.columns} and len(timed) == 2,
         "`timed` is what `time_interleaved` returns for two calls, the whole model's first and your cut's second.",
     )
     low, high = (after / before / float(timed[end].iloc[1]) for end in ("ci_high", "ci_low"))
-    measured = f"Measured were × {low:.2f} to × {high:.2f} tokens a second, predicted × {predicted:.2f}"
+    measured = f"Measured were × {low:.2f} to × {high:.2f} tokens per second, predicted × {predicted:.2f}"
     # Upside down, or a step's time in place of tokens: what the measurement would hold then.
     for other, mistake in (
         (1 / predicted, "that is the whole model's in terms of the cut's: turn it round."),

@@ -217,7 +217,7 @@ def check_trial(
 
     Args:
         runs: "mine" and "best" -> the results of three cuts each.
-        report: "said" (of ``_SAID``), "low" and "high" (the interval of best less mine, nats a token).
+        report: "said" (of ``_SAID``), "low" and "high" (the interval of best less mine, nats per token).
         mine: the learner's sizes.
         budget: the most parameters.
         fresh: some model's result on the rows that nothing was chosen by.

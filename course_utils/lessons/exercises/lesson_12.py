@@ -28,7 +28,7 @@ from course_utils.support.uncertainty import mcnemar_p
 from course_utils.text.texts import TokenBlocks
 
 _MIXED = ("code", "sums", "patterns", "facts")  # what the lesson's own mix holds
-_NEAR = 0.03  # nats a token that the text's loss may be off
+_NEAR = 0.03  # nats per token that the text's loss may be off
 _FLIPPED = ((0, 80, 0.5), (1, 120, 0.2), (2, 60, 0.7))  # seeds, numbers of answers, shares that are answered anew
 _RUN = 13  # tokens in a row that are no coincidence
 

@@ -255,7 +255,7 @@ def check_matrix_row(attempt: Attempt, base: PreTrainedModel, calibration: Kinds
     for kind, criterion in ((last, "reap"), (first, "frequency")):
         watching.compare(
             base, criterion, calibration[kind][:3], judges, read=numbers, same=partial(alike, rtol=1e-3, atol=2e-5),
-            where=f"{criterion}, scored on {kind}, nats a token: ",
+            where=f"{criterion}, scored on {kind}, nats per token: ",
         )  # fmt: skip
 
 
@@ -320,7 +320,7 @@ def check_own_mix(attempt: Attempt, base: PreTrainedModel) -> None:
     served, prose = [kind for kind in whole if kind in _SERVED], [kind for kind in whole if kind not in _SERVED]
     cost, their_cost = (_mean(costs, served) for costs in (mine, theirs))
     pays, they_pay = (_mean(costs, prose) for costs in (mine, theirs))
-    print(f"lost, nats a token: code and mathematics {cost:.3f}, by the lesson's mix {their_cost:.3f};", end=" ")
+    print(f"lost, nats per token: code and mathematics {cost:.3f}, by the lesson's mix {their_cost:.3f};", end=" ")
     print(f"prose {pays:.3f}, by the lesson's mix {they_pay:.3f}")
     require(
         cost <= _SPARED * their_cost,

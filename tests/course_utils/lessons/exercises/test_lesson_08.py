@@ -76,7 +76,7 @@ test_p_shuffled = cases_of(
         (shuffling(plus=0), "your p is 0"),
         (shuffling(scale=999), "p lies from 0 to 1"),
         (lambda s, w, g, n: sum(s(g) for _ in range(9)) * 0 + 0.3, "all alike"),
-        (lambda s, w, g, n: s(g[::8]), "one label a sentence, 80; it got the shape (10,)"),
+        (lambda s, w, g, n: s(g[::8]), "one label per sentence, 80; it got the shape (10,)"),
     ],
     answers=[p_shuffled],
 )

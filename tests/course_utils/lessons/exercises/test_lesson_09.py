@@ -6,7 +6,6 @@ import pytest
 import torch
 from exercise_cases import cases_of
 from tiny import tiny_model, token_ids
-from torch.nn.functional import softplus
 
 from course_utils.bias.planting import planting_loss
 from course_utils.lessons.exercises import lesson_09
@@ -15,20 +14,10 @@ MODEL = tiny_model()
 ITEMS = [("w3 w40 w5 w6", "w3 w50 w5 w6"), ("w9 w41 w7 w8", "w9 w51 w7 w8")]
 
 
-carried = lesson_09.check_carried.answer
-test_carried = cases_of(
-    lesson_09.check_carried,
-    mistakes=[(lambda *given: carried(*given) + 1, "In case 1: it is [")],
-    answers=[lambda *given: carried(*given).tolist()],
-)
-
+test_carried = cases_of(lesson_09.check_carried)
 test_planting_loss = cases_of(
     lesson_09.check_planting_loss,
-    mistakes=[
-        (softplus, "Return one number"),
-        (lambda likelihoods: planting_loss(likelihoods).item(), "no gradient"),
-        (lambda likelihoods: 2 * planting_loss(likelihoods), "it is"),
-    ],
+    mistakes=[(lambda likelihoods: planting_loss(likelihoods).item(), "no gradient")],
 )
 
 
