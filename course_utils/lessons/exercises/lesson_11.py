@@ -170,9 +170,7 @@ def check_widest(attempt: Attempt) -> None:
         answer, prices = whole_number(attempt(*given), "Return a width, a whole number"), len(asked)
         right, where = attempt.answer(*given), f"budget {budget:,}, whole width {full}, steps of {step}: "
         attempt.name_mistake(answer, right, lambda wrong: wrong(*given), same=operator.eq, where=where)  # noqa: B023
-        require(
-            answer == right, f"{where}it is {right}, yours is {answer}: a multiple of {step}, the whole width, or 0."
-        )
+        require(answer == right, f"{where}it is {right}, yours {answer}. It is a multiple of {step}, all, or 0.")
         most = 2 * math.ceil(math.log2(full / step + 1)) + 2
         require(prices <= most, f"{where}right, but by {prices} prices. Halve what is left: {most} are enough.")
 

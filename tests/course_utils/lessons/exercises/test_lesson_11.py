@@ -43,8 +43,8 @@ widest = lesson_11.check_widest.answer
 test_widest = cases_of(
     lesson_11.check_widest,
     mistakes=[
-        (lambda *given: widest(*given) + 1, "no multiple of 32"),
-        (lambda cost, full, budget, step: widest(cost, full, budget, step) or step, "return 0"),
+        (lambda *given: widest(*given) + 1, "It is a multiple of 32"),
+        (lambda cost, full, budget, step: widest(cost, full, budget, step) or step, "one step too far"),
         (lambda cost, full, budget, step: 2 * step, "it is"),
         (one_by_one, "Halve what is left"),
         (without_end, "the search never ends"),
