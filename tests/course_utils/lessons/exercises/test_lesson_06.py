@@ -86,7 +86,7 @@ test_length_rule = cases_of(
     lesson_06.check_length_rule,
     mistakes=[
         (every_number, "you keep every number"),
-        (ruled(lambda levels, begins: (levels, [1.0])), "thresholds; yours are 1"),
+        (ruled(lambda levels, begins: (levels, [1.0])), "yours is [[0, 1, 3, 5, 8], [1]]"),
         (ruled(lambda levels, begins: (levels[1:], begins)), "the levels are"),
         (ruled(lambda levels, begins: (levels, [begin + 30 for begin in begins])), "it is [["),
     ],

@@ -113,7 +113,7 @@ test_keeps_the_woman = cases_of(
         (first(1), "Keep 80% of the woman"),
         (first(2), "some that repair one"),
         (first(3), "too dear"),
-        (first(0)[:1], "2 tensors, one a block"),
+        (first(0)[:1], "2 tensors, one per block"),
         ([torch.full((4,), torch.nan), torch.zeros(4)], "NaN or infinite"),
     ],
     answers=[first(0), tuple(first(0))],

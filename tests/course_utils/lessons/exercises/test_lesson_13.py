@@ -76,11 +76,6 @@ def written_into(model, kept):
     return keep_experts(model, kept)
 
 
-def fewer_per_token(model, kept):
-    model.config.num_experts_per_tok = 1
-    return keep_experts(model, kept)
-
-
 def attempt_on(check, *given):
     return lambda attempt: check(attempt, *(each() for each in given))
 
@@ -99,7 +94,7 @@ test_keep_experts = cases_of(
         (noted("gate", 6), "`gate.num_experts` is still 6"),
         (noted("config", 6), "`config.num_experts` is still 6"),
         (written_into, "wrote into weights"),
-        (fewer_per_token, "`num_experts_per_tok` has changed"),
+        (then(lambda model, mlp: setattr(model.config, "num_experts_per_tok", 1)), "`num_experts_per_tok` has changed"),
     ],
     answers=[keep_experts],
 )
