@@ -61,7 +61,7 @@ test_flips = cases_of(
     mistakes=[
         (lambda *given: flips(*given)[:2], "Return three numbers"),
         (lambda *given: flips(*given) if len(given[0]) > 20 else (0, 0, 1), "For 3 answers: it is [1, 0"),
-        (lambda *given: flips(*given) if len(given[0]) > 1 else (0, 0, 0.5), "For 1 answers: it is [0, 0, 1]"),
+        (lambda *given: flips(*given) if len(given[0]) > 1 else (0, 0, 0.3), "For 1 answers: it is [0, 0, 1]"),
     ],
 )
 
