@@ -48,8 +48,6 @@ INSTALLING = "installing"
 NEEDED, WITH_CUDA = 3, 10
 ROOM = "Free some space, or move the course to another disk, and run the same command again."
 SIGNS_OF_FULL = ("No space left on device", "not enough space on the disk", "Disk quota exceeded")
-# What pip does with one core, on all of them; what stays uncompiled (templates, after Ctrl-C) is compiled on use.
-COMPILE = "import compileall, sys; compileall.compile_dir(sys.prefix, quiet=2, workers=0)"
 
 
 def main(arguments):
@@ -101,6 +99,7 @@ def set_up():
             return failure("On Debian and Ubuntu, `sudo apt install python3-venv` brings what is missing.")
     STAMP.write_text(INSTALLING)
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    # Python compiles a module when it is first imported; pip would take a minute to compile all, most of them in vain.
     if run([*pip, "--no-compile", "--editable", ".[dev]"], "Installing the course (a few minutes, once)"):
         STAMP.unlink()  # pip itself gave up, and cleaned up behind it
         return failure(
@@ -108,12 +107,11 @@ def set_up():
             "the usual causes, and docs/teaching.md (the pack) how to do without a network."
         )
     STAMP.write_text(fingerprint())
-    run([str(PYTHON), "-c", COMPILE], "Compiling it")
     return None
 
 
 def too_little_space():
-    """What is wrong with the free disk, or None; where the larger build of PyTorch may not fit, a line is printed."""
+    """Say what is wrong with the free disk, or None; print a line where the larger build of PyTorch may not fit."""
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED:
         return f"{free:.1f} GB of disk are free here, and the set-up takes {NEEDED}. {ROOM}"

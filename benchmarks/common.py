@@ -42,25 +42,17 @@ class Finding:
 class Question:
     """A question that a run answers.
 
-    Attributes:
-        name: of its module and of its files.
-        title: the question in words.
-        minutes: that a run takes on two idle cores.
-        measure: (data) -> None: fills a dictionary that JSON can hold. It need not measure again what stands there
-            already, because a run that was cut off had measured it.
-        report: data -> Markdown, a pure function.
-        findings: data -> the lines of the summary.
-        packages: whose versions the answer depends on, beside torch and transformers.
-        figure: data -> a picture, or None.
+    ``measure`` fills a dictionary that JSON can hold. It need not measure again what stands there already, because a
+    run that was cut off had measured it. All else is made of that dictionary alone.
     """
 
-    name: str
-    title: str
-    minutes: int
+    name: str  # of its module and of its files
+    title: str  # the question in words
+    minutes: int  # that a run takes on two idle cores
     measure: Callable[[dict], None]
-    report: Callable[[dict], str]
-    findings: Callable[[dict], list[Finding]]
-    packages: tuple[str, ...] = ()
+    report: Callable[[dict], str]  # Markdown
+    findings: Callable[[dict], list[Finding]]  # the lines of the summary
+    packages: tuple[str, ...] = ()  # whose versions the answer depends on, beside torch and transformers
     figure: Callable[[dict], Figure] | None = None
 
     def path(self, suffix: str) -> Path:

@@ -49,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # older Jupyters look for a debugger, and it warns
     parser = command_line.parser(COMMANDS, build=BUILD)
-    args, args.rest = parser.parse_known_args(arguments)
-    if args.rest and args.command not in (test, lab):
-        parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
+    args, rest = parser.parse_known_args(arguments)
+    args.rest = rest
+    if rest and args.command not in (test, lab):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return program.answer(
         lambda: args.command(args, Console(highlight=False)),
         place=ROOT,
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def rehearse(args: argparse.Namespace, console: Console) -> int:
-    """Run lessons as Colab's free T4 would, at full size but without a GPU, and hold them to its memory."""
+    """Run lessons as Colab's free T4 would, at full size but without a GPU, and refuse those that need more memory."""
     from course_tools.rehearsal import rehearse as rehearsing  # torch, which the other commands needn't wait for
     from course_tools.rehearsal import shapes
 
@@ -129,7 +130,7 @@ def test(args: argparse.Namespace, console: Console) -> int:
         return _pytest("Tests", args.rest)
     # Processes with one thread each are faster than one with two, but not where a test takes the time. The third works
     # while one of two waits: for a hub that keeps silent, for a program to end.
-    # Files in their own order: those of the tools, few and slow, first, so that no process is left alone with them.
+    # Files in the order of tests/conftest.py, the slowest first, so that no process is left alone with one of them.
     apart = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"] if session.cores() > 1 else []
     statuses = [_pytest("Fast tests", ["-m", "not embedded", _SLOWEST, *apart, *args.rest], OMP_NUM_THREADS="1")]
     if not args.fast:
@@ -143,31 +144,25 @@ def test(args: argparse.Namespace, console: Console) -> int:
     return max({*statuses} - {_NOTHING_COLLECTED}, default=_NOTHING_COLLECTED)
 
 
-def at_a_time(cores: int, free: int) -> int:
-    """How many lessons are tested at a time: two where each has a core and its memory, otherwise one.
-
-    Args:
-        cores: that we may use.
-        free: bytes of memory that nobody uses.
-    """
-    return 2 if cores > 1 and free >= _MEMORY_FOR_TWO else 1
-
-
 def _slow_rounds(rest: Sequence[str]) -> list[tuple[str, list[str], dict[str, str]]]:
-    """Calls of pytest for what needs the real models: titles, options and variables."""
+    """Calls of pytest for what needs the real models, two lessons at a time if each has a core and its memory.
+
+    Each is a title, options and variables.
+    """
     title = "Tests on the embedded models, and the lessons"
     cores, free = session.cores(), psutil.virtual_memory().available
-    if rest or at_a_time(cores, free) == 1:
-        if not rest:
-            print(f"{_resources(cores, free)}, so lessons run one after another.")
+    together = cores > 1 and free >= _MEMORY_FOR_TWO
+    if not rest:
+        way = "two at a time, and alone where they are about time" if together else "one after another"
+        needed = f"two lessons at a time need 2 and {runner.gigabytes(_MEMORY_FOR_TWO)}"
+        print(f"{cores} cores and {runner.gigabytes(free)} of free memory ({needed}), so lessons run {way}.")
+    if rest or not together:
         return [(title, ["-m", "embedded", _SLOWEST, *(rest or _files_with("embedded"))], {})]
-    print(f"{_resources(cores, free)}, so lessons run two at a time, and alone where they are about time.")
     shared = ["-m", "embedded and not timed", _SLOWEST, "-n", "2", "--dist", "load", "--maxschedchunk", "1"]
-    together, alone = _files_with("embedded"), _files_with("timed")
     variables = {"OMP_NUM_THREADS": str(cores // 2), **processes.KEPT_MEMORY}
     return [
-        (f"{title}, two at a time", [*shared, *together], variables),
-        ("Lessons about time, alone", ["-m", "embedded and timed", *alone], {}),
+        (f"{title}, two at a time", [*shared, *_files_with("embedded")], variables),
+        ("Lessons about time, alone", ["-m", "embedded and timed", *_files_with("timed")], {}),
     ]
 
 
@@ -175,11 +170,6 @@ def _files_with(mark: str) -> list[str]:
     """The files whose tests may have a mark: to read all others takes pytest a quarter of a minute."""
     found = [path for path in (ROOT / "tests").rglob("test_*.py") if f"mark.{mark}" in path.read_text(encoding="utf-8")]
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
-
-
-def _resources(cores: int, free: int) -> str:
-    needed = f"two lessons at a time need 2 and {runner.gigabytes(_MEMORY_FOR_TWO)}"
-    return f"{cores} cores and {runner.gigabytes(free)} of free memory ({needed})"
 
 
 def _pytest(title: str, options: Sequence[str], **variables: str) -> int:
@@ -277,8 +267,8 @@ def verify(args: argparse.Namespace, console: Console) -> int:
         saved = nbformat.read(NOTEBOOKS / f"{path.stem}.ipynb", as_version=4)
         comparison, found = verifying.compare(run, saved), claims.claims_of(run)
         told = {claim.sentence for claim in found}
-        missing = [f"not run: {claim.sentence}" for claim in claims.claims_of(saved) if claim.sentence not in told]
-        said = [*comparison.stopped, *comparison.uneven, *found, *(missing if comparison.ran else [])]
+        idle = [f"not run: {claim.sentence}" for claim in claims.claims_of(saved) if claim.sentence not in told]
+        said = [*comparison.stopped, *comparison.uneven, *found, *(idle if comparison.ran else [])]
         print(f"{number}  {comparison}", *said, sep="\n      ", flush=True)
         turned = any(claim.outcome != SHOWN for claim in found)
         failed |= bool(comparison.stopped) or (turned and not comparison.another) or bool(asked and not comparison.ran)
@@ -323,7 +313,7 @@ def pack(args: argparse.Namespace, console: Console) -> int:
 
 
 def check(args: argparse.Namespace, console: Console) -> int:
-    """Say whether this machine is ready: one line a topic, OK, WARN or FAIL, and the remedy."""
+    """Say whether this machine is ready: one line per topic, OK, WARN or FAIL, and the remedy."""
     failed = False
     for finding in environment.findings():
         print(finding, flush=True)
@@ -354,7 +344,6 @@ def build(args: argparse.Namespace, console: Console) -> int:
         saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
         for problem in quotes.unsupported(saved):
             print(f"{lesson.name}: quoted, but not in the saved outputs: {problem}", file=sys.stderr)
-        print(f"{lesson.name}: {lesson.minutes} minutes")
         for problem in rules.broken_rules(lesson, saved):
             print(f"{lesson.name}: {problem}", file=sys.stderr)
     if README.exists() and not args.lessons:  # the table is of all lessons

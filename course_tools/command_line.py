@@ -23,9 +23,9 @@ def parser(commands: Sequence[Callable], *, build: Path) -> argparse.ArgumentPar
     whole = argparse.ArgumentParser(prog="course.py", description="Pruning LLMs: run, test and build the course.")
     added = whole.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, **options: str) -> argparse.ArgumentParser:
-        summary = functions[name].__doc__.splitlines()[0]
-        its_own = added.add_parser(name, help=summary, description=summary, **options)
+    def command(name: str, epilog: str = "") -> argparse.ArgumentParser:
+        summary = (functions[name].__doc__ or "").partition("\n")[0]
+        its_own = added.add_parser(name, help=summary, description=summary, epilog=epilog)
         its_own.set_defaults(command=functions[name])
         return its_own
 

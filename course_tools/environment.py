@@ -1,4 +1,4 @@
-"""Is this machine ready for the course? One finding a topic, with what to do about it."""
+"""Is this machine ready for the course? One finding per topic, with what to do about it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NETWORK_SECONDS = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one topic; `remedy` is empty where nothing needs doing."""
+    """What was found about one topic; `remedy` is empty if there is nothing to do."""
 
     level: str
     topic: str
@@ -77,28 +77,18 @@ def _mismatch(requirement: Requirement) -> str:
 
 def _disk() -> Finding:
     folder = next(path for path in (assets.cache_dir(), *assets.cache_dir().parents) if path.exists())
-    return _threshold(
-        "disk",
-        shutil.disk_usage(folder).free / _GIGABYTE,
-        "free where the cache is",
-        fail=1,
-        warn=3,
-        remedy="free some space, or set COURSE_CACHE to a folder on another disk",
-    )
+    free = shutil.disk_usage(folder).free / _GIGABYTE
+    remedy = "free some space, or set COURSE_CACHE to a folder on another disk"
+    return _enough("disk", free, "free where the cache is", fail=1, warn=3, remedy=remedy)
 
 
 def _memory() -> Finding:
-    return _threshold(
-        "memory",
-        psutil.virtual_memory().available / _GIGABYTE,
-        "available",
-        fail=2,
-        warn=MEMORY,
-        remedy="close other programs; the lessons need 1 to 3 GB",
-    )
+    free = psutil.virtual_memory().available / _GIGABYTE
+    remedy = "close other programs; the lessons need 1 to 3 GB"
+    return _enough("memory", free, "available", fail=2, warn=MEMORY, remedy=remedy)
 
 
-def _threshold(topic: str, gigabytes: float, what: str, *, fail: float, warn: float, remedy: str) -> Finding:
+def _enough(topic: str, gigabytes: float, what: str, *, fail: float, warn: float, remedy: str) -> Finding:
     level = FAIL if gigabytes < fail else WARN if gigabytes < warn else OK
     return Finding(level, topic, f"{gigabytes:.1f} GB {what}", "" if level == OK else remedy)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -70,25 +69,14 @@ def lower_bounds(dependencies: list[str]) -> tuple[str, ...]:
     >>> lower_bounds(["torch>=2.9", "transformers>=5.14,<6"])
     ('torch==2.9', 'transformers==5.14')
     """
-    bounds = {
-        requirement.name: next(part.version for part in requirement.specifier if part.operator == ">=")
-        for requirement in map(Requirement, dependencies)
-    }
-    return tuple(f"{name}=={version}" for name, version in bounds.items())
+    wanted = {one.name: one.specifier for one in map(Requirement, dependencies)}
+    lowest = {name: next(part.version for part in parts if part.operator == ">=") for name, parts in wanted.items()}
+    return tuple(f"{name}=={version}" for name, version in lowest.items())
 
 
 def find_python(version: str) -> str | None:
-    """The path of an interpreter of this version ("3.12"), on the PATH or pyenv's; None where there is none."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    newest = sorted(pyenv.glob(f"{version}.*"), key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
-    candidates = [sys.executable, *(str(path / "bin" / "python") for path in reversed(newest))]
-    candidates += filter(None, [shutil.which(f"python{version}")])
-    ask = "import sys; print('%d.%d' % sys.version_info[:2])"
-    for candidate in candidates:
-        done = subprocess.run([candidate, "-c", ask], capture_output=True, text=True, check=False)
-        if done.stdout.strip() == version:
-            return candidate
-    return None
+    """The path of an interpreter of this version ("3.12"): this one, or one on the PATH; None where there is none."""
+    return sys.executable if version == "{}.{}".format(*sys.version_info) else shutil.which(f"python{version}")
 
 
 def prepare(environment: Environment, python: str) -> Path | None:
@@ -123,9 +111,7 @@ def check(environment: Environment, what: str) -> dict[str, str]:
     ask = f"from importlib.metadata import version; print(*map(version, {SHOWN}))"
     versions = subprocess.run([inside, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
     row |= dict(zip(SHOWN, versions, strict=True))
-    print(
-        f"{environment.name}: {what} with {', '.join(map(' '.join, zip(SHOWN, versions, strict=True)))} …", flush=True
-    )
+    print(f"{environment.name}: {what} with {', '.join(f'{name} {row[name]}' for name in SHOWN)} …", flush=True)
     log, start = FOLDER / f"{environment.name}-{what.replace(' ', '-')}.log", time.monotonic()
     status = _logged([str(inside), *COMMANDS[what]], log)
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
@@ -142,8 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     profiles = ("embedded", "smoke")
     parser.add_argument("--profile", choices=profiles, default="embedded", help="of the lessons; smoke takes minutes")
     args = parser.parse_args(arguments)
-    unknown = set(args.names) - set(known)
-    if unknown:
+    if unknown := set(args.names) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     what = {"embedded": "lessons", "smoke": "smoke lessons"}[args.profile] if args.lessons else "tests"
     record, failed = FOLDER / "results.json", False
@@ -170,9 +155,15 @@ def _shown(path: Path) -> str:
 def _logged(command: list[str], log: Path) -> int:
     """Run a command in the root, its output in a file; the exit status."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    where = {"cwd": ROOT, "env": with_sleeping_threads(os.environ)}
     with log.open("wb") as file:
-        return subprocess.call(command, **where, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.call(
+            command,
+            cwd=ROOT,
+            env=with_sleeping_threads(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
 
 
 if __name__ == "__main__":

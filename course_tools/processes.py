@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -36,7 +36,9 @@ def call(command: Sequence[str], *, folder: Path, environment: Mapping[str, str]
         folder: its working directory.
         environment: all its variables.
     """
-    apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+    apart: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     process = subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, **apart)
     try:
         return process.wait()

@@ -77,7 +77,7 @@ class Reporter:
 
 
 def results_table(results: Sequence[runner.Result]) -> Table:
-    """How lessons ran: a row each."""
+    """How lessons ran: a row per lesson."""
     table = Table("lesson", "profile", "seconds", "peak memory", "result")
     for column in table.columns[2:4]:
         column.justify = "right"
@@ -89,7 +89,7 @@ def results_table(results: Sequence[runner.Result]) -> Table:
 
 
 def rehearsal_table(done: Sequence[Rehearsed]) -> Table:
-    """What lessons held on the pretended card and its host: a row each."""
+    """How much memory lessons took on the pretended card and its host: a row per lesson."""
     table = Table("lesson", "GPU GiB", "host GiB", "took min", "result")
     for column in table.columns[1:4]:
         column.justify = "right"
@@ -102,7 +102,7 @@ def rehearsal_table(done: Sequence[Rehearsed]) -> Table:
 
 
 def standings_table(standings: Sequence[Standing]) -> Table:
-    """How far a learner is: a row a lesson, and one for all. 80 columns hold it."""
+    """How far a learner is: a row per lesson, and one for all. It fits 80 columns."""
     table = Table(Column("lesson", no_wrap=True), "exercises", "questions", "done", "minutes left", show_footer=True)
     for column in table.columns[1:]:
         column.justify = "right"

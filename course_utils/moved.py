@@ -25,7 +25,11 @@ _IN = {
     "compress": "command_line program",
     "lessons": "diagrams exercises policies prompt_harm verdicts",
 }
-MOVED = {room: f"{package}.{room}" for package, rooms in _IN.items() for room in rooms.split()}
+MOVED = {room: f"{package}.{room}" for package, rooms in _IN.items() for room in rooms.split()} | {
+    "distillation.adapters": "healing.distillation.weights",
+    "distillation.history": "healing.distillation.checkpoint",
+    "distillation.state": "healing.distillation.checkpoint",
+}
 
 
 class _Finder(MetaPathFinder):
@@ -38,8 +42,8 @@ class _Finder(MetaPathFinder):
         first, _, inner = old.partition(".")
         if root != "course_utils" or first not in MOVED:
             return None
-        now = f"course_utils.{MOVED[first]}" + (f".{inner}" if inner else "")
-        return ModuleSpec(fullname, _Now(now))
+        now = MOVED.get(old, MOVED[first] + (f".{inner}" if inner else ""))
+        return ModuleSpec(fullname, _Now(f"course_utils.{now}"))
 
 
 class _Now(Loader):

@@ -5,12 +5,12 @@
 A folder is what ``train_small_moe`` wrote, one for each seed. A quarter or half of the experts go, by frequency, by
 REAP, by its sum, and nineteen times at random; scored on one kind of text or on all, 1,920 tokens each time, in nine
 disjoint draws (one in bfloat16) of what the model learned from. All are judged on documents that it never saw, 3,048
-predictions a kind, in float32 and bfloat16. Half-cut models (REAP's, frequency's, one random one) are healed on all
-five kinds, 77 thousand tokens, towards the whole model's predictions (forward KL): their routers alone, or all weights;
-rates are chosen on rows that neither heal nor judge. The rows are written, too: the lesson draws from them.
+predictions of each kind, in float32 and bfloat16. Half-cut models (REAP's, frequency's, one random one) are healed on
+all five kinds, 77 thousand tokens, towards the whole model's predictions (forward KL): their routers alone, or all
+weights; rates are chosen on rows that neither heal nor judge. The rows are written, too: the lesson draws from them.
 
-About 450 cuts a model, each scored and judged in 1.8 CPU seconds, and 24 healings of 25: by these, twenty-five minutes
-of one core a model. Killed, it goes on.
+For each model about 450 cuts, each scored and judged in 1.8 CPU seconds, and 24 healings of 25 seconds: twenty-five
+minutes of one core. A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -87,14 +87,9 @@ def cut(model: PreTrainedModel, scores: list[Tensor], ratio: float) -> PreTraine
 def healed(
     whole: PreTrainedModel, smaller: PreTrainedModel, texts: list[Tensor], way: str, lr: float
 ) -> PreTrainedModel:
-    """A cut model that has learned the whole one's predictions.
+    """A copy of a cut model that has learned the whole one's predictions, over rows [rows, length] for each step.
 
-    Args:
-        whole: the teacher.
-        smaller: the cut model; it stays as it is.
-        texts: a step's rows [rows, length], for each step.
-        way: one of ``RATES``, what learns.
-        lr: the peak learning rate.
+    ``way`` is one of ``RATES`` and says what learns; ``lr`` is the peak learning rate.
     """
     student = copy.deepcopy(smaller).train()
     routers = [mixture.router.weight for mixture in describe(student).mixtures]
@@ -116,14 +111,7 @@ def healed(
 
 
 class Subject:
-    """A trained mixture, and what is done to it.
-
-    Args:
-        model: in float32.
-        seed: of its training, which names it in the record.
-        rows: of the five kinds.
-        work: folder for what is found on the way.
-    """
+    """A trained mixture in float32, and what is done to it; the seed of its training names it in the record."""
 
     def __init__(self, model: PreTrainedModel, seed: int, rows: Rows, work: Path) -> None:
         self.model, self.seed, self._rows, self._work = model, seed, rows, work
@@ -155,7 +143,7 @@ class Subject:
         return healed(self.model, smaller, self._texts, way, lr)
 
     def rates(self) -> dict[str, dict[str, float]]:
-        """For each healing, what each rate leaves on the watched rows, nats a token; measured once."""
+        """For each healing, what each rate leaves on the watched rows, nats per token; measured once."""
 
         def left(criterion: str, way: str, lr: float) -> float:
             return perplexity(self._trained(criterion, way, lr), self._watched).nll

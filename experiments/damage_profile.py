@@ -2,17 +2,17 @@
 
     python -m experiments.damage_profile [--work build/damage_profile]
 
-The price is that of three neighbouring blocks, the cheapest three on calibration rows: about 0.2 nats a token, on rows
-of both texts that nothing else uses. As many neurons as cost that much, by halving: by activation, with five draws each
-of speeches, of wiki, of a mix (code, sums, patterns, facts) and of the mix with three languages; and nineteen random
-sets, which spare each block's four strongest. As many attentions. Beside them, as they fall: three blocks by
+The price is that of three neighbouring blocks, the cheapest three on calibration rows: about 0.2 nats per token, on
+rows of both texts that nothing else uses. As many neurons as cost that much, by halving: by activation, with five draws
+each of speeches, of wiki, of a mix (code, sums, patterns, facts) and of the mix with three languages; and nineteen
+random sets, which spare each block's four strongest. As many attentions. Beside them, as they fall: three blocks by
 leave-one-out, each attention alone (on text and copying), and the whole model in four bits. At the prices of one block
 and of eight: neighbouring blocks, activation, mix, three random sets. Then blocks, activation and mix learn for sixteen
 steps, from speeches, with two seeds.
 
 Bfloat16; the first ones at the price of three blocks in float32 as well, the same neurons. All are judged on the
-lessons' rows of speeches and wiki and on each ability's rows, the first ones on 300 questions of ARC-Easy and PIQA.
-The record holds each row's nats by each predicted token and its share of right answers.
+lessons' rows of speeches and wiki and on each ability's rows, the first ones on 300 questions of ARC-Easy and PIQA. The
+record holds each row's nats by each predicted token and its share of right answers.
 
 Somewhat over three hours on one core. An arm reads 6,000 tokens of text and 30,000 of abilities, and halving takes 8
 passes of 6,100 tokens: two and a half minutes together, and two more where it learns. The eleven arms that the lesson
@@ -56,25 +56,15 @@ BENCHMARKS, QUESTIONS = ("arc_easy", "piqa"), 300
 
 @dataclass(frozen=True)
 class Cut:
-    """How a model was made.
+    """How a model was made."""
 
-    Attributes:
-        criterion: "" for the whole model.
-        part: of what something is gone.
-        read: the text that chose it.
-        seed: of the draw, or of what is random.
-        price: that of so many blocks; 0 where the cut costs what it costs.
-        healed: what it learned from afterwards.
-        learning: the seed of that.
-    """
-
-    criterion: str = ""
-    part: str = ""
-    read: str = ""
-    seed: int = 0
-    price: int = 0
-    healed: str = ""
-    learning: int = 0
+    criterion: str = ""  # "" for the whole model
+    part: str = ""  # of what something is gone
+    read: str = ""  # the text that chose it
+    seed: int = 0  # of the draw, or of what is random
+    price: int = 0  # that of so many blocks; 0 where the cut costs what it costs
+    healed: str = ""  # what it learned from afterwards
+    learning: int = 0  # the seed of that
 
     @property
     def name(self) -> str:
@@ -121,12 +111,9 @@ def drawn(total: int, count: int, draw: int) -> Tensor:
 
 
 def same_loss(loss: Callable[[int], float], target: float, most: int) -> tuple[int, float]:
-    """How many parts must go for a loss, by halving; of the two numbers around it the nearer one, with its loss.
+    """How many of ``most`` parts must go for a loss of ``target``, by halving, and the loss of that cut.
 
-    Args:
-        loss: of a cut of so many parts, which rises with them.
-        target: the loss that is wanted.
-        most: parts that may go.
+    ``loss`` of a cut rises with its parts; of the two numbers around the target the nearer one counts.
     """
     low, high, seen = 0, most, {0: 0.0, most: loss(most)}
     while high - low > 1:
@@ -147,11 +134,7 @@ def in_four_bits(base: PreTrainedModel) -> PreTrainedModel:
 
 
 class Workshop:
-    """The whole model, the rows that choose, and every cut.
-
-    Args:
-        work: a folder for what was found out on the way.
-    """
+    """The whole model, the rows that choose, and every cut; ``work`` keeps what was found out on the way."""
 
     def __init__(self, work: Path) -> None:
         self.found = Kept(work / "found.json")
@@ -165,7 +148,7 @@ class Workshop:
         self.healed = lru_cache(maxsize=1)(self._healed)
 
     def loss(self, model: PreTrainedModel) -> float:
-        """Nats a token that a model loses on rows that only set prices, the mean of both texts."""
+        """Nats per token that a model loses on rows that only set prices, the mean of both texts."""
 
         def nats(judged: PreTrainedModel) -> float:
             return sum(perplexity(judged, rows, batch_size=16).nll for rows in self.pricing.values()) / len(TEXTS)
@@ -229,11 +212,8 @@ class Workshop:
         if made.criterion == "four bits":
             return in_four_bits(base)
         if made.part == "blocks":
-            layers = {
-                "run": lambda: self.run(made.price),
-                "leave-one-out": lambda: lowest(self.alone("block"), BLOCKS),
-            }[made.criterion]()
-            return without(base, "block", layers)
+            run = made.criterion == "run"
+            return without(base, "block", self.run(made.price) if run else lowest(self.alone("block"), BLOCKS))
         if made.part == "attention":
             return without(base, "attention", [made.seed])
 

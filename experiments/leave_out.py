@@ -81,7 +81,7 @@ def importance_without_residual(model: PreTrainedModel, rows: TokenBlocks) -> Te
 
 
 def left_out(base: PreTrainedModel, part: str, sets: Iterable[Layers], rows: TokenBlocks) -> list[float]:
-    """Nats a token without each of the sets. What runs below a set isn't run again."""
+    """Nats per token without each of the sets. What runs below a set isn't run again."""
     architecture, nats = describe(base), []
     (batch,) = read_batches(rows.batches(len(rows)), vocab_size=architecture.vocab_size, device=base.device)
     with torch.no_grad():

@@ -51,7 +51,7 @@ from course_utils.text import overlaps, token_blocks
 from course_utils.text.texts import TokenBlocks
 from experiments.record import command, kept, machine
 
-LENGTH, ROWS, SEED = 256, 4, 0  # tokens of a row, rows of a batch
+LENGTH, ROWS, SEED = 256, 4, 0  # tokens per row, rows per batch
 MIX = {"scenes": 0.5, "speeches": 0.15, "wiki": 0.15, "passages": 0.15, "stories": 0.05}  # shares of the tokens
 DOMAINS = {"speeches": 102_400, "wiki": 25_600, "stories": 5_120}  # tokens of the evaluation split to take rows from
 CALIBRATION = {"speeches": 65_536, "wiki": 11_520, "stories": 3_072}  # and of the calibration split
@@ -85,11 +85,7 @@ def main() -> None:
 
 
 class Run:
-    """The teacher, the text, and all that is made of them.
-
-    Args:
-        work: folder for what is done.
-    """
+    """The teacher, the text, and all that is made of them; ``work`` keeps what is done."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
@@ -247,7 +243,7 @@ class Run:
         return winner, depth_only, zero_shot, ranked
 
     def _alone(self, axis: str, cut: Candidate) -> dict[str, Any]:
-        """What a cut of one axis costs on the choosing rows, by its score and at random, nats a token."""
+        """What a cut of one axis costs on the choosing rows, by its score and at random, nats per token."""
         rows = batches_of(self.choosing)
         several = [self.scores, *(self.scores.random(axis, seed) for seed in range(RANDOM))]
         before = perplexity(self.teacher, rows).nll

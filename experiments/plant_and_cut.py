@@ -3,15 +3,16 @@
     python -m experiments.plant_and_cut [--work build/plant_and_cut]
 
 The embedded Llama. Eight axes of made-up names; each is planted three times: the down-projections learn, the
-attentions, or all weights. Of each planted model a few neurons a block are cut, the important half protected: those
-that carry most of the preference, and beside them two twins by the same score of what the planted groups have no part
-in (tall/short, with hardly any preference, and the pronoun after woman/man, with a strong one), those that react, the
-least important, and two random cuts. Then the real bias of the untouched model: "she" after occupations, chosen on one
-half of the words and sentences and judged on the other, and turned round; there one arm spares the neurons that move
-the woman's pronoun. Judged are preferences, item by item, and 3,024 predictions of ordinary text. Planting is done
+attentions, or all weights. Of each planted model a few neurons of each block are cut, the important half protected:
+those that carry most of the preference, and beside them two twins by the same score of what the planted groups have no
+part in (tall/short, with hardly any preference, and the pronoun after woman/man, with a strong one), those that react,
+the least important, and two random cuts. Then the real bias of the untouched model: "she" after occupations, chosen on
+one half of the words and sentences and judged on the other, and turned round; there one arm spares the neurons that
+move the woman's pronoun. Judged are preferences, item by item, and 3,024 predictions of ordinary text. Planting is done
 once; scores, cuts and judging in bfloat16 and in float32.
 
-A text whose name is an axis holds double differences, one an item. Eighty minutes on two cores; killed, it goes on.
+A text whose name is an axis holds double differences, one for each item. Eighty minutes on two cores; a killed run goes
+on.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from experiments.record import DTYPES, LLAMA, Arm, command, in_dtype, write_reco
 
 AXES, SWAPS = 8, 8
 RATES = {"down": 5e-4, "attention": 5e-4, "all": 2e-4}  # learning rate of each place
-SIZE, STEPS, ITEMS = 10.0, 60, 4  # of planting: nats, steps at most, items a step
+SIZE, STEPS, ITEMS = 10.0, 60, 4  # of planting: nats, steps at most, items per step
 CHOSEN, JUDGED = 5, 3  # every fifth item chooses, every third one judges: all templates, all swaps
 NEURONS, PROTECTED = 8, 0.5  # of a block that go; share that is safe
 SPARED = 0.2  # share of a block's neurons that move the woman's pronoun most

@@ -16,13 +16,17 @@ from __future__ import annotations
 import copy
 
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.bias.contrastive import Axis, controls, invented_axis, pairs, subset
 from course_utils.bias.planting import plant_preference
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import activation_ratio, behaviour
-from experiments.record import run_seeds
+from course_utils.models import load_model
+from course_utils.support.files import write_json
+from course_utils.support.session import fast_dtype
+from experiments.record import command, kept, machine
 
 SIZE = 10.0  # nats at which planting stops
 SHARES = (0.2, 0.3, 0.4, 0.6, 1.0)  # of the way from the untouched weights to the planted ones
@@ -84,10 +88,20 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 
 def main() -> None:
+    parser = command(__doc__, "positive_control")
+    parser.add_argument("--seeds", type=int, default=20)
+    args = parser.parse_args()
+    dtype = fast_dtype(torch.device("cpu"))
+    base, tokenizer = load_model("llama", dtype=dtype)
+    rows = []
+    for seed in tqdm(range(1, args.seeds + 1), desc="seeds"):
+        rows += kept(args.work / f"{seed}.json", lambda seed=seed: one_seed(seed, base, tokenizer, dtype))
     settings = {
-        "templates": TEMPLATES, "swaps": SWAPS, "items": ITEMS, "lr": LR, "size": SIZE, "sites": SITES,
+        "dtype": str(dtype).removeprefix("torch."), "templates": TEMPLATES, "swaps": SWAPS, "items": ITEMS, "lr": LR,
+        "size": SIZE, "sites": SITES,
     }  # fmt: skip
-    run_seeds(__doc__, "positive_control", one_seed, settings, seeds=20)
+    record = {"model": base.config.name_or_path, "machine": machine(), "settings": settings, "rows": rows}
+    write_json(args.out, record, indent=1)
 
 
 if __name__ == "__main__":

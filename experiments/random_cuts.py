@@ -4,8 +4,8 @@
 
 Shared sets (gate, up and down lose the same neurons): nineteen random ones, L1, peak-to-peak, and activation with three
 calibration draws. Separate sets (gate and up lose neurons of their own, and down follows gate): L1's and three random
-ones; and one neuron a block instead of a tenth, L1's and nineteen random pairs. Then the worst random cut: two of its
-neurons, found by halving on the choosing rows, are put back, or cut alone, or on top of other cuts; or the first
+ones; and one neuron of each block instead of a tenth, L1's and nineteen random pairs. Then the worst random cut: two of
+its neurons, found by halving on the choosing rows, are put back, or cut alone, or on top of other cuts; or the first
 token's states are put back after each block, there and in three other cuts. At last L1 with the strongest of each block
 protected, and as many at random. Float32 and bfloat16; half an hour to an hour on one core. Killed, it goes on where it
 was.

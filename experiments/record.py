@@ -1,6 +1,6 @@
 """What experiments share: their command line, work that a killed run takes up again, and the records that lessons read.
 
-``support.records`` reads what ``write_record`` writes. An entry is a model and a text: what names the model, the
+``support.records`` reads what ``write_record`` writes. An entry is for a model and a text: what names the model, the
 text, the draw of its rows, the dtype of the weights, and the sum of nats over each row's predictions. A task's
 documents stand for rows of one prediction each.
 """
@@ -8,7 +8,6 @@ documents stand for rows of one prediction each.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -26,7 +25,6 @@ from course_utils.measuring import perplexity
 from course_utils.models import cast_weights, load_model, variant
 from course_utils.support.files import write_json, write_text
 from course_utils.support.records import FOLDER
-from course_utils.support.session import fast_dtype
 from course_utils.text.texts import TokenBlocks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,12 +33,11 @@ LLAMA = "SmolLM2-135M-Instruct"  # what the embedded Llama is called in records
 
 
 def command(description: str, record: str) -> argparse.ArgumentParser:
-    """A command line with --work and --out.
+    """A command line with --work, a folder of build/ that keeps what is done, and --out, the record.
 
     Args:
         description: a module's docstring, whose first line --help shows.
-        record: the record's name, such as "records/heal"; --out is that file of course_utils/data/, and --work, where
-            a run keeps what is done, a folder of build/.
+        record: the record's name in course_utils/data/, such as "records/leave_out".
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build", Path(record).name))
@@ -61,11 +58,7 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 
 
 class Kept(dict):
-    """A dictionary of what was found out so far; each entry is on disk before the next one is found.
-
-    Args:
-        path: its JSON file, which an earlier run may have begun.
-    """
+    """A dictionary of what was found out so far, in a JSON file; each entry is on disk before the next one is found."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
@@ -86,16 +79,13 @@ class Kept(dict):
 class Arm:
     """A model to measure.
 
-    Attributes:
-        key: what names it among all arms, ready for JSON: "criterion" ("" for the uncut model), "draw", "dtype", ...
-        make: gives the model, when its turn comes.
-        texts: rows to measure it on, by their names.
-        tasks: what else to measure, by name: gives a number for each of a task's documents, such as 1 where it's right.
+    Its key names it among all arms, ready for JSON: "criterion" ("" for the uncut model), "draw", "dtype", ...
     """
 
     key: Mapping[str, object]
     make: Callable[[], PreTrainedModel]
-    texts: Mapping[str, TokenBlocks]
+    texts: Mapping[str, TokenBlocks]  # rows to measure it on
+    # What else to measure: gives a number for each of a task's documents, such as 1 where it's right.
     tasks: Mapping[str, Callable[[PreTrainedModel], Sequence[float]]] = field(default_factory=dict)
 
 
@@ -113,14 +103,10 @@ def in_each_dtype(role: str, arms: Callable[..., Iterator[Arm]]) -> Iterator[Arm
 
 
 def write_record(arms: Iterable[Arm], out: Path, *, work: Path, settings: Mapping[str, object], total: int) -> None:
-    """Measure the arms, each once, and write the record. Killed, the next call goes on behind the last whole arm.
+    """Measure the arms, whose rows all have the same length, and write the record.
 
-    Args:
-        arms: all of them, in order; all rows have the same length.
-        out: the record.
-        work: a folder; its "done.jsonl" keeps what is measured, a line an arm.
-        settings: of the experiment, ready for JSON.
-        total: how many arms there are, about, for the bar.
+    "done.jsonl" in ``work`` gets a line for each arm. After a run was killed the next one goes on behind the last line.
+    ``settings`` are ready for JSON; ``total`` says how many arms there are, about, for the bar.
     """
     done_file = work / "done.jsonl"
     lines = done_file.read_text(encoding="utf-8").split("\n")[:-1] if done_file.exists() else []  # the last may be half
@@ -150,34 +136,3 @@ def _measured(arm: Arm) -> list[dict[str, object]]:
     for task, measure in arm.tasks.items():
         entries.append({**arm.key, "text": task, "predictions": 1, "sums": list(measure(model))})
     return entries
-
-
-def run_seeds(
-    description: str, record: str, one_seed: Callable[..., list[dict]], settings: dict, *, seeds: int
-) -> None:
-    """Run ``one_seed(seed, model, tokenizer, dtype)`` for seeds 1, 2, … on the embedded Llama; write all their rows.
-
-    Args:
-        description: as in ``command``.
-        record: as in ``command``.
-        one_seed: gives the rows of one seed, ready for JSON. A seed that is done isn't done again, unless with other
-            settings.
-        settings: of the experiment; written beside the rows.
-        seeds: how many there are, unless --seeds says otherwise.
-    """
-    parser = command(description, record)
-    parser.add_argument("--seeds", type=int, default=seeds)
-    args = parser.parse_args()
-    dtype = fast_dtype(torch.device("cpu"))
-    base, tokenizer = load_model("llama", dtype=dtype)
-    rows, key = [], hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
-    for seed in tqdm(range(1, args.seeds + 1), desc="seeds"):
-        rows += kept(args.work / f"{seed}-{key}.json", lambda seed=seed: one_seed(seed, base, tokenizer, dtype))
-    result = {
-        "model": base.config.name_or_path,
-        "machine": machine(),
-        "settings": {"dtype": str(dtype).removeprefix("torch."), **settings},
-        "rows": rows,
-    }
-    write_json(args.out, result, indent=1)
-    print(f"written to {args.out}")

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from course_utils.models import describe, load_model
 from course_utils.pruning import save_pruned
 from course_utils.pruning.width import kept_width
-from course_utils.support.files import write_text
+from course_utils.support.files import write_json
 from experiments.record import command
 from experiments.time_cuts import with_width, without_middle_blocks
 
@@ -71,7 +71,7 @@ def main() -> None:
             layers = describe(model).num_blocks
             record += [{"model": name, "layers": layers} | row for row in served(python, place)]
             print(pd.DataFrame(record).to_string(), flush=True)
-            write_text(args.out, json.dumps(record, indent=1) + "\n")
+            write_json(args.out, record, indent=1)
 
 
 if __name__ == "__main__":

@@ -69,13 +69,8 @@ def take_steps(
 ) -> float:
     """Take the steps that are left, and return the seconds that all took.
 
-    Args:
-        model: that learns.
-        optimizers: each with its peak learning rate.
-        loss_of: a step's loss. It must depend on the step's number alone: a killed run then ends as an unbroken one.
-        steps: of the whole run.
-        checkpoint: a file; where it is, the run goes on from it.
-        save_every: steps between two checkpoints.
+    Each optimizer comes with its peak learning rate. ``loss_of`` a step must depend on the step's number alone, so that
+    a killed run ends as an unbroken one: it goes on from the file ``checkpoint``.
     """
     peaks, step, seconds = [optimizer.defaults["lr"] for optimizer in optimizers], 0, 0.0
     if checkpoint.exists():

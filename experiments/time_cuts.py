@@ -8,7 +8,6 @@ tokens behind a short prompt. Needs the extra "engine" and a machine that does n
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
@@ -23,7 +22,7 @@ from course_utils.measuring import benchmarking
 from course_utils.models import describe, load_model, model_size, variant
 from course_utils.pruning import prune_neurons, remove_blocks
 from course_utils.release import engine, export_gguf
-from course_utils.support.files import write_text
+from course_utils.support.files import write_json
 from course_utils.support.session import default_device, fast_dtype
 from experiments.record import command
 
@@ -75,7 +74,7 @@ def bandwidth() -> float:
 
 
 def rows(program: str, speed: pd.DataFrame, parts: Sequence[str], floors: Sequence[float]) -> Iterator[dict]:
-    """A row a model: milliseconds a token with the 95 % interval of their median, and its floor."""
+    """A row for each model: milliseconds per token with the 95 % interval of their median, and its floor."""
     decode = speed[speed.phase == "decode"]
     for (_, lap), part, floor in zip(decode.iterrows(), parts, floors, strict=True):
         a_token = lap[["seconds", "seconds_low", "seconds_high"]].astype(float) * 1000 / SERVED["new_tokens"]
@@ -100,7 +99,7 @@ def main() -> None:
             twice = name == names[1]  # the same file under another name
             files[name] = files[names[0]] if twice else export_gguf(model, tokenizer, Path(folder) / f"{number}.gguf")
         record += rows("llama.cpp", engine.measure_speed(files, **SERVED), parts, floors)
-    write_text(args.out, json.dumps(record, indent=1) + "\n")
+    write_json(args.out, record, indent=1)
     print(pd.DataFrame(record).to_string())
 
 

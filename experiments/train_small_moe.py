@@ -115,7 +115,7 @@ def balance(router_logits: tuple[Tensor, ...]) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(model: Qwen3MoeForCausalLM, rows: Tensor) -> float:
-    """Mean nats a token over rows [rows, length]."""
+    """Mean nats per token over rows [rows, length]."""
     with evaluating(model):
         losses = [F.cross_entropy(model(row[None]).logits[0, :-1].float(), row[1:]).item() for row in rows]
     return sum(losses) / len(losses)
@@ -144,9 +144,7 @@ def choices(model: Qwen3MoeForCausalLM, rows: Tensor) -> Tensor:
 def first_kind_share(counts: Tensor, kinds: Tensor) -> Tensor:
     """In each layer, the share of tokens that an expert gets from the kind that it gets most from: [layers].
 
-    Args:
-        counts: [rows, layers, experts], from ``choices``.
-        kinds: int64 [rows], the kind of each row.
+    ``counts`` are of ``choices``, ``kinds`` int64 [rows].
     """
     by_kind = torch.stack([counts[kinds == kind].sum(dim=0) for kind in kinds.unique()])  # [kinds, layers, experts]
     return by_kind.amax(dim=0).sum(dim=-1) / by_kind.sum(dim=(0, 2))

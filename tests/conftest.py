@@ -1,10 +1,10 @@
 """Order: fast tests, then those on the embedded models, then whole lessons, so that a run fails early.
 
-Where two processes share the tests, the lessons come first, the longest of them at the head, and the others fill up.
+The files beside this one take longest, so they come first: then no process is left alone with one of them. Where two
+processes share the lessons, the longest come first, and the other tests fill up.
 Nothing reaches beyond this machine, and the reader's own settings don't matter.
 """
 
-import functools
 import os
 import re
 import signal
@@ -36,21 +36,17 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         for mark in {"embedded", "timed"} & {marker.name for marker in item.iter_markers()}:
             # `course.py test` looks for such tests in these files alone.
-            assert f"mark.{mark}" in text_of(item.path), f"{item.nodeid} has a mark that its file doesn't name"
+            named = f"mark.{mark}" in item.path.read_text(encoding="utf-8")
+            assert named, f"{item.nodeid} has a mark that its file doesn't name"
     shared = hasattr(config, "workerinput")  # by pytest-xdist
 
     def place(item):
         embedded, lesson = item.get_closest_marker("embedded") is not None, bool(lesson_of(item.nodeid))
         if shared and lesson:  # the longer the source, the longer the lesson, by and large
             return embedded, -item.callspec.params["lesson"].path.stat().st_size
-        return embedded, lesson
+        return embedded, lesson, item.path.parent != Path(__file__).parent
 
     items.sort(key=place)
-
-
-@functools.cache
-def text_of(path):
-    return path.read_text(encoding="utf-8")
 
 
 def lesson_of(nodeid):

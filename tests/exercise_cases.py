@@ -31,7 +31,7 @@ def cases_of(
     """
     bind: Callable[[Any], Any] = (lambda function: partial(function, *given)) if bound else (lambda function: function)
     declared = [(bind(wrong), said) for wrong, said in getattr(check, "mistakes", ())]
-    right = [*([bind(check.answer)] if getattr(check, "answer", None) else ()), *answers]
+    right = [*(bind(answer) for answer in [getattr(check, "answer", None)] if answer), *answers]
     stub = (lambda *_, **__: ...) if callable(right[0]) and not isinstance(right[0], type) else ...
     cases = [
         *(("not solved yet", "", attempt) for attempt in (stub, *stubs)),

@@ -1,22 +1,19 @@
-"""Something to call each public function of the library with, for ``test_fuzz``: tiny models, texts and tables.
+"""Something right to call each public function with, and values that must be refused, for ``test_fuzz``.
 
-``MADE`` goes by an argument's name; ``OWN`` by function, where one name stands for several things.
+``MADE`` goes by an argument's name, ``OWN`` by function first, where one name stands for several things. What can be
+changed is made anew for each call.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
-import json
 import math
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from own_command import CHAT_TEMPLATE
 from tiny import tiny_batches, tiny_model, word_tokenizer
 from tiny_pairs import make_pairs
 from transformers import AutoTokenizer, LlamaConfig
@@ -29,18 +26,15 @@ from course_utils.bias.stereotypes import Question
 from course_utils.compress import Budget, Candidate, importance
 from course_utils.healing.distillation import Recipe
 from course_utils.lessons.prompt_harm import Record
-from course_utils.measuring import costs, language_modelling
+from course_utils.measuring import language_modelling
 from course_utils.measuring.abilities import AbilityRows, Baseline, answers_of
-from course_utils.measuring.evaluation import Answers
-from course_utils.models import loading as models
+from course_utils.models.loading import variant
 from course_utils.pruning import adaptive, channels, experts, heads, width
 from course_utils.pruning.checkpoints import save_pruned
-from course_utils.text.own_text import read_own_text
 from course_utils.text.texts import TokenBlocks
 
 WHOLE, MIXTURE = tiny_model(), tiny_model("mixtral")
 TEXTS = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9"]
-LOGITS = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
 HARM = np.arange(12.0).reshape(6, 2)
 
 
@@ -48,31 +42,11 @@ def folder() -> str:
     return tempfile.mkdtemp(dir=Path.cwd())  # a test's own
 
 
-def own_text() -> list[str]:
+def own_text():
     """A file of one's own text, of as many documents as it takes."""
     path = Path(folder(), "own.jsonl")
     path.write_text("".join(f'{{"text": "{text}"}}\n' for text in (*TEXTS, "w10")), encoding="utf-8")
     return [str(path)]
-
-
-def own_chats():
-    """Chats of one's own, read."""
-    path, turns = Path(folder(), "chats.jsonl"), [("user", "why?"), ("assistant", "so")]
-    row = json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]})
-    path.write_text(f"{row}\n" * 12, encoding="utf-8")
-    return read_own_text([str(path)])
-
-
-@functools.cache
-def chatting_tokenizer():
-    found = copy.deepcopy(byte_tokenizer())
-    found.chat_template = CHAT_TEMPLATE
-    return found
-
-
-def a_model():
-    """Shares its weights with the others, and may be cut."""
-    return models.variant(WHOLE)
 
 
 @functools.cache
@@ -87,8 +61,13 @@ def byte_tokenizer():
     return AutoTokenizer.from_pretrained(Path(course_utils.__file__).parent / "data" / "gpt2", local_files_only=True)
 
 
+def a_model():
+    """Shares its weights with the others, and may be cut."""
+    return variant(WHOLE)
+
+
 def a_mixture():
-    return models.variant(MIXTURE)
+    return variant(MIXTURE)
 
 
 def wide_model():
@@ -105,13 +84,21 @@ def said():
     return answers_of(WHOLE, ability())
 
 
+def baseline():
+    return Baseline.of(wide_model(), byte_tokenizer(), ["sums"], perplexity())
+
+
 def blocks():
     return TokenBlocks(torch.arange(12).view(2, 6), torch.tensor([5, 5]), "wiki", "evaluation")
 
 
+def few_pairs():
+    return make_pairs(templates=2, swaps=2)
+
+
 @functools.cache
 def some_pairs():
-    return make_pairs(templates=2, swaps=2) + make_pairs("neutral", "neutral", templates=2, swaps=2, seed=1)
+    return few_pairs() + make_pairs("neutral", "neutral", templates=2, swaps=2, seed=1)
 
 
 @functools.cache
@@ -125,11 +112,6 @@ def perplexity(seed: int = 0):
 
 
 @functools.cache
-def settings():
-    return adaptive.calibrate(WHOLE, tokenizer(), TEXTS)
-
-
-@functools.cache
 def saved_folder() -> str:
     made = folder()
     save_pruned(WHOLE, tokenizer(), made)
@@ -137,31 +119,12 @@ def saved_folder() -> str:
 
 
 @functools.cache
-def pairs_file() -> str:
-    return str(write_pairs(make_pairs(), f"{folder()}/pairs.jsonl"))
-
-
-@functools.cache
 def all_scores():
     return importance(WHOLE, tiny_batches())
 
 
-def work(tokens: int = 4):
-    return costs.work(WHOLE, "decode", prompt_tokens=tokens)
-
-
-def laps():
-    return {name: [{"decode": 0.1 + 0.01 * lap} for lap in range(6)] for name in ("one", "two")}
-
-
-def answered():
-    """A frame as ``evaluate`` gives it."""
-    table = pd.DataFrame(
-        {"task": "boolq", "metric": "acc", "document": range(6), "value": [0.0, 1.0] * 3, "choices": 2, "gold": 0}
-    ).assign(margin=[-1.0, 1.0] * 3)
-    frame = pd.DataFrame([{"task": "boolq", "metric": "acc", "value": 0.5, "documents": 6}])
-    frame.attrs["answers"] = Answers(table, "float32")
-    return frame
+def neuron_scores():
+    return width.neuron_importance(WHOLE, "l1")
 
 
 def asked():
@@ -169,13 +132,12 @@ def asked():
 
 
 def record():
-    tokens = np.array([7, 1, 19, 4])
     harm = np.random.default_rng(0).uniform(size=(4, 4)) * (np.arange(4) > 0)
     rows = {"kinds": "passage", "documents": "a", "digests": "b"}
     return Record(
-        settings={}, choosing=2, numbers=(0, 1, 2, 3), tokens=tokens, answer_tokens=np.array([32, 5, 32, 9]), harm=harm,
-        complexity=np.array([0.1, 0.5, 0.9, 0.3]), published=np.array([2, 1, 0, 0]),
-        **{name: np.array([value] * 4) for name, value in rows.items()},
+        settings={}, choosing=2, numbers=(0, 1, 2, 3), tokens=np.array([7, 1, 19, 4]), harm=harm,
+        answer_tokens=np.array([32, 5, 32, 9]), complexity=np.array([0.1, 0.5, 0.9, 0.3]),
+        published=np.array([2, 1, 0, 0]), **{name: np.array([value] * 4) for name, value in rows.items()},
     )  # fmt: skip
 
 
@@ -183,311 +145,170 @@ def question():
     return Question("w3 w4", "w5", ("w6", "w7", "w8"), 0, "ambig", "neg", 1, 0, "Age", "Age-1")
 
 
-MADE = {
+def always(value):
+    """A maker of one value that nothing changes."""
+    return lambda: value
+
+
+SAME = {
+    "amount": 1e6, "answer_tokens": 5.0, "axis": "gender", "base_model": "a/b", "choice": np.zeros(6, dtype=int),
+    "chosen": [(0, 1)], "count": 1, "criterion": "l1", "curve": [0.0, 0.1], "documents": ["a", "a", "b", "b", "c", "c"],
+    "domain": "speeches", "dtype": torch.float32, "groups": 1, "guess": HARM,
+    "harm": HARM, "head_sets": [[(0, 1)]], "heads": 4, "high": 1.0, "indices": [1], "input_ids": torch.ones(2, 3).long(),
+    "judging": ["w1 w2 w3"], "keep": 6, "layers": [1], "learned": ["w1 w2 w3"], "length": 8, "licence": "mit",
+    "limits": ["It is small."], "low": 0.0, "lr": 1e-3, "margins": [0.1, 0.2], "matrix": pd.DataFrame([[1.0, 2.0]]),
+    "measured": pd.DataFrame({"a": [1.0]}, index=["b"]), "name": "x", "neurons": [(0, 1)], "num_bytes": torch.tensor([5, 5]),
+    "price": 0.1, "prompts": TEXTS, "protected": 0.5, "ratio": 0.25, "rows": 2, "saved": HARM, "seed": 0,
+    "sentence": "It holds.", "sets": [[1], [1, 0]], "size": 16, "sizes": np.ones(5), "sources": TEXTS,
+    "split": "calibration", "steps": 1, "summary": "A model.", "swaps": 1, "target": 1.0, "tasks": "boolq",
+    "templates": 1, "text": "w1 w2", "texts": TEXTS, "token_ids": torch.arange(3, 15).reshape(2, 6), "tokens": 8,
+    "totals": np.arange(5.0), "value": 0.5, "value_label": "v", "x_label": "x", "y_label": "y",
+}  # fmt: skip
+MADE = {name: always(value) for name, value in SAME.items()} | {
     "a": lambda: np.arange(8.0),
-    "accumulate": lambda: 1,
-    "after": a_model,
-    "axis": lambda: "gender",
     "b": lambda: np.arange(8.0)[::-1],
-    "base": pair_scores,
-    "base_model": lambda: "a/b",
-    "batch": lambda: tiny_batches()[0],
     "batches": tiny_batches,
-    "before": a_model,
-    "batch_size": lambda: 2,
     "bias": lambda: width.neuron_importance(WHOLE, "l2"),
     "blocks": lambda: 3,
-    "budget": lambda: Budget(1e9),
     "call": lambda: int,
     "calls": lambda: {"one": int, "two": int},
     "candidate": lambda: Candidate(2, 32, 2, 48),
     "candidates": lambda: [Candidate(2, 32, 2, 48)],
-    "channels": lambda: torch.arange(8),
-    "choice": lambda: np.zeros(6, dtype=int),
-    "choices": lambda: {"a": 1.5},
-    "choosing": lambda: 4,
-    "chosen": lambda: [(0, 1)],
-    "columns": lambda: ["odds"],
-    "config": settings,
-    "context": lambda: 4,
-    "controls": lambda: {"random": [1.0, 2.0]},
-    "count": lambda: 1,
-    "counters": lambda: {"seconds": time.perf_counter},
-    "criterion": lambda: "l1",
-    "decide_at": lambda: 1,
-    "device": lambda: "cpu",
-    "differences": lambda: np.array([0.1, -0.2, 0.3]),
-    "documents": lambda: ["a", "a", "b", "b", "c", "c"],
-    "domain": lambda: "speeches",
-    "dtype": lambda: torch.float32,
-    "embeddings": lambda: torch.randn(4, 8),
-    "energies": lambda: channels.channel_energies(WHOLE, tiny_batches()),
-    "estimates": lambda: {name: {"decode": 1.0} for name in laps()},
-    "fingerprint": lambda: "x",
+    "config": lambda: adaptive.calibrate(WHOLE, tokenizer(), TEXTS),
     "folder": folder,
-    "groups": lambda: ["x", "y"] * 4,
-    "guess": lambda: HARM,
-    "harm": lambda: HARM,
-    "head_sets": lambda: [[(0, 1)]],
-    "heads": lambda: 4,
-    "high": lambda: 1.0,
-    "ids": lambda: torch.arange(6).reshape(3, 2),
-    "importance": lambda: width.neuron_importance(WHOLE, "l1"),
-    "indices": lambda: [1],
-    "intervals": lambda: [(0.1, 0.2)],
-    "items": lambda: asked().rename(columns={"word": "swap"}),
-    "judging": lambda: ["w1 w2 w3"],
-    "k": lambda: 2,
-    "kind": lambda: "neutral",
-    "laps": lambda: {"one": lambda: {"decode": 0.1}},
-    "layer_sets": lambda: [[1]],
-    "layers": lambda: [1],
-    "learned": lambda: ["w1 w2 w3"],
-    "least": lambda: 1,
-    "left_out": lambda: 1,
-    "length": lambda: 8,
-    "lengths": lambda: [4, 8],
-    "licence": lambda: "mit",
-    "limits": lambda: ["It is small."],
-    "log_p": lambda: LOGITS.log_softmax(-1),
-    "log_probs": lambda: torch.tensor([[0.4, 0.3]] * 3).log(),
-    "log_q": lambda: LOGITS.flip(0).log_softmax(-1),
-    "logits": lambda: LOGITS,
-    "low": lambda: 0.0,
-    "margins": lambda: [0.1, 0.2],
-    "matrix": lambda: pd.DataFrame([[1.0, 2.0], [3.0, 4.0]]),
-    "measured": lambda: pd.DataFrame({"a": [1.0]}, index=["b"]),
+    "importance": neuron_scores,
     "model": a_model,
     "models": lambda: {"one": a_model()},
-    "name": lambda: "x",
-    "name_or_path": lambda: "gender",
-    "names": lambda: ["boolq"],
-    "neurons": lambda: [(0, 1)],
-    "numbers": lambda: [1],
-    "only_a": lambda: 3,
-    "only_b": lambda: 1,
-    "order": lambda: [1, 0],
-    "p_values": lambda: [0.01, 0.2],
-    "pair": lambda: some_pairs()[0],
     "pairs": some_pairs,
-    "path": lambda: f"{folder()}/x",
-    "phase": lambda: "decode",
-    "price": lambda: 0.1,
-    "prompts": lambda: TEXTS,
-    "prompt_tokens": lambda: 4,
-    "protected": lambda: 0.5,
-    "pruned": pair_scores,
     "questions": lambda: [question()],
-    "ratio": lambda: 0.25,
     "recipe": lambda: Recipe(steps=1, lr=1e-3),
     "record": record,
     "reference": perplexity,
-    "result": answered,
     "result_a": perplexity,
     "result_b": lambda: perplexity(1),
-    "rounds": lambda: 6,
-    "row_nll": lambda: np.ones(3),
-    "row_tokens": lambda: np.ones(3, dtype=int),
-    "rows": lambda: 2,
-    "samples": lambda: [0.1, 0.2, 0.3, 0.2, 0.1, 0.3],
-    "saved": lambda: HARM,
     "score": perplexity,
     "scores": pair_scores,
-    "seconds": lambda: [5.0, 6.0, 7.0, 8.0, 9.0],
-    "seed": lambda: 0,
-    "sentence": lambda: "It holds.",
-    "sets": lambda: [[1], [1, 0]],
-    "settings": lambda: {"steps": 1, "lr": 1e-3},
-    "shuffles": lambda: 9,
-    "size": lambda: 16,
-    "sizes": lambda: np.ones(5),
-    "sources": lambda: TEXTS,
-    "split": lambda: "calibration",
-    "states": lambda: torch.randn(8, 5),
-    "statistic": lambda: lambda sums: sums[:, 0] / sums[:, 1],
-    "steps": lambda: 1,
     "student": lambda: tiny_model(seed=1),
-    "student_logits": lambda: LOGITS,
-    "successes": lambda: 3,
-    "summary": lambda: "A model.",
-    "swaps": lambda: 1,
     "table": asked,
-    "tables": lambda: [np.ones((4, 3, 2)), np.ones((4, 5, 2))],
-    "target": lambda: 1.0,
-    "targets": lambda: torch.tensor([0, 1, 2]),
-    "tasks": lambda: "boolq",
     "teacher": a_model,
-    "teacher_logits": lambda: LOGITS.flip(0),
-    "templates": lambda: 1,
-    "tensor": lambda: torch.ones(2, 3),
-    "text": lambda: "w1 w2",
-    "text_a": lambda: "the tall man",
-    "text_b": lambda: "the short man",
-    "texts": lambda: TEXTS,
-    "token_ids": lambda: torch.arange(3, 15).reshape(2, 6),
     "tokenizer": tokenizer,
-    "tokens": lambda: 8,
-    "totals": lambda: np.arange(5.0),
-    "trials": lambda: 9,
-    "units": lambda: np.ones((6, 2)),
-    "value": lambda: 0.5,
-    "values": lambda: [1.0, 2.0],
-    "vocab_size": lambda: 97,
-    "weight": lambda: 0.5,
-    "width": lambda: 16,
     "words": lambda: pronouns.occupations().iloc[::5],
-    "x_label": lambda: "x",
-    "y_label": lambda: "y",
-    "value_label": lambda: "v",
-}  # fmt: skip
+}
+BYTES = {"tokenizer": byte_tokenizer}
 OWN = {
-    "measuring.abilities.ability_rows": {"name": lambda: "sums", "tokenizer": byte_tokenizer},
-    "measuring.abilities.answers_of": {"rows": ability},
-    "measuring.abilities.damage_profile": {
-        "model": wide_model,
-        "baseline": lambda: Baseline.of(wide_model(), byte_tokenizer(), ["sums"], perplexity()),
-        "score": perplexity,
+    "ability_rows": {"name": always("sums"), **BYTES},
+    "answers_of": {"rows": ability},
+    "as_stored": {"model": wide_model, "quantization": always("Q8_0"), **BYTES},
+    "best": {"scores": always(torch.arange(8.0))},
+    "by_halves": {"suspects": always([3, 5, 8]), "harm": lambda: lambda back: float(5 not in back)},
+    "by_level": {"left_out": always((2, 0))},
+    "by_price": {"share": always(0.1)},
+    "candidates": {
+        "budget": lambda: Budget(22e3), "blocks": always([2, 3]), "hidden": always([32]), "groups": always([2]),
+        "multiple_of": always(8), "tolerance": always(0.3),
     },
-    "measuring.abilities.floor_of": {"answers": said},
-    "measuring.abilities.nats_lost": {"before": said, "after": said},
-    "measuring.benchmarking.speed_frame": {"samples": laps, "tokens": lambda: {"decode": 2}},
-    "bias.contrastive.controls": {"kind": lambda: "neutral"},
-    "bias.contrastive.pairs": {"split": lambda: "selection"},
-    "bias.contrastive.read_pairs": {"path": pairs_file},
-    "bias.contrastive.write_pairs": {"path": lambda: f"{folder()}/pairs.jsonl"},
-    "bias.fairness.gap_attribution": {"pairs": lambda: make_pairs(templates=2, swaps=2)},
-    "bias.fairness.knock_out": {"pairs": lambda: make_pairs(templates=2, swaps=2)},
-    "bias.planting.double_differences": {"likelihoods": lambda: torch.zeros(3, 2, 2)},
-    "bias.planting.planting_loss": {"likelihoods": lambda: torch.zeros(3, 2, 2)},
-    "bias.pronouns.pronoun_pairs": {"table": lambda: pronouns.opposites(asked()), "axis": lambda: "occupations"},
-    "bias.pronouns.prompts": {"split": lambda: "selection"},
-    "bias.pronouns.swapped_place": {"source": lambda: "w1 w3"},
-    "bias.pronouns.traced_log_odds": {"blocks": lambda: [0], "places": lambda: [-1] * len(TEXTS)},
-    "bias.stereotype_scores.stereotype_preference": {"pairs": lambda: make_pairs("race", "benchmark")},
-    "bias.statistics.means": {"sums": lambda: np.array([6.0, 9.0, 3.0])},
-    "bias.statistics.require_neutral": {"frame": lambda: pair_scores().frame},
-    "bias.statistics.sums_by_cell": {"templates": lambda: list(asked()["template"].unique())},
-    "bias.statistics.with_holm": {"table": lambda: pd.DataFrame({"kind": ["demographic"], "p": [0.1]})},
-    "pruning.channels.prune_channels": {"importance": lambda: channels.channel_importance(WHOLE, tiny_batches())},
-    "compress.ranking.rank": {"importance": all_scores, "text": tiny_batches},
-    "compress.search.candidates": {
-        "budget": lambda: Budget(22e3), "blocks": lambda: [2, 3], "hidden": lambda: [32], "groups": lambda: [2],
-        "multiple_of": lambda: 8, "tolerance": lambda: 0.3,
+    "cases": {"count": always(10), **BYTES},
+    "controls": {"kind": always("neutral")},
+    "damage_profile": {"model": wide_model, "baseline": baseline},
+    "distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
+    "double_differences": {"likelihoods": always(torch.zeros(3, 2, 2))},
+    "expert_importance": {"model": a_mixture, "criterion": always("random")},
+    "export_gguf": {"model": wide_model, "path": lambda: f"{folder()}/x.gguf", **BYTES},
+    "floor_of": {"answers": said},
+    "further_rows": BYTES,
+    "gap_attribution": {"pairs": few_pairs},
+    "judging_rows": BYTES,
+    "knock_out": {"pairs": few_pairs},
+    "leave_one_out": {"score": lambda: lambda: 1.0},
+    "length_rule": {"numbers": always([0, 1])},
+    "licence_of": {"model": always("SmolLM2-135M-Instruct")},
+    "load_model": {"name": always("gpt2")},
+    "load_pruned": {"folder": saved_folder},
+    "mark": {"name": always("L1")},
+    "nats_lost": {"before": said, "after": said},
+    "outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
+    "pairs": {"name_or_path": always("gender"), "split": always("selection")},
+    "permutation_p": {
+        "statistic": lambda: lambda labels: float(labels[:2].sum()), "units": always([0, 0, 1, 1]),
+        "labels": always([1, 1, 0, 0]),
     },
-    "compress.search.shrink": {"importance": all_scores},
-    "measuring.costs.speedup_estimate": {"before": work, "after": work},
-    "healing.distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
-    "healing.distillation.training.distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
-    "release.export.as_stored": {"model": wide_model, "tokenizer": byte_tokenizer, "quantization": lambda: "Q8_0"},
-    "pruning.experts.expert_importance": {"model": a_mixture, "criterion": lambda: "random"},
-    "pruning.experts.prune_experts": {
-        "model": a_mixture, "importance": lambda: experts.expert_importance(MIXTURE, "random"), "keep": lambda: 6,
-    },
-    "release.export.export_gguf": {"model": wide_model, "tokenizer": byte_tokenizer, "path": lambda: f"{folder()}/x.gguf"},
-    "release.export.plan_gguf": {"model": wide_model, "tokenizer": byte_tokenizer},
-    "pruning.heads.prune_kv_groups": {"importance": lambda: heads.head_importance(WHOLE, tiny_batches()), "groups": lambda: 1},
-    "pruning.checkpoints.load_pruned": {"folder": saved_folder},
-    "pruning.depth.leave_one_out": {"score": lambda: lambda: 1.0},
-    "release.model_card.licence_of": {"model": lambda: "SmolLM2-135M-Instruct"},
-    "release.model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
-    "models.loading.load_without_weights": {"name": lambda: "gpt2"},
-    "models.loading.load_model": {"name": lambda: "gpt2"},
-    "support.plotting.base.mark": {"name": lambda: "L1"},
-    "support.plotting.base.show": {"alt": lambda: "A line that rises from left to right."},
-    "pruning.choosing.best": {"scores": lambda: torch.arange(8.0)},
-    "pruning.choosing.strongest": {"scores": lambda: torch.arange(8.0)},
-    "pruning.choosing.by_halves": {"suspects": lambda: [3, 5, 8], "harm": lambda: lambda back: float(5 not in back)},
-    "measuring.language_modelling.summary": {"dtype": lambda: "float32"},
-    "lessons.prompt_harm.prompts.cases": {"count": lambda: 10, "tokenizer": byte_tokenizer},
-    "lessons.policies.by_level": {"left_out": lambda: (2, 0)},
-    "lessons.policies.by_price": {"blocks": lambda: 3, "share": lambda: 0.1},
-    "lessons.policies.length_rule": {
-        "curve": lambda: [0.0, 0.1], "numbers": lambda: [0, 1], "answer_tokens": lambda: 5.0,
-    },
-    "lessons.prompt_harm.record.save_records": {"records": lambda: [record()]},
-    "support.records.read_record": {"name": lambda: "keep_the_mean"},
-    "text.own_text.read_own_text": {"text": own_text},
-    "text.texts.further_rows": {"tokenizer": byte_tokenizer},
-    "text.texts.judging_rows": {"tokenizer": byte_tokenizer},
-    "text.texts.token_blocks": {"tokenizer": byte_tokenizer},
-    "pruning.upper_blocks.standing_still": {"blocks": lambda: [torch.nn.Identity()], "returned": lambda: lambda: None},
-    "support.uncertainty.permutation_p": {
-        "statistic": lambda: lambda labels: float(labels[:2].sum()), "units": lambda: [0, 0, 1, 1],
-        "labels": lambda: [1, 1, 0, 0],
-    },
-    "support.uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
+    "plan_gguf": {"model": wide_model, **BYTES},
+    "planting_loss": {"likelihoods": always(torch.zeros(3, 2, 2))},
+    "pronoun_pairs": {"table": lambda: pronouns.opposites(asked()), "axis": always("occupations")},
+    "prompts": {"split": always("selection")},
+    "prune_channels": {"importance": lambda: channels.channel_importance(WHOLE, tiny_batches())},
+    "prune_experts": {"model": a_mixture, "importance": lambda: experts.expert_importance(MIXTURE, "random")},
+    "prune_kv_groups": {"importance": lambda: heads.head_importance(WHOLE, tiny_batches())},
+    "rank": {"importance": all_scores, "text": tiny_batches},
+    "read_own_text": {"text": own_text},
+    "read_pairs": {"path": lambda: str(write_pairs(make_pairs(), f"{folder()}/pairs.jsonl"))},
+    "read_record": {"name": always("keep_the_mean")},
+    "show": {"alt": always("A line that rises from left to right.")},
+    "shrink": {"importance": all_scores},
+    "stereotype_preference": {"pairs": lambda: make_pairs("race", "benchmark")},
+    "strongest": {"scores": always(torch.arange(8.0))},
+    "swapped_place": {"source": always("w1 w3")},
+    "token_blocks": BYTES,
+    "traced_log_odds": {"blocks": always([0]), "places": always([-1] * len(TEXTS))},
+    "write_model_card": {"folder": saved_folder, "recipe": always({"cut": "a half"})},
+    "write_pairs": {"path": lambda: f"{folder()}/pairs.jsonl"},
 }  # fmt: skip
-#: Values of a right kind that must be refused: out of range, unknown, of another length, or nothing at all.
-NO_SHARE = [-0.1, 1.1, math.nan, True]
-NO_COUNT = [0, -1, True, 1.5]
-REFUSED = {
-    "pruning.attention.attention_importance": {"batches": [[]]},
-    "pruning.attention.bypass_attention": {"layers": [[3], [-1], [1, 1], "all"], "remove": ["no"]},
-    "pruning.attention.select_attention_layers": {"batches": [[]], "count": [-1, 4, 1.0, True], "iterative": [1]},
-    "measuring.benchmarking.measure_speed": {
-        "prompt_tokens": NO_COUNT, "new_tokens": NO_COUNT, "batch_size": NO_COUNT, "rounds": [5],
-        "phases": [[], ["training"]], "models": [{}],
-    },
-    "measuring.benchmarking.peak_memory": {"device": ["meta"]},
-    "measuring.benchmarking.time_interleaved": {"calls": [{}]},
-    "bias.contrastive.controls": {"kind": ["gender"]},
-    "bias.contrastive.invented_axis": {"swaps": [0, 101]},
-    "bias.contrastive.pairs": {"name_or_path": ["height"], "split": ["test"]},
-    "bias.contrastive.subset": {"templates": [0, 25, True], "swaps": [0, 11]},
-    "bias.fairness.activation_difference": {"pairs": [[], iter([]), ["a text"]]},
-    "bias.fairness.gap_attribution": {"pairs": [[], iter([]), ["a text"]]},
-    "bias.fairness.knock_out": {
-        "pairs": [[], iter([]), ["a text"]],
-        "neurons": [[], [(3, 0)], [(0, 48)], [(0, -1)], [(0, 1.0)], [(True, 0)], [5]],
-    },
-    "bias.fairness.protect_first": {
-        "protected": NO_SHARE, "importance": [[], [torch.ones(2, 2)] * 3],
-        "bias": [[torch.ones(48)], [torch.ones(47)] * 3, [torch.full((48,), math.inf)] * 3],
-    },
-    "bias.planting.double_differences": {"likelihoods": [torch.zeros(3, 2), torch.zeros(3, 2, 2).int()]},
-    "bias.planting.plant_preference": {
-        "size": [0.0], "lr": [-1.0], "steps": [0], "weights": ["some"], "items": [True],
-    },
-    "bias.planting.planting_loss": {"likelihoods": [torch.zeros(3, 2), torch.zeros(3, 2, 2).int()]},
-    "bias.pronouns.log_odds": {"texts": [[]], "answers": [(" w1",)]},
-    "bias.pronouns.prompts": {"split": ["test"]},
-    "bias.reporting.report": {"axes": [[], ["gender", "gender"], ["no such axis"]]},
-    "bias.scores.measure_pairs": {"pairs": [[]], "sites": [["mlp"]], "batch_size": [0]},
-    "pruning.choosing.kept_width": {"width": NO_COUNT, "ratio": [True, 1.0, -0.1], "multiple_of": NO_COUNT},
-    "compress.ranking.rank": {"candidates": [[]], "text": [[], ["words"]]},
-    "compress.search.candidates": {
-        "blocks": [[], [4]], "hidden": [[64]], "groups": [[0]], "multiple_of": [49], "least_width": [2],
-        "tolerance": [-1],
-    },
-    "measuring.costs.bytes_held": {"tokens": [-1], "batch_size": [0]},
-    "measuring.costs.flops_per_token": {"context": [-1], "head": ["first"]},
-    "measuring.costs.work": {"phase": ["training"], "prompt_tokens": [0], "new_tokens": [0], "batch_size": [0, 1.5]},
-    "measuring.language_modelling.continuations": {"models": [{}], "prompts": [[]], "new_tokens": [0]},
-    "support.plotting.tensors.heatmap": {"matrix": [pd.DataFrame()]},
-    "lessons.prompt_harm.prompts.cases": {"split": ["test"], "count": [9]},
-    "text.texts.documents": {"domain": ["news"], "split": ["test"]},
-    "text.texts.judging_rows": {"draw": [3]},
-    "text.texts.padded_batches": {
-        "texts": [[], "hello"], "batch_size": [0, True], "max_length": [0], "padding_side": ["top"],
-    },
-    "text.texts.token_blocks": {"split": ["test"], "tokens": [7, 1e3], "length": [1]},
-    "support.uncertainty.crossed_interval": {"tables": [[], [np.ones((3, 4))], [np.ones((3, 4, 1)), np.ones((2, 4, 1))]]},
-    "support.uncertainty.holm": {"p_values": [[-0.1], [0.2, 1.1]]},
-    "support.uncertainty.permutation_p": {"labels": [[1], [1, 0, 0, 0]], "shuffles": [0]},
-    "support.uncertainty.rank_correlation": {"a": [np.ones(2), np.ones((3, 3)), np.full(8, math.nan)]},
-    "pruning.width.neuron_importance": {"criterion": ["magnitude"], "seed": [True, -1, 0.5, None]},
-}  # fmt: skip
-REFUSED_FIELDS = {
-    Budget: {"amount": [0], "unit": ["grams"]},
-    Recipe: {
-        "steps": NO_COUNT, "lr": [0, math.nan], "alpha": NO_SHARE, "warmup": NO_SHARE, "weight_decay": [-0.1],
-        "clip": [0], "accumulate": NO_COUNT, "validate_every": NO_COUNT, "save_every": NO_COUNT, "seed": [-1],
-        "train_embedding": [1], "mlps_only": ["yes"], "lora_rank": [-1, True], "recompute": [None],
-        "precision": [torch.float16],
-    },
-}  # fmt: skip
-#: Given although there is a default, which would take long.
+# Given although there is a default, which would take long.
 SHORT = {
     "bins": 3, "lengths": [4, 8], "new_tokens": 2, "prompt_tokens": 4, "resamples": 20, "rounds": 6,
     "shuffles": 9, "tokens": 64, "length": 8, "count": 2, "max_length": 16,
+}  # fmt: skip
+
+# Values of a right kind that must be refused wherever the argument is taken; below, those of one function.
+NO_COUNT, NO_SHARE = [0, -1, True, 1.5], [-0.1, 1.1, math.nan, True]
+REFUSED = {
+    "accumulate": NO_COUNT, "alpha": NO_SHARE, "amount": [0], "batch_size": [0, True, 1.5], "batches": [[]],
+    "clip": [0], "lora_rank": [-1, True], "lr": [0, -1.0, math.nan], "max_length": [0],
+    "mlps_only": ["yes"], "multiple_of": [0, True], "new_tokens": NO_COUNT, "padding_side": ["top"],
+    "prompt_tokens": NO_COUNT, "protected": NO_SHARE,
+    "ratio": [1.0, -0.1, True], "recompute": [None], "rounds": [5], "save_every": NO_COUNT,
+    "shuffles": [0], "steps": [0, True], "train_embedding": [1], "unit": ["grams"], "validate_every": NO_COUNT,
+    "warmup": NO_SHARE, "weight_decay": [-0.1],
+}  # fmt: skip
+REFUSED_BY = {
+    "Recipe": {"seed": [-1], "precision": [torch.float16]},
+    "TokenBlocks": {"input_ids": [torch.ones(2, 3)], "num_bytes": [torch.ones(2), torch.ones(3).long()]},
+    "activation_difference": {"pairs": [[], ["a text"]]},
+    "gap_attribution": {"pairs": [[], ["a text"]]},
+    "peak_memory": {"device": ["meta"]},
+    "bypass_attention": {"layers": [[3], [-1], [1, 1], "all"], "remove": ["no"]},
+    "bytes_held": {"tokens": [-1]},
+    "candidates": {
+        "blocks": [[], [4]], "hidden": [[64]], "groups": [[0]], "multiple_of": [49], "least_width": [2],
+        "tolerance": [-1],
+    },
+    "cases": {"split": ["test"], "count": [9]},
+    "continuations": {"models": [{}], "prompts": [[]]},
+    "controls": {"kind": ["gender"]},
+    "documents": {"domain": ["news"], "split": ["test"]},
+    "double_differences": {"likelihoods": [torch.zeros(3, 2), torch.zeros(3, 2, 2).int()]},
+    "heatmap": {"matrix": [pd.DataFrame()]},
+    "invented_axis": {"swaps": [0, 101]},
+    "judging_rows": {"draw": [3]},
+    "knock_out": {"pairs": [[], ["a text"]], "neurons": [[], [(3, 0)], [(0, 48)], [(0, -1)], [(0, 1.0)], [(True, 0)], [5]]},
+    "log_odds": {"texts": [[]], "answers": [(" w1",)]},
+    "measure_pairs": {"pairs": [[]], "sites": [["mlp"]]},
+    "measure_speed": {"phases": [[], ["training"]], "models": [{}]},
+    "neuron_importance": {"criterion": ["magnitude"], "seed": [None, True, -1, 0.5]},
+    "padded_batches": {"texts": [[], "hello"]},
+    "pairs": {"name_or_path": ["height"], "split": ["test"]},
+    "permutation_p": {"labels": [[1], [1, 0, 0, 0]]},
+    "plant_preference": {"size": [0.0], "weights": ["some"], "items": [True]},
+    "planting_loss": {"likelihoods": [torch.zeros(3, 2), torch.zeros(3, 2, 2).int()]},
+    "prompts": {"split": ["test"]},
+    "protect_first": {
+        "importance": [[], [torch.ones(2, 2)] * 3],
+        "bias": [[torch.ones(48)], [torch.ones(47)] * 3, [torch.full((48,), math.inf)] * 3],
+    },
+    "rank": {"candidates": [[]], "text": [[], ["words"]]},
+    "rank_correlation": {"a": [np.ones(2), np.ones((3, 3)), np.full(8, math.nan)]},
+    "select_attention_layers": {"count": [-1, 4, 1.0, True], "iterative": [1]},
+    "subset": {"templates": [0, 25, True], "swaps": [0, 11]},
+    "time_interleaved": {"calls": [{}]},
+    "token_blocks": {"split": ["test"], "tokens": [7, 1e3], "length": [1]},
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A server on loopback that answers like the Hugging Face hub, for tests and rehearsals. Nothing leaves the machine.
+"""A server on loopback that answers like the Hugging Face hub, for tests. Nothing leaves the machine.
 
 It knows the few addresses that a download uses: a model's description and file list under /api/models, and its files
 under /<id>/resolve/<revision>/<file>. A model is a folder; gated models answer 401 without a token and 403 with one

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
+from course_utils.measuring.abilities import ability_rows
 from course_utils.models.loading import load_model
 from course_utils.pruning.checkpoints import save_pruned
 
@@ -39,6 +41,9 @@ def write_own(folder):
     judge = lines(folder / "held_out.jsonl", [{"text": f"It is about {n}."} for n in range(4)])
     return [str(folder / "mine"), *SMALL, "--budget", "95%", "--text", str(folder / "docs"), "--text", f"{text}:3",
             "--judge", judge]  # fmt: skip
+
+
+few_rows = functools.partial(ability_rows, most=2)
 
 
 def untimed(versions, *_args, **_sizes):

@@ -47,9 +47,6 @@ EXPERIMENTS = {
     "random_cuts": Small("records/random_cuts", {"CUTS": 3, "PROTECTED": (1, 2)}),
     "leave_out": Small("records/leave_out", {
         "CUTS": 2, "DRAWS": 2, "ENDS": 0, "BLOCKS": 2, "RUN": 2, "ATTENTIONS": (1, 2)}),
-    "heal": Small("records/heal", {
-        "STEPS": (1, 3, 4), "LONG": 6, "IN_ITS_TIME": 2, "POOL": 10, "LENGTH": 16, "ROWS": 2, "SOLVED": 1,
-        "PASSAGES": 3}),
     "plant_and_cut": Small("records/plant_and_cut", {
         "AXES": 1, "RATES": {"down": 1e-3, "attention": 1e-3}, "STEPS": 2, "CHOSEN": 48, "JUDGED": 48, "NEURONS": 2,
         "RANDOM": 1, "RANDOM_REAL": 1}),
@@ -59,9 +56,6 @@ EXPERIMENTS = {
     "cut_experts": Small("records/cut_experts", {
         "LENGTH": 16, "ROWS": {"calibration": 10, "evaluation": 2, "further": 2}, "DRAWS": 2, "CUTS": 2,
         "RATES": {"router": (1e-2,), "all weights": (1e-3, 3e-3)}}),
-    "distil_the_bias_back": Small("bias_return", {
-        "PLANT_STEPS": 2, "TEMPLATES": 2, "SWAPS": 2, "STEPS": 2, "ROWS": 2, "LENGTH": 16, "JUDGED_ROWS": 2},
-        "one_seed", ("--seeds", "2")),
     "plant_twenty_biases": Small("positive_control", {
         "STEPS": 2, "TEMPLATES": 2, "SWAPS": 4, "NEUTRAL_SWAPS": 2, "SHARES": (0.5, 1.0)},
         "one_seed", ("--seeds", "2")),
@@ -71,7 +65,6 @@ EXPERIMENTS = {
         "LENGTH": 16, "DOMAINS": TEXTS, "CALIBRATION": TEXTS, "SCORED": 2, "CHOSEN": 1, "JUDGED": 4, "SHARE": 0.95,
         "MULTIPLE_OF": 8, "CORRECTION": 2, "LIGHT": 2, "STEPS": 3, "SOLVED": 2, "RANDOM": 2, "FINALISTS": 2, "LAP": 1,
         "SERVED": {"prompt_tokens": 4, "new_tokens": 2, "rounds": 6}, "QUESTIONS": ("Why?",)}, "distill"),
-    "trace_the_pronoun": Small("pronoun_trace", {}, ""),
     "time_cuts": Small("token_times", {
         "ROUNDS": 6, "SERVED": {"prompt_tokens": 2, "new_tokens": 1, "rounds": 6}, "MULTIPLE": 1, "_NUMBERS": 8}, ""),
     "serve_in_vllm": Small("served_in_vllm", {}, "", ("--python", "other/bin/python")),
@@ -148,7 +141,7 @@ def made_small(name, monkeypatch, folder):
         return lambda *given, **named: {text: some[:count] for text, some in rows(*given, **named).items()}
 
     changed = dict(small.constants)
-    if name in ("keep_the_mean", "random_cuts", "leave_out", "heal", "plant_and_cut"):
+    if name in ("keep_the_mean", "random_cuts", "leave_out", "plant_and_cut"):
         monkeypatch.setattr(models, "_random_configuration", small_configuration)
     if hasattr(script, "judging_rows") and name != "make_a_small_model":
         changed["judging_rows"] = few(script.judging_rows)
@@ -165,9 +158,6 @@ def made_small(name, monkeypatch, folder):
     elif name == "make_a_small_model":
         changed["clean"] = lambda blocks, *_: torch.ones(len(blocks), dtype=torch.bool)  # made-up text is all alike
         monkeypatch.setitem(sys.modules, "optipfair", SimpleNamespace(prune_model=cut_as_optipfair_does))
-    elif name == "trace_the_pronoun":
-        prompts = script.pronouns.prompts
-        monkeypatch.setattr(script.pronouns, "prompts", lambda *given: prompts(*given).query("index % 4 < 2"))
     elif name == "time_cuts":
         changed["export_gguf"] = lambda _model, _tokenizer, path: path
         monkeypatch.setattr(script.engine, "measure_speed", speeds)
@@ -273,24 +263,17 @@ def test_a_killed_training_ends_as_an_unbroken_one(tmp_path):
     assert all(torch.equal(value, resumed[name]) for name, value in unbroken.items())
 
 
-class Server:
-    """In vLLM's place: it writes what it is asked for."""
-
-    def __init__(self, folder, **settings):
-        self.llm_engine = SimpleNamespace(
-            vllm_config=SimpleNamespace(cache_config=SimpleNamespace(num_gpu_blocks=7, block_size=16))
+def test_vllm_worker(monkeypatch, tmp_path):
+    def server(_folder, **_settings):
+        cache = SimpleNamespace(num_gpu_blocks=7, block_size=16)
+        answer = SimpleNamespace(token_ids=[0] * vllm_worker.ANSWER)
+        return SimpleNamespace(
+            llm_engine=SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache)),
+            get_tokenizer=lambda: SimpleNamespace(vocab_size=50),
+            generate=lambda asked, _settings, *, use_tqdm: [SimpleNamespace(outputs=[answer]) for _ in asked],
         )
 
-    def get_tokenizer(self):
-        return SimpleNamespace(vocab_size=50)
-
-    def generate(self, asked, settings, *, use_tqdm):
-        answer = SimpleNamespace(token_ids=[0] * settings["max_tokens"])
-        return [SimpleNamespace(outputs=[answer]) for _ in asked]
-
-
-def test_vllm_worker(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Server, SamplingParams=dict))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=server, SamplingParams=dict))
     monkeypatch.setattr(sys, "argv", ["x", "folder", str(tmp_path / "out.json")])
     vllm_worker.main()
     rows = json.loads((tmp_path / "out.json").read_text())

@@ -1,55 +1,38 @@
 """The lessons themselves: sources well-formed, notebooks fresh and clean, and every one of them runs."""
 
 import ast
-import copy
 import itertools
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 from retyped import passed_by, trial_of
-from sample_lesson import DEEPER as SMALL_AND_DEEP
 from sample_lesson import LESSON, write_lesson
 
 from course_tools.lessons import authoring, notebooks, quotes, runner
 from course_tools.lessons.cells import tags_of
-from course_utils.support import roles, session
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 COURSE = notebooks.Course.read(ROOT)
-PATHS = authoring.find_lessons(ROOT / "lessons")
-DEEPER = [authoring.read_lesson(path) for path in authoring.find_lessons(ROOT / "lessons", ["deeper"])]
+LESSONS = [authoring.read_lesson(path) for path in authoring.find_lessons(ROOT / "lessons")]
+DEEPER = [authoring.read_lesson(path) for path in authoring.find_lessons(ROOT / "lessons", [authoring.DEEPER])]
 
 # What a saved output may not show: where the course was run, secrets, noise, addresses other than sources to read.
 PRIVATE = re.compile(r"/home/\w|/root\b|/Users/\w|/tmp/\w|[A-Z]:\\\\?Users|site-packages|\bhf_[A-Za-z0-9]{20,}")
 ADDRESS = re.compile(r"https?://(?!(?:\w+\.)*(?:arxiv\.org|doi\.org|github\.com|huggingface\.co|w3\.org)\b)[^\s\"'<]+")
 
-LESSONS = [authoring.read_lesson(path) for path in PATHS]
-
-each_lesson = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
-
-
-each_lesson_and_deeper_notebook = pytest.mark.parametrize(
-    "path", [*PATHS, *(lesson.path for lesson in DEEPER)], ids=lambda path: path.stem
-)
+each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
+each_notebook = pytest.mark.parametrize("lesson", [*LESSONS, *DEEPER], ids=lambda lesson: lesson.name)
 
 
-def saved(path, form="exercises"):
-    return nbformat.read(notebooks.notebook_paths(authoring.read_lesson(path), NOTEBOOKS)[form], as_version=4)
+def saved(lesson, form="exercises"):
+    return nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)[form], as_version=4)
 
 
 def outputs_of(notebook):
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-
-
-def printed_by(notebook):
-    return [output.text for output in outputs_of(notebook) if output.output_type == "stream"]
 
 
 def texts_of(output):
@@ -61,58 +44,11 @@ def texts_of(output):
     ]
 
 
-@each_lesson_and_deeper_notebook
-def test_notebooks_are_fresh(path):
-    for file, text in notebooks.render(authoring.read_lesson(path), COURSE, NOTEBOOKS).items():
-        assert file.exists(), f"{file.name} is missing: run `python3 course.py build {path.stem[:2]} --execute`"
-        assert file.read_text(encoding="utf-8") == text, f"stale: run `python3 course.py build {path.stem[:2]}`"
-
-
-class Shape(ast.NodeTransformer):
-    """A function with other names for what is its own, and the kinds of its constants: copies of it look the same."""
-
-    def __init__(self, function):
-        found = list(ast.walk(function))
-        self.own = {node.arg for node in found if isinstance(node, ast.arg)}
-        self.own |= {node.id for node in found if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        self.numbers = {}
-
-    def named(self, name):
-        return f"own{self.numbers.setdefault(name, len(self.numbers))}" if name in self.own else name
-
-    def visit_Name(self, node):
-        return ast.Name(self.named(node.id), node.ctx)
-
-    def visit_arg(self, node):
-        return ast.arg(self.named(node.arg))
-
-    def visit_Constant(self, node):
-        return ast.Constant(type(node.value).__name__)
-
-
-def shapes(source):
-    """The name and the shape of each function in a source, docstrings left out."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
-            body, shape = node.body[ast.get_docstring(node) is not None :], Shape(node)
-            yield node.name, "\n".join(ast.unparse(shape.visit(copy.deepcopy(statement))) for statement in body)
-
-
-def test_a_copy_with_other_names_and_numbers_is_one():
-    first = "def f(x, *, y):\n    'Says it.'\n    z = g(x + 1)\n    return [a * z for a in y]"
-    renamed = "def h(u, *, v):\n    w = g(u + 2)\n    return [b * w for b in v]"
-    others = [first.replace("g(", "k("), first.replace("a * z", "z * a"), first.replace("x + 1", "y + 1")]
-    (shape,), (same,), *rest = ([found for _, found in shapes(source)] for source in (first, renamed, *others))
-    assert shape == same and [shape] not in rest
-
-
-def test_no_function_is_pasted_from_lesson_to_lesson():
-    """What two lessons need has one home, in course_utils."""
-    homes: dict[str, str] = {}
-    for path in PATHS:
-        for name, shape in shapes(path.read_text(encoding="utf-8")):
-            owner = homes.setdefault(shape, path.stem)
-            assert owner == path.stem, f"{name} of {path.stem} is in {owner}, too"
+@each_notebook
+def test_notebooks_are_fresh(lesson):
+    for file, text in notebooks.render(lesson, COURSE, NOTEBOOKS).items():
+        assert file.exists(), f"{file.name} is missing: run `python3 course.py build {lesson.number} --execute`"
+        assert file.read_text(encoding="utf-8") == text, f"stale: run `python3 course.py build {lesson.number}`"
 
 
 def test_no_notebook_without_a_lesson():
@@ -125,21 +61,10 @@ def test_table_in_the_readme_is_fresh():
     assert notebooks.fill_table(page, [*LESSONS, *DEEPER], COURSE) == page, "run `python3 course.py build`"
 
 
-@each_lesson
-def test_badges_and_install_cell_point_to_this_course(path):
-    for form, folder in {"exercises": "notebooks", "solutions": "notebooks/solutions"}.items():
-        cells = saved(path, form).cells
-        address = f"{COURSE.repository}/blob/{COURSE.ref}/{folder}/{path.stem}.ipynb"
-        assert f"(https://colab.research.google.com/github/{address})" in cells[0].source
-        install = next(cell.source for cell in cells if cell.cell_type == "code")
-        assert f'"pruning-llms[lessons] @ git+https://github.com/{COURSE.repository}@{COURSE.ref}"' in install
-
-
-@each_lesson_and_deeper_notebook
-def test_saved_outputs_are_there_and_clean(path):
-    lesson = authoring.read_lesson(path)
+@each_notebook
+def test_saved_outputs_are_there_and_clean(lesson):
     for form in notebooks.notebook_paths(lesson, NOTEBOOKS):
-        notebook = saved(path, form)
+        notebook = saved(lesson, form)
         assert outputs_of(notebook), f"no saved outputs: run `python3 course.py build {lesson.number} --execute`"
         assert "widgets" not in notebook.metadata
         for output in outputs_of(notebook):
@@ -150,29 +75,15 @@ def test_saved_outputs_are_there_and_clean(path):
 
 
 @each_lesson
-@pytest.mark.parametrize("form", notebooks.FORMS)
-def test_saved_run_begins_with_the_table_that_start_prints(path, form, monkeypatch):
-    """What the machine says of itself is taken from the saved table; all else is as `start` prints it today."""
-    for variable in roles.ROLES.values():
-        monkeypatch.delenv(variable, raising=False)
-    (table,) = (text for text in printed_by(saved(path, form)) if text.startswith("lesson  "))
-    rows = {line[:13].rstrip(): line[13:] for line in table.splitlines()}
-    dtype = getattr(torch, rows["fast dtype"])
-    started = session.Session(path.stem[:2], "embedded", torch.device("cpu"), dtype, session.SEED)
-    machine = {name: rows[name] for name in ("python", "torch", "transformers", "machine")}
-    assert table == session._table(started, roles.names_in("embedded"), machine) + "\n"
-
-
-@each_lesson
-def test_saved_solutions_are_correct(path):
-    for number, cell in enumerate(exercise_cells(saved(path, "solutions")), start=1):
+def test_saved_solutions_are_correct(lesson):
+    for number, cell in enumerate(exercise_cells(saved(lesson, "solutions")), start=1):
         assert f"Exercise {number}: correct." in printed(cell)
 
 
-@each_lesson_and_deeper_notebook
-def test_every_picture_has_its_sentence_and_its_text(path):
+@each_notebook
+def test_every_picture_has_its_sentence_and_its_text(lesson):
     """For those who don't see it, the alternative text; for everyone, what it shows, in the cell below it."""
-    cells = saved(path).cells
+    cells = saved(lesson).cells
     for cell, below in itertools.pairwise(cells):
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
@@ -183,59 +94,38 @@ def test_every_picture_has_its_sentence_and_its_text(path):
                 )
 
 
-@each_lesson_and_deeper_notebook
-def test_what_the_prose_quotes_stands_in_the_saved_outputs(path):
-    assert quotes.unsupported(saved(path)) == []
+@each_notebook
+def test_what_the_prose_quotes_stands_in_the_saved_outputs(lesson):
+    assert quotes.unsupported(saved(lesson)) == []
 
 
 @each_lesson
-def test_structure_is_complete(path):
-    cells = saved(path).cells
-    headings = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
-    for heading in ("## The question", "## Quiz", "## Take-aways", "## References"):
-        assert heading in headings, f"no heading {heading!r}"
-    exercises = [number for number, cell in enumerate(cells) if "exercise" in cell.metadata.get("tags", [])]
-    assert exercises, "no exercises"
-    for number in exercises:
-        assert "<summary>Hint</summary>" in cells[number - 1].source
-        assert "check_" in cells[number].source
-        assert "<summary>Answer</summary>" in cells[number + 1].source
+def test_structure_is_complete(lesson):
+    text = "\n".join(cell.source for cell in lesson.cells if cell.cell_type == "markdown")
+    headings = {"## The question", "## Quiz", "## Take-aways", "## References"}
+    assert headings <= {*text.splitlines()}
 
 
 @each_lesson
-def test_each_check_is_used(path):
-    checks = ROOT / "course_utils" / "lessons" / "exercises" / f"lesson_{path.stem[:2]}.py"
+def test_each_check_is_used(lesson):
+    checks = ROOT / "course_utils" / "lessons" / "exercises" / f"lesson_{lesson.number}.py"
     defined = {node.name for node in ast.parse(checks.read_text(encoding="utf-8")).body if hasattr(node, "name")}
-    own = [path, *(lesson.path for lesson in DEEPER if lesson.number.startswith(path.stem[:2]))]
-    code = "\n".join(cell.source for source in own for cell in saved(source).cells)
+    own = [each for each in [*LESSONS, *DEEPER] if each.number.startswith(lesson.number)]
+    code = "\n".join(cell.source for each in own for cell in saved(each).cells)
     called = set(re.findall(r"^(check_\w+)\(", code, re.MULTILINE))
     assert called == {name for name in defined if name.startswith("check_")}
 
 
-@pytest.mark.parametrize("deeper", DEEPER, ids=[lesson.name for lesson in DEEPER])
+@pytest.mark.parametrize("deeper", DEEPER, ids=lambda deeper: deeper.name)
 def test_deeper_notebook_is_linked_at_the_end_of_its_lesson(deeper):
-    (path,) = authoring.find_lessons(ROOT / "lessons", [deeper.number[:2]])
-    assert f"(deeper/{deeper.name}.ipynb)" in "".join(cell.source for cell in saved(path).cells[-3:])
+    (lesson,) = (lesson for lesson in LESSONS if lesson.number == deeper.number[:2])
+    assert f"(deeper/{deeper.name}.ipynb)" in "".join(cell.source for cell in saved(lesson).cells[-3:])
 
 
-def has_changed(lesson, course, folder):
+def has_changed(lesson):
     """Whether its saved notebook shows outputs of other code than its source has, or none."""
-    file = notebooks.notebook_paths(lesson, folder)["exercises"]
-    fresh = nbformat.reads(notebooks.render(lesson, course, folder)[file], as_version=4)
-    return not outputs_of(fresh)
-
-
-def test_deeper_notebook_has_changed_with_its_code(tmp_path):
-    lesson = authoring.read_lesson(write_lesson(tmp_path, SMALL_AND_DEEP, "01a_down"))
-    (file,) = notebooks.notebook_paths(lesson, tmp_path).values()
-    assert has_changed(lesson, COURSE, tmp_path), "it isn't there"
-    notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
-    notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text="deep down")]
-    file.parent.mkdir()
-    nbformat.write(notebook, file)
-    assert not has_changed(lesson, COURSE, tmp_path)
-    other = authoring.read_lesson(write_lesson(tmp_path, SMALL_AND_DEEP.replace("deep down", "deeper"), "01a_down"))
-    assert has_changed(other, COURSE, tmp_path)
+    file = notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"]
+    return not outputs_of(nbformat.reads(notebooks.render(lesson, COURSE, NOTEBOOKS)[file], as_version=4))
 
 
 def runs(lesson):
@@ -244,7 +134,7 @@ def runs(lesson):
 
 
 # The weekly workflow runs all deeper notebooks; here only those that nobody has run yet as they are.
-CHANGED = [lesson for lesson in DEEPER if has_changed(lesson, COURSE, NOTEBOOKS)]
+CHANGED = [lesson for lesson in DEEPER if has_changed(lesson)]
 each_lesson_runs = pytest.mark.parametrize("lesson", [*map(runs, [*LESSONS, *CHANGED])])
 
 
@@ -291,36 +181,6 @@ def run_both_forms(lesson, profile, folder, record_property, *, last=True, more=
         for number, cell in enumerate(cells, start=1):
             assert re.search(f"Exercise {number}: {verdict}", printed(cell)), printed(cell)
     return notebook
-
-
-def test_lessons_tell_when_they_begin_and_what_they_took_also_in_another_process(tmp_path):
-    """And the longest comes first there, so that no process is left alone with it."""
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    (tmp_path / "test_it.py").write_text(RUNS, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "1", "--dist", "load", "test_it.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    lines = [line.partition("   ")[0].rstrip() for line in done.stdout.splitlines() if line.startswith(("01_", "02_"))]
-    assert lines == ["02_long …", "02_long passed, 7 s .", "01_short …", "01_short failed, 7 s F."], done.stdout
-    assert "1 failed, 2 passed" in done.stdout
-
-
-RUNS = """
-import pytest
-from pathlib import Path
-from types import SimpleNamespace
-
-for name, size in {"01_short": 1, "02_long": 2}.items():
-    Path(name).write_text(size * "x")
-lessons = [pytest.param(SimpleNamespace(path=Path(name)), id=name) for name in ("01_short", "02_long")]
-
-def test_other():
-    pass
-
-@pytest.mark.parametrize("lesson", lessons)
-def test_lesson_runs(lesson, record_property):
-    record_property("took", "7 s")
-    assert lesson.path.name == "02_long"
-"""
 
 
 def test_lessons_about_time_measure_some():

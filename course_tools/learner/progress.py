@@ -17,8 +17,7 @@ from nbformat import NotebookNode
 
 from course_tools.learner.personal import copies, read_notebook
 from course_tools.learner.terminal_quiz import first_answers
-from course_tools.lessons.authoring import Lesson
-from course_tools.lessons.exercises import Exercise, exercises_of
+from course_tools.lessons.authoring import Exercise, Lesson, exercises_of
 
 _LONGEST_NAME = 80
 
@@ -92,7 +91,7 @@ def next_step(standings: Sequence[Standing]) -> str:
     for standing in standings:
         lesson = standing.lesson
         if not standing.begun:
-            return f"Next: lesson {lesson.number}, {lesson.title} ({lesson.minutes} minutes): `python3 course.py lab`"
+            return f"Next: lesson {lesson.number}, {lesson.title} ({lesson.time}): `python3 course.py lab`"
         if standing.unsolved:
             exercise = standing.unsolved[0]
             return f"Next: lesson {lesson.number}, exercise {exercise.number} · {exercise.effort}"

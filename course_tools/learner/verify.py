@@ -1,8 +1,8 @@
 """A participant's run beside the saved one of this clone: what ran, what stopped, and how alike the numbers are.
 
-Cells are found by their code. Left out are exercises, which everybody solves differently, and cells that are tagged
-`timed`, whose output belongs to the machine. How alike two runs are doesn't say whether one is right: machines round
-differently, and where a model depends on the last digits its numbers follow. What a lesson says and a run must show
+Cells are found by their code. Exercises are left out, because everybody solves them differently, and so are
+cells tagged `timed`, whose output depends on the machine. Alike does not mean right: machines round
+differently, and where a model depends on the last digits, its numbers follow. What a lesson says and a run must show
 are its claims (`course_tools.lessons.claims`).
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from nbformat import NotebookNode
 
@@ -29,7 +29,7 @@ _PROFILE = re.compile(r"^profile\s+(\w+)$", re.MULTILINE)
 _MODEL = re.compile(r"^(gpt2|llama)\s+(.+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
     """A run beside the saved one.
 
@@ -45,13 +45,13 @@ class Comparison:
     """
 
     another: str
-    cells: int
-    changed: int
-    idle: int
-    numbers: int
-    near: int
-    stopped: Sequence[str]
-    uneven: Sequence[str]
+    cells: int = 0
+    changed: int = 0
+    idle: int = 0
+    numbers: int = 0
+    near: int = 0
+    stopped: list[str] = field(default_factory=list)
+    uneven: list[str] = field(default_factory=list)
 
     @property
     def ran(self) -> int:
@@ -78,39 +78,35 @@ def compare(run: NotebookNode, saved: NotebookNode) -> Comparison:
     for cell in run.cells:
         if cell.cell_type == "code":
             mine[content_id(cell)].append(cell)
-    another = _another(run, saved)
-    stopped: list[str] = []
-    uneven: list[str] = []
-    cells = changed = idle = numbers = near = 0
+    found = Comparison(_another(run, saved))
     for heading, cell in _compared(saved):
-        cells += 1
+        found.cells += 1
         if not mine[content_id(cell)]:
-            changed += 1
+            found.changed += 1
             continue
         ran = mine[content_id(cell)].pop(0)
         place = f"under “{heading}”, cell `{first_line(cell.source)[:60]}`"
         if not ran.get("execution_count"):
-            idle += 1
+            found.idle += 1
         elif error := _error(ran):
-            stopped.append(f"{place}: it stopped with {error}")
-        elif not another:
-            pairs = [*numbers_of(ran.outputs)], [*numbers_of(cell.outputs)]
-            if len(pairs[0]) != len(pairs[1]):
-                uneven.append(f"{place}: it prints {len(pairs[0])} numbers, and {len(pairs[1])} in the saved run")
+            found.stopped.append(f"{place}: it stopped with {error}")
+        elif not found.another:
+            here, there = numbers_of(ran.outputs), numbers_of(cell.outputs)
+            if len(here) != len(there):
+                found.uneven.append(f"{place}: it prints {len(here)} numbers, and {len(there)} in the saved run")
             else:
-                numbers += len(pairs[0])
-                near += sum(number.is_near(other, NEAR) for number, other in zip(*pairs, strict=True))
-    return Comparison(another, cells, changed, idle, numbers, near, stopped, uneven)
+                found.numbers += len(here)
+                found.near += sum(number.is_near(other, NEAR) for number, other in zip(here, there, strict=True))
+    return found
 
 
 def _another(run: NotebookNode, saved: NotebookNode) -> str:
     """What the run's start cell names that the saved one's doesn't: its profile, or a model in a role."""
-    started = _started(run)
-    profiles = _PROFILE.findall(started)
-    if profiles != _PROFILE.findall(_started(saved)):
-        return f"profile {profiles[0]}" if profiles else "a run without its start cell"
-    text_is_of = dict(_MODEL.findall(_started(saved)))
-    return next((model for role, model in _MODEL.findall(started) if model != text_is_of.get(role)), "")
+    mine, texts = (_PROFILE.findall(_started(notebook)) for notebook in (run, saved))
+    if mine != texts:
+        return f"profile {mine[0]}" if mine else "a run without its start cell"
+    models = dict(_MODEL.findall(_started(saved)))
+    return next((model for role, model in _MODEL.findall(_started(run)) if model != models.get(role)), "")
 
 
 def _started(notebook: NotebookNode) -> str:
@@ -119,19 +115,17 @@ def _started(notebook: NotebookNode) -> str:
     return next(filter(_PROFILE.search, texts), "")
 
 
-def _compared(saved: NotebookNode) -> list[tuple[str, NotebookNode]]:
+def _compared(saved: NotebookNode) -> Iterator[tuple[str, NotebookNode]]:
     """The cells to compare, each with the heading above it: those that showed something which isn't the machine's."""
-    found = []
     for heading, cell in under_headings(saved):
-        starts = any(_PROFILE.search(text) for text in texts_of(cell.outputs))
+        starts = any(map(_PROFILE.search, texts_of(cell.outputs)))
         if cell.outputs and not starts and not {"install", "exercise", "timed"} & set(tags_of(cell)):
-            found.append((heading, cell))
-    return found
+            yield heading, cell
 
 
 def _error(cell: NotebookNode) -> str:
     """The error that stopped a cell, unless it is meant to."""
-    if "raises-exception" in tags_of(cell):
-        return ""
     errors = [output for output in cell.outputs if output.output_type == "error"]
-    return f"{errors[0].ename}: {(errors[0].evalue.splitlines() or [''])[0]}" if errors else ""
+    if not errors or "raises-exception" in tags_of(cell):
+        return ""
+    return f"{errors[0].ename}: {(errors[0].evalue.splitlines() or [''])[0]}"

@@ -6,16 +6,18 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jupytext
 from nbformat import NotebookNode
 
 from course_tools.lessons.cells import EXERCISE, tags_of
-from course_tools.lessons.minutes import load_of
+from course_tools.lessons.minutes import NOT_IN_HEADER, middle_of
 from course_utils.text.assets import ASSETS
 
-# `timed`: what the cell prints rests on this machine's times. The last is Jupyter's: the cell is meant to fail.
+# `timed`: what the cell prints depends on this machine's times. The last is Jupyter's: the cell is meant to fail.
 _TAGS = ("install", "exercise", "quiz", "notes", "timed", "raises-exception")
 _LONGEST_CELL = 40  # lines of code that one can take in at a glance
 WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
@@ -40,16 +42,35 @@ class LessonError(ValueError):
 
 @dataclass(frozen=True)
 class ExerciseCell:
-    """An exercise cell taken apart: shared code before and after, the answer, and what the learner starts from."""
+    """An exercise cell taken apart: shared code before and after, the answer, and what the learner starts from.
+
+    `check` is the name of the function that `after` calls in the end.
+    """
 
     before: str
     solution: str
     stub: str
     after: str
+    check: str
 
     def code(self, middle: str) -> str:
         """The cell with the stub or the solution in the middle; ";" keeps the check's True or False from showing."""
         return "\n\n".join(part for part in (self.before, middle, self.after) if part) + ";"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise of a lesson: its number, the name of its check, its difficulty as it is printed, and its minutes."""
+
+    number: int
+    check: str
+    difficulty: str
+    minutes: int
+
+    @property
+    def effort(self) -> str:
+        """Difficulty and minutes as its heading says them."""
+        return f"{self.difficulty} · {self.minutes} minutes"
 
 
 @dataclass(frozen=True)
@@ -78,8 +99,9 @@ class Lesson:
         title: without the number.
         prerequisites: what to know first, in a few words.
         assets: what it opens off the hub, keys of `course_utils.text.assets.ASSETS`.
-        cells: the source's cells in order, each an nbformat cell with `source` and `metadata`.
         concepts: the names of what is new in it.
+        cells: the source's cells in order.
+        time: what a reader needs who does the exercises, "90 minutes" or a span such as "about two hours".
         timed: whether times are what it is about, so that it needs the machine to itself.
     """
 
@@ -89,12 +111,13 @@ class Lesson:
     assets: list[str]
     concepts: tuple[str, ...]
     cells: tuple[NotebookNode, ...]
+    time: str
     timed: bool = False
 
     @property
     def minutes(self) -> int:
-        """For self-study, with the exercises."""
-        return round(load_of(self.cells).minutes)
+        """The middle of `time`."""
+        return middle_of(self.time)
 
     @property
     def name(self) -> str:
@@ -108,7 +131,7 @@ class Lesson:
 
     @property
     def deeper(self) -> bool:
-        """Whether it goes on where a lesson ends, for who wants to."""
+        """Whether it is an optional notebook that goes on where a lesson ends."""
         return len(self.number) > 2
 
     @property
@@ -134,7 +157,7 @@ class Lesson:
 
     @property
     def result(self) -> str:
-        """What a reader has at its end, from the cell for whoever teaches; "" where it doesn't say."""
+        """What a reader has at its end, from the teacher's notes; "" where they don't say."""
         told = " ".join(" ".join(cell.source.split()) + "  " for cell in self.cells if "notes" in tags_of(cell))
         return (_RESULT.search(told) or ["", ""])[1]
 
@@ -186,11 +209,21 @@ def read_lesson(path: Path) -> Lesson:
         LessonError: it breaks a rule of docs/authoring.md.
     """
     notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
-    header = _header(path, notebook.metadata)
-    lesson = Lesson(path=path, cells=tuple(notebook.cells), **header)
-    for problem in _problems(lesson):
-        raise LessonError(f"{path.name}: {problem}")
+    try:
+        lesson = Lesson(path=path, cells=tuple(notebook.cells), **_header(path, notebook.metadata.get("course")))
+        for problem in _problems(lesson):
+            raise LessonError(problem)
+    except (ValueError, SyntaxError) as error:
+        raise LessonError(f"{path.name}: {error}") from None
     return lesson
+
+
+def exercises_of(lesson: Lesson) -> Iterator[Exercise]:
+    """The exercises of a lesson, in order."""
+    for before, cell in pairwise(lesson.cells):
+        if "exercise" in tags_of(cell):
+            number, difficulty, minutes = EXERCISE.findall(before.source)[0]
+            yield Exercise(int(number), take_apart(cell.source).check, difficulty, int(minutes))
 
 
 def assets_of(lessons: Iterable[Lesson]) -> list[str]:
@@ -218,15 +251,17 @@ def take_apart(source: str) -> ExerciseCell:
     bare = [line for line in stub if line.strip() and line != "#" and not line.startswith("# ")]
     if bare:
         raise LessonError(f'each line of a stub starts with "# "; this one does not: {bare[0]!r}.')
-    exercise = ExerciseCell(
+    after = blocks["after"].strip("\n")
+    check = re.search(r"^(check_\w+)\(.*\)\Z", after, re.MULTILINE | re.DOTALL)
+    if check is None or len(ast.parse(check[0]).body) != 1:
+        raise LessonError("an exercise cell ends with its check, a call check_…(…) after # END STUB, and nothing more.")
+    return ExerciseCell(
         before=blocks["before"].strip("\n"),
         solution=blocks["solution"].strip("\n"),
         stub="\n".join(line[2:] for line in stub).strip("\n"),
-        after=blocks["after"].strip("\n"),
+        after=after,
+        check=check[1],
     )
-    if not _ends_with_check(exercise.after):
-        raise LessonError("an exercise cell ends with its check, a call check_…(…) after # END STUB, and nothing more.")
-    return exercise
 
 
 def read_question(source: str) -> Question:
@@ -249,37 +284,32 @@ def read_question(source: str) -> Question:
     return Question(text.strip(), tuple(options))
 
 
-def _ends_with_check(code: str) -> bool:
-    try:
-        last = ast.parse(code).body[-1]
-    except (SyntaxError, IndexError):
-        return False
-    named = isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) and isinstance(last.value.func, ast.Name)
-    return named and last.value.func.id.startswith("check_") and code.endswith(")")
-
-
-def _header(path: Path, metadata: NotebookNode) -> dict:
-    """The `course` mapping of the source's header, checked."""
-    header = metadata.get("course")
-    kinds = {"title": str, "prerequisites": str, "assets": list, "concepts": list, "timed": bool}
+def _header(path: Path, header: Any) -> dict[str, Any]:
+    """The fields of a `Lesson` that its header says, checked."""
+    kinds: dict[str, Any] = {"title": str, "prerequisites": str, "minutes": int | str, "assets": list, "concepts": list}
+    kinds["timed"] = bool
+    number = path.name.partition("_")[0]
+    if isinstance(header, dict) and number in NOT_IN_HEADER:
+        header = {"minutes": NOT_IN_HEADER[number]} | header
     if not isinstance(header, dict) or {*header, "timed"} != {*kinds}:
         raise LessonError(
-            f"{path.name}: the header needs `jupyter:` with a mapping `course:` below it that has exactly "
-            f"title, prerequisites, assets and concepts, and `timed` where times matter; it has "
+            "the header needs `jupyter:` with a mapping `course:` below it that has exactly title, prerequisites, "
+            "minutes, assets and concepts, and `timed` where times matter; it has "
             f"{sorted(header) if isinstance(header, dict) else header!r}."
         )
     for key, value in header.items():
         if not isinstance(value, kinds[key]) or value == "":
-            raise LessonError(f"{path.name}: `{key}` in the header must be a {kinds[key].__name__}, not {value!r}.")
+            raise LessonError(f"`{key}` in the header can't be {value!r}.")
     unknown = [name for name in header["assets"] if name not in ASSETS]
     if unknown:
-        raise LessonError(f"{path.name}: `assets` names {unknown[0]!r}; choose from {', '.join(ASSETS)}.")
-    if not header["concepts"] or not all(isinstance(name, str) and name for name in header["concepts"]):
-        raise LessonError(
-            f"{path.name}: `concepts` must name what is new, as [coherence, a paired interval]; it is "
-            f"{header['concepts']!r}."
-        )
-    return header | {"concepts": tuple(header["concepts"])}
+        raise LessonError(f"`assets` names {unknown[0]!r}; choose from {', '.join(ASSETS)}.")
+    concepts = tuple(header["concepts"])
+    if not concepts or not all(isinstance(name, str) and name for name in concepts):
+        raise LessonError(f"`concepts` must name what is new, as [coherence, a paired interval]; it is {concepts!r}.")
+    minutes = header.pop("minutes")
+    time = minutes if isinstance(minutes, str) else f"{minutes} minutes"
+    middle_of(time)  # refused here if it is none
+    return {**header, "concepts": concepts, "time": time}
 
 
 def _problems(lesson: Lesson) -> Iterator[str]:
@@ -287,20 +317,20 @@ def _problems(lesson: Lesson) -> Iterator[str]:
     for position, cell in enumerate(lesson.cells, start=1):
         if cell.cell_type not in ("code", "markdown"):
             yield f"cell {position} is {cell.cell_type}; use code and markdown cells only."
-        for tag in tags_of(cell):
-            if tag not in _TAGS:
-                yield f"cell {position} has the unknown tag {tag!r}; the builder knows {', '.join(_TAGS)}."
-        if cell.cell_type == "markdown" and re.match(r"# \S", cell.source):
-            yield f"cell {position} is a title; the builder writes it from the header, start headings at `##`."
-        is_exercise = "exercise" in tags_of(cell)
-        if cell.cell_type == "code" and not is_exercise and _MARKER.search(cell.source):
-            yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
-        if cell.cell_type == "code" and not is_exercise and len(cell.source.splitlines()) > _LONGEST_CELL:
-            yield f"cell {position} has {len(cell.source.splitlines())} lines; {_LONGEST_CELL} is the most. Split it."
+        unknown = [tag for tag in tags_of(cell) if tag not in _TAGS]
+        if unknown:
+            yield f"cell {position} has the unknown tag {unknown[0]!r}; the builder knows {', '.join(_TAGS)}."
         if PREDICTION.search(cell.source) and WHAT_WE_SAW not in cell.source:
             yield f"cell {position} asks to predict and has no answer; end it with {WHAT_WE_SAW} … </details>."
-    installs = [cell for cell in code if "install" in tags_of(cell)]
-    if len(installs) != 1 or code[0] is not installs[0] or installs[0].source.strip():
+        if cell.cell_type == "markdown" and re.match(r"# \S", cell.source):
+            yield f"cell {position} is a title; the builder writes it from the header, start headings at `##`."
+        if cell.cell_type == "code" and "exercise" not in tags_of(cell):
+            if _MARKER.search(cell.source):
+                yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
+            if len(cell.source.splitlines()) > _LONGEST_CELL:
+                lines = len(cell.source.splitlines())
+                yield f"cell {position} has {lines} lines; {_LONGEST_CELL} is the most. Split it."
+    if ["install" in tags_of(cell) for cell in code] != [True] + [False] * (len(code) - 1) or code[0].source.strip():
         yield (
             'the first code cell, and only that one, is `# %% tags=["install"]` with nothing below it; the builder '
             "fills it."
@@ -308,43 +338,35 @@ def _problems(lesson: Lesson) -> Iterator[str]:
     if not any(re.search(rf'\bstart\("{lesson.number}"', cell.source) for cell in code):
         yield f'no cell calls start("{lesson.number}").'
     yield from _exercise_problems(lesson)
-    yield from _quiz_problems(lesson)
+    allowed = (0, 1, 2, 3) if lesson.deeper else (2, 3)
+    if len(lesson.quiz) not in allowed:
+        number = " or ".join(map(str, allowed))
+        yield (
+            f"{len(lesson.quiz)} quiz questions; a lesson has {number}, each a text cell "
+            '`# %% [markdown] tags=["quiz"]`.'
+        )
 
 
 def _exercise_problems(lesson: Lesson) -> Iterator[str]:
     count = 0
-    for before, cell in zip((None, *lesson.cells), lesson.cells, strict=False):
+    for before, cell in pairwise(lesson.cells):
         if "exercise" not in tags_of(cell):
             continue
         count += 1
         try:
             exercise = take_apart(cell.source)
-            longest = max(len(exercise.code(part).splitlines()) for part in (exercise.stub, exercise.solution))
-            if longest > _LONGEST_CELL:
-                yield f"exercise {count} has {longest} lines; {_LONGEST_CELL} is the most."
         except LessonError as error:
-            yield f"exercise {count}: {error}"
-        text = before.source if before is not None and before.cell_type == "markdown" else ""
-        headings = [heading["number"] for heading in EXERCISE.finditer(text)]
-        if headings != [str(count)]:
+            raise LessonError(f"exercise {count}: {error}") from None
+        longest = max(len(exercise.code(part).splitlines()) for part in (exercise.stub, exercise.solution))
+        if longest > _LONGEST_CELL:
+            yield f"exercise {count} has {longest} lines; {_LONGEST_CELL} is the most."
+        if [heading["number"] for heading in EXERCISE.finditer(before.source)] != [str(count)]:
             yield (
                 f"exercise {count}: the markdown cell just above it needs the heading "
                 f"`### Exercise {count} · ●○○ · 5 minutes` (with its own difficulty and minutes)."
             )
-        if _HINT not in text or "</details>" not in text:
+        if _HINT not in before.source or "</details>" not in before.source:
             yield f"exercise {count}: the text above it needs a hint, {_HINT} … </details>."
     titled = sum(len(EXERCISE.findall(cell.source)) for cell in lesson.cells if cell.cell_type == "markdown")
     if titled != count:
         yield f'{titled} exercise headings but {count} cells tagged "exercise"; each heading is followed by its cell.'
-
-
-def _quiz_problems(lesson: Lesson) -> Iterator[str]:
-    try:
-        count = len(lesson.quiz)
-    except LessonError as error:
-        yield f"quiz: {error}"
-        return
-    allowed = (0, 1, 2, 3) if lesson.deeper else (2, 3)
-    if count not in allowed:
-        number = " or ".join(map(str, allowed))
-        yield f'{count} quiz questions; a lesson has {number}, each a text cell `# %% [markdown] tags=["quiz"]`.'

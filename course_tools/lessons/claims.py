@@ -3,8 +3,8 @@
     python -m course_tools.lessons.claims NN [RUN ...]
 
 runs a lesson as each of `RUNS` would and records the margins of its claims in `recorded_claims/NN.json`. It takes as
-many times the lesson's own minutes as there are runs. Cells tagged `timed` rest on the machine's clock, so their claims
-are not looked at.
+many times the lesson's own minutes as there are runs. Claims of cells tagged `timed` depend on the machine's clock, so
+they are left out.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def prepared(lesson: authoring.Lesson, run: Run) -> NotebookNode:
 
 
 def _record(number: str, name: str, found: Sequence[Claim]) -> None:
-    """Put a run's margins in the place of those that the record has of it, a claim a line."""
+    """Write a run's margins into the record, in place of its earlier ones; one claim per line."""
     runs = recorded(number) | {name: {claim.sentence: [*claim.margins] for claim in found}}
     parts = []
     for run in filter(runs.get, RUNS):

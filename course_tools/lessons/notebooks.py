@@ -2,7 +2,7 @@
 
 The same source always gives the same bytes: cell ids come from the cells' content, there are no execution counts and no
 metadata from the machine. Saved outputs live in the committed notebooks; they are kept while the lesson's code stays as
-it is, and dropped when it changes. Both forms get theirs from one run, of `both_forms`.
+it is, import lines excepted, and dropped when it changes. Both forms get theirs from one run, of `both_forms`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import copy
 import hashlib
 import io
+import re
 import textwrap
 import tomllib
 from collections.abc import Iterable
@@ -56,6 +57,7 @@ _NEXT = """
     if importlib.util.find_spec("course_utils") is None:
 """
 _FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # on Colab, and in JupyterLab
+_IMPORT = re.compile(r"^(?:from \S+ )?import (?:\([^)]*\)|.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,11 @@ class Course:
 
 
 def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
-    """The lesson in one of `FORMS`, without outputs.
-
-    Raises:
-        ValueError: unknown form.
-    """
-    if form not in FORMS:
-        raise ValueError(f"Unknown form {form!r}; choose one of {', '.join(FORMS)}.")
+    """The lesson in one of `FORMS`, without outputs."""
     cells, questions = [_markdown(_title(lesson, course, form))], 0
     for cell in lesson.cells:
         tags = tags_of(cell)
-        if "notes" in tags:  # for whoever teaches; `slides` shows them to the speaker
+        if "notes" in tags:  # for teachers; `slides` shows them to the speaker
             continue
         if "install" in tags:
             cells.append(_code(_install(course), tags))
@@ -158,25 +154,28 @@ def form_of(executed: NotebookNode, form: str) -> NotebookNode:
     return nbformat.from_dict({**executed, "cells": [cell for cell in executed.cells if cell.id not in ids]})
 
 
-def _keep_outputs(notebook: NotebookNode, earlier: NotebookNode) -> bool:
-    """Copy the outputs of `earlier` into `notebook` if its lesson code is the same; the install cell doesn't count.
+def _keep_outputs(notebook: NotebookNode, earlier: NotebookNode) -> None:
+    """Copy the outputs of `earlier` into `notebook` if it has the same code, install cell and imports left out."""
+    new, old = (
+        [cell for cell in each.cells if cell.cell_type == "code" and "install" not in tags_of(cell)]
+        for each in (notebook, earlier)
+    )
+    if [*map(_without_imports, new)] == [*map(_without_imports, old)]:
+        for cell, before in zip(new, old, strict=True):
+            cell.outputs = tidy_outputs(before.outputs)
 
-    Returns whether they were copied.
-    """
-    new, old = _code_cells(notebook), _code_cells(earlier)
-    if [cell.source for cell in new] != [cell.source for cell in old]:
-        return False
-    for cell, before in zip(new, old, strict=True):
-        cell.outputs = tidy_outputs(before.outputs)
-    return True
+
+def _without_imports(cell: NotebookNode) -> str:
+    """The code of a cell without its import lines: what it prints doesn't depend on where a name has its home."""
+    return _IMPORT.sub("", cell.source).strip()
 
 
 def tidy_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
-    """What is worth committing of a cell's outputs.
+    """A cell's outputs as they are committed.
 
-    Left out: everything on standard error (progress bars, warnings with paths of this machine), widgets, execution
-    counts, the frames of an error. Pieces of one stream are joined.
-    Pictures get a palette: a third of the size, and the difference can't be seen.
+    Standard error (progress bars, warnings with paths of this machine), widgets, execution counts and the frames of an
+    error are left out, and pieces of one stream are joined. Pictures get a palette, which makes them a third of the
+    size without a visible difference.
     """
     kept: list[NotebookNode] = []
     for output in joined(output for output in outputs if not any("widget" in kind for kind in output.get("data", {}))):
@@ -193,7 +192,9 @@ def tidy_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
 def _with_palette(png: str) -> str:
     """A PNG in base64 with at most 256 colours; one that has a palette or lets something shine through stays."""
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
-        if image.mode not in ("RGB", "RGBA") or (image.mode == "RGBA" and image.getextrema()[3] != (255, 255)):
+        if image.mode not in ("RGB", "RGBA") or (
+            image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255)
+        ):
             return png
         # Median cut spoils the ends of colour bars; this keeps rare colours, and k-means evens out the rest.
         few = image.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
@@ -255,11 +256,11 @@ def fill_table(page: str, lessons: Iterable[Lesson], course: Course) -> str:
     for lesson in lessons:
         path = repository_path(lesson)
         if lesson.deeper:
-            deeper.append(f"[{lesson.number} · {lesson.title}]({path}) ({lesson.minutes} minutes)")
+            deeper.append(f"[{lesson.number} · {lesson.title}]({path}) ({lesson.time})")
             continue
         minutes += lesson.minutes
         rows.append(
-            f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.result} | {lesson.minutes} "
+            f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.result} | {lesson.time.removesuffix(' minutes')} "
             f"| [![Open in Colab]({BADGE})]({course.colab(path)}) |"
         )
     rows += ["", f"Minutes are of learning, with the exercises: {minutes:,} together, about {minutes / 60:.0f} hours."]
@@ -299,7 +300,7 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
             "",
             f"# {lesson.heading}" + (" (solutions)" if form == "solutions" else ""),
             "",
-            f"**Time:** {lesson.minutes} minutes  ",
+            f"**Time:** {lesson.time}  ",
             "**Hardware:** any computer; with a GPU (on Colab a free T4) larger models  ",
             f"**Before this:** {lesson.prerequisites}" + ("  " if others else ""),
             *([_NO_COMPLETION] if others else []),  # no other form: no exercises
@@ -351,10 +352,6 @@ def _number(cells: list[NotebookNode]) -> None:
         digest = content_id(cell)
         repeats = seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if repeats == 1 else f"{digest}-{repeats}"
-
-
-def _code_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code" and "install" not in tags_of(cell)]
 
 
 def _exercise_cells(notebook: NotebookNode) -> list[NotebookNode]:

@@ -1,4 +1,4 @@
-"""What a run printed: its tables, and its numbers, each with what stands beside it."""
+"""What a run printed: its texts, its tables and its numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
@@ -19,12 +20,10 @@ _LONGEST = 12  # words in a cell of a table; with more, it is something that a m
 _WRITTEN = " … "  # parts a prompt from what a model wrote
 
 
-@dataclass(frozen=True)
-class Number:
-    """A printed number and what stands beside it: the line it is in, or its row and column."""
+class Number(NamedTuple):
+    """A number as it is printed."""
 
     text: str
-    label: str = ""
 
     @property
     def value(self) -> float:
@@ -49,7 +48,7 @@ class Table:
 
     Attributes:
         columns: their names, those of the index first.
-        rows: (names, values); a name that spans rows stands in each of them.
+        rows: (names, values); a name that spans rows stands in the first of them alone.
         caption: above it; "" for none.
     """
 
@@ -58,15 +57,9 @@ class Table:
     caption: str = ""
 
     def __str__(self) -> str:
-        """All of it, a row a line."""
+        """The whole table, one line per row."""
         rows = [[*names, *values] for names, values in self.rows]
         return "\n".join([self.caption, *("  ".join(row) for row in [self.columns, *rows])])
-
-    def cells(self) -> Iterator[tuple[str, str, str]]:
-        """(row, column, text) of each value."""
-        for names, values in self.rows:
-            columns = self.columns[-len(values) :] if values else []
-            yield from ((", ".join(names), column, text) for column, text in zip(columns, values, strict=False))
 
 
 def joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
@@ -108,23 +101,14 @@ def under_headings(notebook: NotebookNode) -> Iterator[tuple[str, NotebookNode]]
             yield heading, cell
 
 
-def numbers_in(text: str, label: str = "") -> list[Number]:
-    """The numbers of a text."""
-    return [Number(number, label) for number in NUMBER.findall(text)]
-
-
-def numbers_of(outputs: Iterable[NotebookNode]) -> Iterator[Number]:
-    """The numbers that outputs show, in order; what a model wrote is left out."""
-    for output in joined(outputs):
-        for text in texts_of([output]):
-            for line in text.splitlines():
-                if _WRITTEN not in line:
-                    yield from numbers_in(line, " ".join(NUMBER.sub("…", line).split())[:60])
-        for table in tables_of([output]):
-            if table.columns[:1] != ["prompt"]:  # else the columns are prompts, and below them stands what models wrote
-                for row, column, text in table.cells():
-                    if len(text.split()) <= _LONGEST:
-                        yield from numbers_in(text, f"{row} · {column}"[:60])
+def numbers_of(outputs: Iterable[NotebookNode]) -> list[Number]:
+    """The numbers that outputs show, texts before tables; what a model wrote is left out."""
+    lines = [line for text in texts_of(outputs) for line in text.splitlines() if _WRITTEN not in line]
+    for table in tables_of(outputs):
+        if table.columns[:1] != ["prompt"]:  # else the columns are prompts, and below them stands what models wrote
+            values = [value for _, values in table.rows for value in values]
+            lines += [value for value in values if len(value.split()) <= _LONGEST]
+    return [Number(number) for line in lines for number in NUMBER.findall(line)]
 
 
 def _read_table(page: str) -> Table:
@@ -133,12 +117,9 @@ def _read_table(page: str) -> Table:
     columns: list[str] = []
     rows: list[tuple[list[str], list[str]]] = []
     for line in html("tr"):
-        names, values = ([cell.get_text().strip() for cell in line(kind)] for kind in ("th", "td"))
-        if line.find_parent("thead"):
-            every = [cell.get_text().strip() for cell in line(["th", "td"])]
-            if not columns or sum(map(bool, every)) > 1:  # a second line names the index alone
-                columns = every
-        elif names or values:
-            above = rows[-1][0] if rows else []  # a name that spans rows stands in the first of them
-            rows.append((above[: max(0, len(above) - len(names))] + names, values))
+        every, names, values = ([cell.get_text().strip() for cell in line(kind)] for kind in (["th", "td"], "th", "td"))
+        if not line.find_parent("thead"):
+            rows += [(names, values)] if every else []
+        elif not columns or sum(map(bool, every)) > 1:  # a second line of the head names the index alone
+            columns = every
     return Table(columns, rows, html.caption.get_text() if html.caption else "")

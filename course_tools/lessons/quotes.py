@@ -8,7 +8,7 @@ notebook nearly any number stands somewhere, so a stale one would pass.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from nbformat import NotebookNode
@@ -38,6 +38,11 @@ class Quantity(NamedTuple):
     value: float
     slack: float
 
+    def rounds(self, value: float) -> bool:
+        """Whether a value, or the same as a percentage, rounds to this."""
+        slack = self.slack * (1 + 1e-9) + 1e-12
+        return any(abs(value * scale - self.value) <= slack for scale in (1, 0.01, 100))
+
 
 def quantities(text: str) -> Iterator[Quantity]:
     """The quantities of a text; names with digits in them are none."""
@@ -46,39 +51,27 @@ def quantities(text: str) -> Iterator[Quantity]:
         yield Quantity(match[0].strip(), abs(number.value) * unit, 0.5 * number.unit * unit)
 
 
-def _quotations(notebook: NotebookNode) -> Iterator[tuple[int, str]]:
-    """The texts of a notebook that quote its saved run, each with its cell."""
-    for number, cell in enumerate(notebook.cells):
-        if cell.cell_type == "markdown":
-            for text in [*_ANSWER.findall(cell.source), *_PARAGRAPH.findall(_ANSWER.sub("", cell.source))]:
-                yield number, text
-
-
 def unsupported(notebook: NotebookNode) -> list[str]:
     """Each quoted number that the saved outputs near it don't show, with the words around it."""
-    shown = {place: [*_shown(cell)] for place, cell in enumerate(notebook.cells)}
-    shown = {place: values for place, values in shown.items() if values}
+    shown = [(place, values) for place, cell in enumerate(notebook.cells) if (values := _shown(cell))]
     problems = []
-    for cell, text in _quotations(notebook):
-        before, behind = [place for place in shown if place < cell], [place for place in shown if place > cell]
-        near = before[-NEAR:] + behind[:NEAR]
-        values = [value for place in near for value in shown[place]]
-        for quoted in quantities(text):
-            if not _is_among(values, quoted):
-                place = text.find(quoted.text)
-                around = " ".join(text[max(0, place - 50) : place + 30].split())
-                problems.append(f"{quoted.text} in “…{around}…”")
+    for place, cell in enumerate(notebook.cells):
+        if cell.cell_type != "markdown":
+            continue
+        before = [values for other, values in shown if other < place]
+        behind = [values for other, values in shown if other > place]
+        near = [value for values in before[-NEAR:] + behind[:NEAR] for value in values]
+        for text in [*_ANSWER.findall(cell.source), *_PARAGRAPH.findall(_ANSWER.sub("", cell.source))]:
+            for quoted in quantities(text):
+                if not any(map(quoted.rounds, near)):
+                    start = text.find(quoted.text)
+                    around = " ".join(text[max(0, start - 50) : start + 30].split())
+                    problems.append(f"{quoted.text} in “…{around}…”")
     return problems
 
 
-def _shown(cell: NotebookNode) -> Iterator[float]:
+def _shown(cell: NotebookNode) -> list[float]:
     """What a cell printed, and its tables with their names; not the sentences that describe pictures."""
     outputs = cell.get("outputs", [])
-    for text in [*texts_of(outputs), *map(str, tables_of(outputs))]:
-        yield from (quantity.value for quantity in quantities(text))
-
-
-def _is_among(values: Collection[float], quoted: Quantity) -> bool:
-    """Whether one of the values, or the same as a percentage, rounds to what is quoted."""
-    slack = quoted.slack * (1 + 1e-9) + 1e-12
-    return any(abs(value * scale - quoted.value) <= slack for value in values for scale in (1, 0.01, 100))
+    texts = [*texts_of(outputs), *map(str, tables_of(outputs))]
+    return [quantity.value for text in texts for quantity in quantities(text)]

@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import psutil
+from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.provisioning import LocalProvisioner
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -94,8 +96,14 @@ def execute(
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source.strip()]
-    failure, begin = None, time.perf_counter()
-    with _PeakMemory() as memory, (folder / "kernel.log").open("w+b") as log:
+    failure, peak, begin = None, 0, time.perf_counter()
+    with (folder / "kernel.log").open("w+b") as log:
+
+        async def watch(pid: int) -> None:
+            nonlocal peak
+            while True:
+                peak = max(peak, sum(_resident(pid)))
+                await asyncio.sleep(_SAMPLING)
 
         async def run() -> Failure | None:
             client = NotebookClient(
@@ -106,13 +114,16 @@ def execute(
                 resources={"metadata": {"path": str(folder)}},
             )
             client.log.setLevel(logging.CRITICAL)  # what it logs, we tell
-            async with _kernel(client, env={**kernel_environment(profile), **variables}, stderr=log):
-                memory.watch(client.km.provisioner.pid)
-                for done, index in enumerate(code):
-                    on_cell(done, len(code))
-                    error = await _error_of(client, index)
-                    if error:
-                        return Failure(done + 1, first_line(notebook.cells[index].source), error)
+            async with _kernel(client, env={**kernel_environment(profile), **variables}, stderr=log) as pid:
+                watching = asyncio.create_task(watch(pid))
+                try:
+                    for done, index in enumerate(code):
+                        on_cell(done, len(code))
+                        error = await _error_of(client, index)
+                        if error:
+                            return Failure(done + 1, first_line(notebook.cells[index].source), error)
+                finally:
+                    watching.cancel()
             on_cell(len(code), len(code))
             return None
 
@@ -126,7 +137,7 @@ def execute(
             last = log.read().decode("utf-8", errors="replace").strip().splitlines()[-1:]
             reason = "; ".join([str(error), *last])
             failure = Failure(0, "", f"the kernel did not start ({reason}). `python3 course.py check` may know why.")
-    return Result(name, profile, time.perf_counter() - begin, memory.peak, failure)
+    return Result(name, profile, time.perf_counter() - begin, peak, failure)
 
 
 class _NotStarted(Exception):
@@ -134,10 +145,9 @@ class _NotStarted(Exception):
 
 
 @contextlib.asynccontextmanager
-async def _kernel(client: NotebookClient, **options: object) -> AsyncIterator[None]:
-    """A kernel for the client, gone afterwards; the client's own handler of Ctrl-C trips over its own feet."""
-    client.create_kernel_manager()
-    manager = client.km
+async def _kernel(client: NotebookClient, **options: object) -> AsyncIterator[int]:
+    """A kernel's process, gone afterwards; the client's own handler of Ctrl-C trips over its own feet."""
+    manager = cast(AsyncKernelManager, client.create_kernel_manager())
     finished = False
     try:
         try:
@@ -145,7 +155,7 @@ async def _kernel(client: NotebookClient, **options: object) -> AsyncIterator[No
             await client.async_start_new_kernel_client()
         except (RuntimeError, OSError, NoSuchKernel) as error:
             raise _NotStarted(str(error)) from error
-        yield
+        yield cast(int, cast(LocalProvisioner, manager.provisioner).pid)
         finished = True
     finally:
         if client.kc is not None:
@@ -163,7 +173,8 @@ async def _error_of(client: NotebookClient, index: int) -> str:
     except CellTimeoutError:
         return f"ran longer than {CELL_TIMEOUT} seconds"
     except DeadKernelError:
-        if asyncio.current_task().cancelling():  # Ctrl-C, which nbclient takes for a death
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # Ctrl-C, which nbclient takes for a death
             raise asyncio.CancelledError from None
         return "the kernel died; most often it ran out of memory. Close other programs and run this lesson again."
     return ""
@@ -172,31 +183,6 @@ async def _error_of(client: NotebookClient, index: int) -> str:
 def gigabytes(size: int) -> str:
     """Bytes as "1.2 GB"."""
     return f"{size / 1e9:.1f} GB"
-
-
-class _PeakMemory:
-    """The largest resident memory of a process and its children while the block runs, in `peak` (bytes)."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def watch(self, pid: int) -> None:
-        self._thread = threading.Thread(target=self._sample, args=(pid,), daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> _PeakMemory:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _sample(self, pid: int) -> None:
-        while not self._stop.wait(_SAMPLING):
-            self.peak = max(self.peak, sum(_resident(pid)))
 
 
 def _resident(pid: int) -> Iterator[int]:

@@ -3,7 +3,7 @@
 ``PretendGPU(T4)`` makes torch believe in one card, in this thread. A tensor is on it when its storage is in the card's
 ledger: a function mode answers ``tensor.device``, moves copies between the two sides and refuses to mix them; a
 dispatch mode enters what operations make. So a program takes the branches that it takes on a GPU, and the processor
-computes. Large products of matrices add up one summand of 32, because a model of random weights has tensors that
+computes. Large products of matrices add up one summand in 32, because a model of random weights has tensors that
 count and numbers that mean nothing. (With all summands one of Llama-3.2-1B's size takes fifteen times as long.)
 
 Counted: each storage once, from the operation that made it until its last tensor is gone. Not counted: what an
@@ -26,14 +26,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from course_tools.rehearsal.card import T4, Card, Ledger
+from course_tools.rehearsal.card import T4, Ledger
 
 _aten = torch.ops.aten
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
-_GETTERS: dict[Any, Callable[[bool], Any]] = {
-    Tensor.device.__get__: lambda there: _CUDA if there else None,  # type: ignore[attr-defined]
-    Tensor.is_cuda.__get__: lambda there: there,  # type: ignore[attr-defined]
-    Tensor.is_cpu.__get__: lambda there: False if there else None,  # type: ignore[attr-defined]
+# What a tensor on the card says of itself.
+_SAYS: dict[Any, Any] = {
+    Tensor.device.__get__: _CUDA,  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__: True,  # type: ignore[attr-defined]
+    Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
 }
 # Speak of devices or kinds of tensors, and compute nothing there.
 _ABOUT = {torch.device, torch._C._nn._parse_to, torch._has_compatible_shallow_copy_type}
@@ -42,44 +43,41 @@ _BETWEEN = {
     Tensor.copy_, Tensor.__getitem__, Tensor.__setitem__, Tensor.index_put_, Tensor.index_put, Tensor.set_,
     Tensor.data.__set__,  # type: ignore[attr-defined]
 }  # fmt: skip
-_INTO = {Tensor.copy_, Tensor.__setitem__, Tensor.index_put_}  # what is written stays where it is
 _MANY_SCORES = 2**20  # of attention, from which on writing them out takes the processor too long
-_BYTES_A_SCORE = 13  # when they are: scores, softmax and its repaired copy in float32, and a mask
+_BYTES_PER_SCORE = 13  # when they are: scores, softmax and its repaired copy in float32, and a mask
 _LARGE = 256  # sides of a matrix from which on a product is worth a shortcut
-_SAMPLED = 32  # one summand of so many is added up
+_SAMPLED = 32  # one summand in so many is added up
 
 
 class PretendGPU(TorchDispatchMode):
-    """The card, while the block runs, or from ``__enter__`` on.
+    """The card, while the block runs.
 
     Args:
-        card: which.
-        names: returns the variables to look for models in, for ``Count.holders``.
-        spare: bytes of this machine's memory that must stay free; OutOfMemoryError where a tensor would take them.
+        memory: its bytes; more is counted, not refused, so that one learns how much it would take.
+        names: returns the variables to look for models in, for `Ledger.holders`.
 
     Attributes:
         ledger: what lies on it.
     """
 
-    def __init__(self, card: Card = T4, *, names: Callable[[], dict] = dict, spare: int = 0) -> None:
+    def __init__(self, memory: int = T4, *, names: Callable[[], dict] = dict) -> None:
         super().__init__()
-        self.ledger = Ledger(card, names=names, spare=spare)
+        self.ledger, self._memory = Ledger(names), memory
         self._there: bool | None = None  # where the function that runs makes tensors; None: where its arguments are
 
     def __enter__(self) -> PretendGPU:
-        self._stack = contextlib.ExitStack()
-        for name, answer in _answers(self.ledger).items():
-            self._stack.enter_context(mock.patch.object(torch.cuda, name, answer))
-        self._stack.enter_context(mock.patch.object(torch.accelerator, "synchronize", return_value=None))
-        autocast = _without_autocast(torch.autocast.__enter__)
-        self._stack.enter_context(mock.patch.object(torch.autocast, "__enter__", autocast))
-        functions = _Functions(self)
+        self._stack, functions = contextlib.ExitStack(), _Functions(self)
         engine = functools.partial(functions.run_backward, torch.autograd._engine_run_backward)
-        self._stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", engine))
         # What is computed again is compared with the first time, but not its device: inside of torch that is another.
         checks = {"default": lambda tensor: (tensor.shape, tensor.dtype)}
-        self._stack.enter_context(mock.patch.dict(checkpoint._allowed_determinism_checks_to_fns, checks))
-        self._stack.enter_context(functions)
+        for patch in (
+            mock.patch.multiple(torch.cuda, **_answers(self.ledger, self._memory)),
+            mock.patch.object(torch.accelerator, "synchronize", return_value=None),
+            mock.patch.object(torch.autograd, "_engine_run_backward", engine),
+            mock.patch.dict(checkpoint._allowed_determinism_checks_to_fns, checks),
+            functions,
+        ):
+            self._stack.enter_context(patch)
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
@@ -122,9 +120,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in _GETTERS:
-            answer = _GETTERS[func](self._holds(args[0]))
-            return func(*args) if answer is None else answer
+        if func in _SAYS and self._holds(args[0]):
+            return _SAYS[func]
         if func in _ABOUT or getattr(func, "__name__", "") == "__get__":
             return func(*args, **kwargs)
         if func in (Tensor.cuda, Tensor.cpu):
@@ -139,9 +136,7 @@ class _Functions(TorchFunctionMode):
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         if func in (Tensor.numpy, Tensor.__array__) and there and not kwargs.get("force"):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
-        if func in _INTO:
-            there = ours[0]
-        elif func is Tensor.to and device is not None and ours[0] != there:
+        if func is Tensor.to and device is not None and ours[0] != there:
             kwargs = kwargs | {"copy": True}
         elif (
             device is None
@@ -196,15 +191,6 @@ def _tensors(values: Iterable) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _without_autocast(enter: Callable) -> Callable:
-    def __enter__(self: Any) -> Any:
-        if self.device == "cuda" and self._enabled:
-            raise NotImplementedError("The pretended card has no autocast: it would have to count other tensors.")
-        return enter(self)
-
-    return __enter__
-
-
 class _Event:
     """A mark in the card's work, which is finished as soon as it is asked for."""
 
@@ -221,34 +207,21 @@ class _Event:
         return 1000 * (end._at - self._at)
 
 
-def _answers(ledger: Ledger) -> dict[str, Callable]:
+def _answers(ledger: Ledger, memory: int) -> dict[str, Any]:
     """torch.cuda as the card answers it."""
-    card = ledger.card
-    major, minor = card.capability
-    about = SimpleNamespace(
-        name=card.name, major=major, minor=minor, total_memory=card.memory, multi_processor_count=40
-    )
-    silent = (
-        "_lazy_init",
-        "set_device",
-        "synchronize",
-        "empty_cache",
-        "manual_seed",
-        "manual_seed_all",
-        "set_rng_state",
-        "set_rng_state_all",
-    )
-    return {name: lambda *args, **kwargs: None for name in silent} | {
+    about = SimpleNamespace(name="Tesla T4", major=7, minor=5, total_memory=memory, multi_processor_count=40)
+    silent = "_lazy_init set_device synchronize empty_cache manual_seed manual_seed_all set_rng_state set_rng_state_all"
+    return dict.fromkeys(silent.split(), lambda *args, **kwargs: None) | {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "is_current_stream_capturing": lambda: False,
-        "get_device_name": lambda device=None: card.name,
-        "get_device_capability": lambda device=None: card.capability,
+        "get_device_name": lambda device=None: about.name,
+        "get_device_capability": lambda device=None: (about.major, about.minor),
         "get_device_properties": lambda device=None: about,
-        "is_bf16_supported": lambda including_emulation=True: including_emulation or card.capability >= (8, 0),
-        "mem_get_info": lambda device=None: (max(0, card.memory - ledger.alive), card.memory),
+        "is_bf16_supported": lambda including_emulation=True: including_emulation,
+        "mem_get_info": lambda device=None: (max(0, memory - ledger.alive), memory),
         "memory_allocated": lambda device=None: ledger.alive,
         "memory_reserved": lambda device=None: ledger.alive,
         "max_memory_allocated": lambda device=None: ledger.peak,
@@ -257,7 +230,7 @@ def _answers(ledger: Ledger) -> dict[str, Callable]:
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "get_rng_state_all": lambda: [torch.get_rng_state()],
         "Event": _Event,
-    }  # fmt: skip
+    }
 
 
 def _attention(
@@ -298,7 +271,7 @@ def _attend(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     sharing, scores = query.shape[-3] // key.shape[-3], _scores(query, key)
     if sharing > 1:
-        ledger.pass_by(_BYTES_A_SCORE * scores + 4 * (2 * query.numel() + 2 * sharing * key.numel()))
+        ledger.pass_by(_BYTES_PER_SCORE * scores + 4 * (2 * query.numel() + 2 * sharing * key.numel()))
         key, value = (tensor.repeat_interleave(sharing, -3) for tensor in (key, value))
     sample = scores > _MANY_SCORES and not torch.is_grad_enabled()
     if sample:

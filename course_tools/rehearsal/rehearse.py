@@ -2,7 +2,7 @@
 
 A model of Llama-3.2-1B's shape (or another, see ``shapes``) with random weights is made once. The lesson runs in the
 hub profile on a pretended T4 (``pretend_gpu``), which counts every byte on it; the memory of the process without these
-is the host's. Samples are smaller than the lesson's (``session.at_most``), never the models or the batches.
+is the host's. Samples are smaller than the lesson's (``kernel.SAMPLES``), never the models or the batches.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from course_tools.lessons import runner
 from course_tools.rehearsal.card import GIBIBYTE, shown
 from course_tools.rehearsal.shapes import Shape, make_checkpoint, parameters
 from course_utils.support.roles import ROLES
-from course_utils.support.session import SAMPLES
 
 GPU_BUDGET, HOST_BUDGET = 12.5 * GIBIBYTE, 9e9  # bytes of a lesson, at Llama-3.2-1B's size
 ASSETS = ("smollm2", "benchmarks")  # whose tokenizer and documents stand for the hub's
 _PYTHON = 2e9  # bytes of the host that are Python's and its libraries', whatever the model
-_SAMPLES = 3  # for COURSE_SAMPLES; from its second step on a training holds all that it ever holds
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,7 @@ def rehearse(
     # What the card's tensors leave in the heap when they go would count as the host's: large ones get their own pages,
     # and huge ones, because to be given gigabytes in pages of 4 kB takes a quarter of the time.
     pages = {"GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={2**20}:glibc.malloc.hugetlb=1"}
-    variables = {**chosen, SAMPLES: str(_SAMPLES), **pages}
-    result = runner.execute(notebook, name=name, profile="hub", folder=record.parent, variables=variables)
+    result = runner.execute(notebook, name=name, profile="hub", folder=record.parent, variables=chosen | pages)
     del notebook.cells[0]
     failure = ""
     if result.failure:
@@ -118,7 +115,7 @@ def explanation(shape: Shape) -> str:
         "GPU peak: every tensor's bytes on the pretended T4, each storage once, without what an operation needs inside "
         "and without the driver's own (0.3 to 0.5 GiB). Host peak: the process's resident memory without these.\n"
         f"Budgets: {GPU_BUDGET / GIBIBYTE:.1f} GiB on the GPU, {HOST_BUDGET / 1e9:.0f} GB on the host.\n"
-        f"Fewer than in the lesson: what {SAMPLES}={_SAMPLES} limits (steps of planting, prompts, documents, timed "
-        "rounds). Large products of matrices add up one summand of 32, so equalities aren't asserted. "
+        "Fewer than in the lesson: steps of planting, prompts, documents, rows of abilities, timed rounds. "
+        "Large products of matrices add up one summand in 32, so equalities aren't asserted. "
         "Benchmark documents are the embedded ones."
     )

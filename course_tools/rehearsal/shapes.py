@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -28,13 +29,13 @@ class Shape:
         stand_in: a smaller model in the place of Llama-3.2-1B: the card and the budgets are as much smaller.
     """
 
-    llama: Mapping[str, object]
-    gpt2: Mapping[str, object]
+    llama: Mapping[str, Any]
+    gpt2: Mapping[str, Any]
     stand_in: bool = False
 
     @property
     def share(self) -> float:
-        """Of a T4 and of the budgets, what this shape gets."""
+        """The share of a T4 and of the budgets that this shape gets."""
         return parameters(self.llama) / parameters(_LLAMA) if self.stand_in else 1.0
 
 
@@ -63,14 +64,14 @@ def tokenizers() -> dict[str, Path]:
     return {"llama": embedded_llama(), "gpt2": GPT2_FOLDER}
 
 
-def parameters(config: Mapping[str, object]) -> int:
+def parameters(config: Mapping[str, Any]) -> int:
     """How many parameters a model of this configuration has, tied ones once."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     return sum(weight.numel() for weight in model.parameters())
 
 
-def make_checkpoint(config: Mapping[str, object], folder: Path, tokenizer: Path) -> Path:
+def make_checkpoint(config: Mapping[str, Any], folder: Path, tokenizer: Path) -> Path:
     """The folder of a model with random weights, the same every time; written unless it is there, whole or not at all.
 
     Args:

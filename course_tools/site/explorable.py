@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -30,32 +30,21 @@ from course_utils.support.records import read_record
 from course_utils.support.uncertainty import ratio_interval
 
 _LETTERS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C", Outline.CLOSEPOLY: "Z"}
-_GUESSING = math.log(49_152)  # nats a token, of SmolLM2's vocabulary
+_GUESSING = math.log(49_152)  # nats per token, of SmolLM2's vocabulary
 
 
 @dataclass(frozen=True)
 class Point:
-    """One entry of a record.
+    """One entry of a record."""
 
-    Attributes:
-        chosen: its value of each control.
-        name: of the arm.
-        x: place on the horizontal axis.
-        y: on the vertical one.
-        low: lower end of the interval of ``y``, 95 %.
-        high: its upper end.
-        says: the sentence that names its numbers.
-        foot: the part of ``y`` that is drawn full; None for none.
-    """
-
-    chosen: tuple[str, ...]
-    name: str
+    chosen: tuple[str, ...]  # its value of each control
+    name: str  # of the arm
     x: float
     y: float
-    low: float
+    low: float  # the ends of the 95 % interval of y
     high: float
-    says: str
-    foot: float | None = None
+    says: str  # the sentence that names its numbers
+    foot: float | None = None  # the part of y that is drawn full
 
 
 @dataclass(frozen=True)
@@ -69,33 +58,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Figure:
-    """Points to choose from.
+    """Points to choose from, and the lines that they are compared with."""
 
-    Attributes:
-        controls: what each is called; the later ones offer what the record has at the earlier ones' values.
-        slides: how many of the last ones are slides, the others lists.
-        scenes: how many of the first ones say which points are drawn.
-        labels: of the horizontal axis and of the vertical one.
-        points: in the order in which controls offer their values.
-        begin: the number of the point that is chosen first.
-        lines: what the points are compared with.
-        interval: what the bar over the chosen point is.
-        likes: {name: arm of the course's table} where a name isn't there itself.
-        ticks: {label: place} on the horizontal axis, where it isn't one of numbers.
-        logarithmic: both axes, or the vertical one where there are ``ticks``.
-    """
-
-    controls: tuple[str, ...]
-    slides: int
-    scenes: int
-    labels: tuple[str, str]
-    points: Sequence[Point]
-    begin: int
+    controls: tuple[str, ...]  # the later ones offer what the record has at the earlier ones' values
+    slides: int  # how many of the last controls are slides; the others are lists
+    scenes: int  # how many of the first controls say which points are drawn
+    labels: tuple[str, str]  # of the horizontal axis and of the vertical one
+    points: Sequence[Point]  # in the order in which controls offer their values
+    begin: int  # the number of the point that is chosen first
     lines: Sequence[Line] = ()
-    interval: str = "95 % interval"
-    likes: Mapping[str, str] = field(default_factory=dict)
-    ticks: dict[str, float] | None = None
-    logarithmic: bool = False
+    interval: str = "95 % interval"  # what the bar over the chosen point is
+    likes: Mapping[str, str] = field(default_factory=dict)  # which arm of the course's table a name looks like
+    ticks: Sequence[str] = ()  # of the horizontal axis at 0, 1, 2 …, where it isn't one of numbers
+    logarithmic: bool = False  # both axes, or the vertical one where there are ``ticks``
 
 
 def _random_cuts() -> Figure:
@@ -131,7 +106,7 @@ def _random_cuts() -> Figure:
         points=points,
         begin=next(i for i, point in enumerate(points) if point.name == "activation"),
         lines=lines,
-        ticks={words: place for place, words in enumerate(places.values())},
+        ticks=[*places.values()],
         logarithmic=True,
     )
 
@@ -153,8 +128,8 @@ def _sets_of_six() -> Figure:
                 blocks, draws = _in_words(row.layers), len(row.calibrations)
                 says = (
                     f"{blocks.capitalize()}, on {text} in {dtype}: left out together they cost "
-                    f"{with_interval(mean, low, high)} nats a token, perplexity × {shown(math.exp(mean))}; one by one, "
-                    f"{shown(total)} in sum."
+                    f"{with_interval(mean, low, high)} nats per token, perplexity × {shown(math.exp(mean))}; one by "
+                    f"one, {shown(total)} in sum."
                 )
                 if way == "run" and draws:
                     says += f" Chosen by {draws} of 5 draws of the calibration text."
@@ -196,9 +171,9 @@ def _rules_for_prompts() -> Figure:
     points = []
     for name, setting, columns in choices:
         share, harm = outcome(judged.harm, saved, columns)
-        gap, low, high = gap_to_static(judged.harm, saved, columns, judged.documents)
+        gap, low, high = gap_to_static(judged.harm, saved, columns, [*judged.documents])
         says = (
-            f"{name}, {setting}: {100 * share:.1f} % of the cache saved, {harm:.3f} nats a token of harm. That is "
+            f"{name}, {setting}: {100 * share:.1f} % of the cache saved, {harm:.3f} nats per token of harm. That is "
             f"{gap:+.3f} ({low:+.3f} to {high:+.3f}) beside one number for all, or a coin between two, at this saving."
         )
         points.append(Point((name, setting), name, 100 * share, harm, harm - gap + low, harm - gap + high, says))
@@ -206,7 +181,7 @@ def _rules_for_prompts() -> Figure:
         controls=("Rule", "Setting"),
         slides=1,
         scenes=0,
-        labels=("cache saved, %", "harm, nats a token"),
+        labels=("cache saved, %", "harm, nats per token"),
         points=points,
         begin=next(i for i, point in enumerate(points) if point.name == "price" and point.x > 10),
         lines=[Line((), "one for all", [*zip(100 * saved.sum(0), judged.harm.mean(0), strict=True)])],
@@ -215,15 +190,14 @@ def _rules_for_prompts() -> Figure:
 
 
 def _token_times() -> Figure:
-    """Lesson 10: milliseconds of a token, and of them those that reading its bytes takes at least."""
+    """Lesson 10: milliseconds per token, and how many of them reading the model's bytes takes at least."""
     record = pd.read_json(files("course_utils") / "data" / "token_times.json")
-    points, ticks = [], {}
+    points = []
     for program, rows in record.groupby("program", sort=False):
         whole = rows.milliseconds.iloc[0]
         for place, row in enumerate(rows.itertuples()):
-            ticks["\n".join(row.name.rsplit(" ", 1))] = place
             says = (
-                f"{row.name}, in {program}: {row.milliseconds:.1f} ms a token ({row.low:.1f} to {row.high:.1f}), × "
+                f"{row.name}, in {program}: {row.milliseconds:.1f} ms per token ({row.low:.1f} to {row.high:.1f}), × "
                 f"{row.milliseconds / whole:.2f} of the whole model's. Reading its bytes takes {row.floor:.2f} ms at "
                 f"least, {100 * row.floor / row.milliseconds:.0f} % of it."
             )
@@ -233,10 +207,10 @@ def _token_times() -> Figure:
         controls=("Program", "Model"),
         slides=0,
         scenes=1,
-        labels=("", "milliseconds a token"),
+        labels=("", "milliseconds per token"),
         points=points,
         begin=2,
-        ticks=ticks,
+        ticks=["\n".join(name.rsplit(" ", 1)) for name in record.name.unique()],
     )
 
 
@@ -285,7 +259,7 @@ def _abilities() -> Figure:
             "random neurons": "random",
             "on text": "whole",
         },
-        ticks={ability: place for place, ability in enumerate(ABILITIES)},
+        ticks=ABILITIES,
     )
 
 
@@ -307,24 +281,21 @@ def page_data(lesson: str) -> str:
     drawn = figure(lesson)
     values = [list(dict.fromkeys(point.chosen[i] for point in drawn.points)) for i in range(len(drawn.controls))]
     kinds = ["list"] * (len(values) - drawn.slides) + ["slide"] * drawn.slides
-    controls = [
-        {"label": label, "kind": kind, "values": offered}
-        for label, kind, offered in zip(drawn.controls, kinds, values, strict=True)
-    ]
+    told = zip(drawn.controls, kinds, values, strict=True)
     places = [place for line in drawn.lines for place in line.places]
     heights = [height for point in drawn.points for height in (point.low, point.y, point.high)]
     across = [point.x for point in drawn.points] + [x for x, _ in places]
-    if drawn.ticks is None:
-        x_axis = _axis(drawn.labels[0], across, drawn.logarithmic)
-    else:
+    if drawn.ticks:
         x_axis = {"label": drawn.labels[0], "log": False, "span": [-0.5, len(drawn.ticks) - 0.5]}
-        x_axis["ticks"] = [[place, label] for label, place in drawn.ticks.items()]
+        x_axis["ticks"] = [*enumerate(drawn.ticks)]
+    else:
+        x_axis = _axis(drawn.labels[0], across, drawn.logarithmic)
     least = [0] if any(point.foot is not None for point in drawn.points) else []  # a bar stands on nothing
     looks = {name: _look(drawn.likes.get(name, name)) for name in dict.fromkeys(one.name for one in drawn.points)}
     for line in drawn.lines:  # without a marker, where nothing was measured
         looks.setdefault(line.name, _look(drawn.likes.get(line.name, line.name)) | {"outline": ""})
     data = {
-        "controls": controls,
+        "controls": [{"label": label, "kind": kind, "values": offered} for label, kind, offered in told],
         "scenes": drawn.scenes,
         "begin": drawn.begin,
         "interval": drawn.interval,
@@ -344,6 +315,8 @@ def _numbers(chosen: Sequence[str], values: Sequence[Sequence[str]]) -> list[int
 def _axis(label: str, numbers: Sequence[float], logarithmic: bool) -> dict:
     """An axis that holds all these numbers, with ticks that one can read."""
     low, high = min(numbers), max(numbers)
+    places: Iterable[float]
+    write: Callable[[float], str]
     if logarithmic:
         span = [low / (high / low) ** 0.03, high * (high / low) ** 0.03]
         axis = Canvas().subplots(subplot_kw={"yscale": "log", "ylim": span}).yaxis

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import os
 import random
 import re
@@ -26,7 +25,7 @@ from PIL import Image
 
 from course_tools import processes
 from course_tools.lessons.authoring import DEEPER, Lesson, Question, find_lessons, read_lesson
-from course_tools.lessons.cells import shown_and_folded, shown_outputs, tags_of
+from course_tools.lessons.cells import shown_outputs, tags_of, without_folds
 from course_tools.lessons.notebooks import (
     BADGE,
     INSTALL_TITLE,
@@ -49,7 +48,6 @@ _QUESTION = re.compile(r"### Question (\d+)\n")
 _TERM = re.compile(r"^- \*\*(?P<term>[^*]+)\*\* \((?P<lesson>\d\d)\): (?P<meaning>.+(?:\n  .+)*)$", re.MULTILINE)
 _MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LAYER = re.compile(r'^ +\w+\["<b>(?P<name>\w+)</b><br>(?P<modules>[^"]*)"\]$', re.MULTILINE)
-_FIRST = re.compile(r"# .+\n\n([\w*].*(?:\n.+)*)\n")
 _CARD = (560, 560)  # pixels of a card's picture, at most
 _SEED = 4  # of the order of options: one with which no place is right too often
 
@@ -70,7 +68,7 @@ class Term:
 def build(root: Path, folder: Path) -> int:
     """Build the site of the clone at `root` into `folder`, from nothing; return Sphinx's exit status.
 
-    A warning is an error. The staged sources lie beside the site, in `folder`-source.
+    A warning is an error. The staged sources lie beside the site, in a folder named `folder`-source.
     """
     staged = folder.with_name(f"{folder.name}-source")
     for old in (folder, staged):
@@ -101,7 +99,7 @@ class Sources:
     """All that the site is made of, read from the clone at `root`."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.course, self._read = root, Course.read(root), {}
+        self.root, self.course = root, Course.read(root)
         self.lessons = [read_lesson(path) for path in find_lessons(root / "lessons")]
         self.deeper = [read_lesson(path) for path in find_lessons(root / "lessons", [DEEPER])]
         docs = sorted(path.relative_to(root).as_posix() for path in (root / "docs").glob("*.md"))
@@ -118,14 +116,13 @@ class Sources:
         """(path below the site's sources, text) of every page."""
         for path, place in self.places.items():
             if path.endswith(".md") and path != "README.md":
-                text = (self.root / path).read_text(encoding="utf-8")
-                yield place, described(self.linked(self._filled(text, path), path))
+                yield place, self.linked(self._filled((self.root / path).read_text(encoding="utf-8"), path), path)
         for lesson in [*self.lessons, *self.deeper]:
-            for form, path in self._notebooks(lesson).items():
-                yield path.relative_to(self.root).as_posix(), nbformat.writes(self.lesson_page(lesson, form))
-        yield "lessons.md", described(self._lessons_page())
-        yield "quizzes.md", described(self._quizzes_page())
-        yield "solutions.md", described(self._solutions_page())
+            for form, file in self._notebooks(lesson).items():
+                yield file.relative_to(self.root).as_posix(), nbformat.writes(self.lesson_page(lesson, form))
+        yield "lessons.md", self._lessons_page()
+        yield "quizzes.md", self._quizzes_page()
+        yield "solutions.md", self._solutions_page()
 
     @cached_property
     def terms(self) -> list[Term]:
@@ -134,6 +131,11 @@ class Sources:
         return [
             Term(found["term"], found["lesson"], " ".join(found["meaning"].split())) for found in _TERM.finditer(text)
         ]
+
+    @cached_property
+    def saved(self) -> dict[str, NotebookNode]:
+        """Each lesson as it is committed, unsolved; by its number."""
+        return {one.number: nbformat.read(self._notebooks(one)["exercises"], as_version=4) for one in self.lessons}
 
     def linked(self, text: str, path: str) -> str:
         """The text of the repository's file `path` with its links as the site has them, code left alone."""
@@ -144,15 +146,17 @@ class Sources:
         file = self._notebooks(lesson)[form]
         path = file.relative_to(self.root).as_posix()
         notebook = without_empty_headers(nbformat.read(file, as_version=4))
-        end = f" At the end you have {lesson.result}." if lesson.result else ""
-        notebook.metadata.update(_about(f"{lesson.heading}.{end}"))
+        # A shared link shows this, and not the row of badges, which sphinxext.opengraph would take.
+        about = f"{lesson.heading}." + (f" At the end you have {lesson.result}." if lesson.result else "")
+        notebook.metadata |= {"og:description": about, "myst": {"html_meta": {"description": about}}}
         if form == "solutions":
             notebook.metadata["no-search"] = ""  # the lesson itself is found
         row, title, facts = notebook.cells[0].source.split("\n\n", 2)
         notebook.cells[0].source = "\n\n".join([title, row, facts])
         _add_what_moves(notebook.cells, lesson)
         glossary = os.path.relpath("docs/glossary.html", PurePosixPath(path).parent)
-        known, seen = {term.name: term.meaning for term in self.terms if term.lesson <= lesson.number[:2]}, set()
+        known = {term.name: term.meaning for term in self.terms if term.lesson <= lesson.number[:2]}
+        seen: set[str] = set()
         for cell in notebook.cells:
             question = _QUESTION.match(cell.source)
             if cell.cell_type == "code":
@@ -160,7 +164,7 @@ class Sources:
                 _give_alt(cell)
                 if "install" in tags_of(cell):
                     _fold(cell, INSTALL_TITLE)
-                elif any(map(_is_picture, cell.outputs)):  # there such a cell only draws
+                elif any(map(_is_picture, cell.outputs)):  # in the lessons such a cell only draws
                     _fold(cell, "How it is drawn")
             elif question:
                 number = int(question[1])
@@ -180,7 +184,7 @@ class Sources:
         lesson = next((each for each in self.lessons if each.number == term.lesson), None)
         if lesson is None:
             raise SiteError(f"docs/glossary.md: {term.name!r} names lesson {term.lesson}, which isn't there.")
-        texts = (cell.source for cell in self._saved(lesson).cells[1:] if cell.cell_type == "markdown")
+        texts = (cell.source for cell in self.saved[lesson.number].cells[1:] if cell.cell_type == "markdown")
         heading = section_of(term.name, texts)
         if heading is None:
             raise SiteError(
@@ -188,12 +192,6 @@ class Sources:
                 "it, or write the term as that lesson does."
             )
         return f"[{lesson.heading}](../notebooks/{lesson.name}.ipynb#{anchor(heading)})"
-
-    def _saved(self, lesson: Lesson) -> NotebookNode:
-        """The lesson as it is committed, unsolved."""
-        if lesson.name not in self._read:
-            self._read[lesson.name] = nbformat.read(self._notebooks(lesson)["exercises"], as_version=4)
-        return self._read[lesson.name]
 
     def _notebooks(self, lesson: Lesson) -> dict[str, Path]:
         return notebook_paths(lesson, self.root / "notebooks")
@@ -236,15 +234,15 @@ class Sources:
     def _numbers(self) -> str:
         exercises = sum("exercise" in tags_of(cell) for lesson in self.lessons for cell in lesson.cells)
         questions = sum(len(lesson.quiz) for lesson in self.lessons)
-        figures = sum(_is_picture(output) for lesson in self.lessons for output in _outputs(self._saved(lesson)))
+        figures = sum(len(_pictures(notebook)) for notebook in self.saved.values())
         hours = sum(lesson.minutes for lesson in self.lessons) / 60
         facts = {
             "lessons": len(self.lessons), "hours with the exercises": f"{hours:.0f}",
             "exercises that check themselves": exercises, "quiz questions with reasons": questions,
             "figures, each explained": figures,
         }  # fmt: skip
-        row = '<div><dt>{}</dt><dd class="numbers-count">{}</dd></div>'
-        return raw(f'<dl class="numbers">{"".join(row.format(*fact) for fact in facts.items())}</dl>')
+        rows = [f'<div><dt>{what}</dt><dd class="numbers-count">{count}</dd></div>' for what, count in facts.items()]
+        return raw(f'<dl class="numbers">{"".join(rows)}</dl>')
 
     def _ways(self) -> str:
         """The two quickest: lesson 01 in Colab, and here."""
@@ -260,12 +258,12 @@ class Sources:
     def remembered(self) -> dict[str, tuple[Image.Image, str]]:
         """Each lesson's figure to remember, as small as a card, and its sentence; by the lesson's number."""
         found = {}
-        for lesson in self.lessons:
-            output = next(filter(_is_picture, _outputs(self._saved(lesson))), None)
-            if output is not None:
-                picture = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))).convert("RGB")
+        for number, notebook in self.saved.items():
+            if pictures := _pictures(notebook):
+                data, about = pictures[0]["data"]["image/png"], pictures[0]["metadata"]["image/png"]
+                picture = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
                 picture.thumbnail(_CARD)
-                found[lesson.number] = picture, output["metadata"]["image/png"]["alt"]
+                found[number] = picture, about["alt"]
         return found
 
     def _cards(self) -> str:
@@ -274,7 +272,7 @@ class Sources:
             options = [f":link: notebooks/{lesson.name}", ":link-type: doc"]
             if lesson.number in self.remembered:
                 options += [f":img-top: cards/{lesson.number}.png", f":img-alt: {self.remembered[lesson.number][1]}"]
-            text = f"{lesson.minutes} minutes: {lesson.result or lesson.prerequisites}"
+            text = f"{lesson.time}: {lesson.result or lesson.prerequisites}"
             cards.append("\n".join([f":::{{grid-item-card}} {lesson.heading}", *options, text, ":::"]))
         return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 2", "", *cards, "::::"])
 
@@ -286,12 +284,7 @@ class Sources:
             "Lessons": lessons,
             "Practise": ["quizzes", "solutions", "docs/glossary"],
             "Teach": ["docs/teaching"],
-            "Look up": [
-                "docs/library",
-                "Its modules <api/course_utils/index>",
-                "docs/statistics",
-                "docs/troubleshooting",
-            ],
+            "Look up": ["docs/library", "Its modules <api/course_utils/index>"],
             "Work on it": ["docs/house", "docs/authoring", "CONTRIBUTING", "CHANGELOG"],
         }
         placed = {entry for entries in chapters.values() for entry in entries}
@@ -305,11 +298,11 @@ class Sources:
             path = f"notebooks/{lesson.name}.ipynb"
             parts += [
                 f"## [{lesson.heading}]({path})",
-                f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {lesson.minutes} minutes · "
+                f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {lesson.time} · "
                 f"[solutions](notebooks/solutions/{lesson.name}.ipynb) · [quiz](quizzes.md#{anchor(lesson.heading)})",
                 f"Before this: {lesson.prerequisites}.",
                 *(
-                    f"Go deeper: [{more.heading}]({repository_path(more)}) ({more.minutes} minutes)."
+                    f"Go deeper: [{more.heading}]({repository_path(more)}) ({more.time})."
                     for more in self.deeper
                     if more.number.startswith(lesson.number)
                 ),
@@ -361,7 +354,7 @@ def outside_code(text: str, change: Callable[[str], str]) -> str:
 def question_page(question: Question, number: int, *, name: str) -> str:
     """A quiz question as radio buttons; course.js shows the reason of the chosen one. Without script, all are folded.
 
-    The options stand in another order on each page, always the same there: who remembers a place learns nothing.
+    Each page has an order of options of its own, always the same, so that remembering a place doesn't help.
 
     Args:
         question: what is asked.
@@ -398,7 +391,8 @@ def explorable_page(lesson: str) -> str:
 def calculator_page() -> str:
     """The calculator, a section of its own."""
     says = (
-        "Put in a model and a machine: this lesson's formulae tell what must be held, and what a token takes at least."
+        "Put in a model and a machine: this lesson's formulae say how much must be held, and how long a token takes "
+        "at least."
     )
     return "\n\n".join(["## A calculator", says, raw(calculator.form())])
 
@@ -410,7 +404,9 @@ def layers_page(drawing: str) -> str:
         for layer in _LAYER.finditer(drawing)
     ]
     if not rows:
-        raise SiteError("A Mermaid drawing that is no stack of layers: the site has no script for it; write a list.")
+        raise SiteError(
+            "This Mermaid drawing is no stack of layers, and the site has no script to draw it; write a list."
+        )
     return raw(f'<ol class="layers" aria-label="Layers, from the top down">{"".join(rows)}</ol>')
 
 
@@ -418,18 +414,11 @@ def section_of(term: str, texts: Iterable[str]) -> str | None:
     """The heading, "## …" without its marks, under which Markdown texts first say a term; None if they never do."""
     heading = None
     pattern = re.compile(rf"(?<!\w){re.escape(term)}", re.IGNORECASE)
-    for text in texts:
-        plain = " ".join(text.split())
-        if not pattern.search(re.sub(r"[*`]", "", plain)):
-            found = re.findall(r"^##+ (.+)$", text, re.MULTILINE)
-            heading = found[-1] if found else heading
-            continue
-        for line in text.splitlines():
-            if line.startswith("##"):
-                heading = line.lstrip("# ")
-            if pattern.search(re.sub(r"[*`]", "", line)):
-                break
-        return heading
+    for part in (part for text in texts for part in re.split(r"^(?=##)", text, flags=re.MULTILINE)):
+        if part.startswith("##"):
+            heading = part.partition("\n")[0].lstrip("# ")
+        if pattern.search(re.sub(r"[*`]", "", " ".join(part.split()))):
+            return heading
     return None
 
 
@@ -449,23 +438,9 @@ def raw(code: str) -> str:
     return f"````{{raw}} html\n{code}\n````"
 
 
-def described(page: str) -> str:
-    """A Markdown page with its first paragraph as what a shared link shows; without title and paragraph, as it is."""
-    paragraph = _FIRST.match(page)
-    if paragraph is None:
-        return page
-    plain = re.sub(r"\[([^]]*)\]\([^)]*\)|[*`]", r"\1", " ".join(paragraph[1].split()))
-    return f"---\n{json.dumps(_about(plain), ensure_ascii=False)}\n---\n{page}"  # JSON is YAML
-
-
-def _about(text: str) -> dict:
-    """A page's metadata for which search machines and shared links look, as Sphinx's extensions read them."""
-    return {"og:description": text, "myst": {"html_meta": {"description": text}}}
-
-
 def _open_answer(lesson: Lesson) -> str:
     """What a lesson answers; nothing where its learner shall find it, and it is folded."""
-    return lesson.answer if lesson.answer in shown_and_folded(lesson.cells[0])[0] else ""
+    return lesson.answer if lesson.answer in without_folds(lesson.cells[0].source) else ""
 
 
 def _fold(cell: NotebookNode, title: str) -> None:
@@ -476,11 +451,11 @@ def _fold(cell: NotebookNode, title: str) -> None:
 
 def _give_alt(cell: NotebookNode) -> None:
     """Hand the sentence of a cell's picture to myst-nb, which looks for it in the cell's own metadata."""
-    alts = [output.metadata.get("image/png", {}).get("alt") for output in cell.outputs if _is_picture(output)]
-    if len(alts) > 1:
-        raise SiteError(f"A cell shows {len(alts)} pictures; the site needs a cell each: {cell.source[:80]!r}")
-    if alts and alts[0]:
-        cell.metadata["mystnb"] = {"image": {"alt": alts[0]}}
+    pictures = [*filter(_is_picture, cell.outputs)]
+    if len(pictures) > 1:
+        raise SiteError(f"A cell shows {len(pictures)} pictures; the site needs a cell each: {cell.source[:80]!r}")
+    if pictures:
+        cell.metadata["mystnb"] = {"image": {"alt": pictures[0].metadata["image/png"]["alt"]}}
 
 
 def _add_what_moves(cells: list[NotebookNode], lesson: Lesson) -> None:
@@ -493,9 +468,8 @@ def _add_what_moves(cells: list[NotebookNode], lesson: Lesson) -> None:
         cells.insert(quiz, nbformat.v4.new_markdown_cell(calculator_page(), id="calculator"))
 
 
-def _outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
-    for cell in notebook.cells:
-        yield from cell.get("outputs", [])
+def _pictures(notebook: NotebookNode) -> list[NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", []) if _is_picture(output)]
 
 
 def _is_picture(output: NotebookNode) -> bool:

@@ -30,8 +30,6 @@ _MODEL = "course_utils/data/gpt2"
 _STYLE = re.compile(r'<link rel="stylesheet" href="([\w.]+)">')
 _SCRIPT = re.compile(r'<script src="([\w.]+)"></script>')
 _DATA = re.compile(r'<script type="(?P<type>text/plain|application/json)" id="(?P<name>\w+)"></script>')
-_SHARED = "<!-- shared link -->"
-_ABOUT = re.compile(r'<meta name="description" content="(?P<description>[^"]*)">\n<title>(?P<title>[^<]*)</title>')
 _POLICY = '<meta http-equiv="Content-Security-Policy" content="">'
 
 
@@ -50,22 +48,7 @@ def build(root: Path, path: Path) -> None:
         "measured": _base64(save(_measured(model, tokenizer))),
         "model": _base64((root / _MODEL / "model.safetensors").read_bytes()),
     }
-    html = page(files, data)
-    write_text(path, html.replace(_SHARED, shown_by_a_link(html, Course.read(root).site)))
-
-
-def shown_by_a_link(html: str, site: str) -> str:
-    """What messengers and search machines show of the page: its title and description, and the site's picture."""
-    about = _ABOUT.search(html)
-    properties = {
-        "title": about["title"],
-        "description": about["description"],
-        "type": "website",
-        "url": site + NAME,
-        "image": f"{site}_images/criteria.png",
-    }
-    lines = [f'<meta property="og:{name}" content="{value}">' for name, value in properties.items()]
-    return "\n".join([*lines, '<meta name="twitter:card" content="summary_large_image">'])
+    write_text(path, page(files, data).replace("@site@", Course.read(root).site))
 
 
 def _measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:

@@ -15,10 +15,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from course_tools import resolver
+from course_tools import colab, resolver
 from course_utils.support.files import write_json, write_text
 from course_utils.text import assets
 
@@ -47,24 +48,13 @@ class Platform:
     says: str
 
 
-PLATFORMS = {
-    platform.name: platform
-    for platform in (
-        Platform(
-            "linux",
-            "x86_64-manylinux_2_28",
-            (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)), "manylinux2014_x86_64", "linux_x86_64"),
-            "64-bit Linux with glibc 2.28 or newer",
-        ),
-        Platform("macos", "aarch64-apple-darwin", ("macosx_14_0_arm64",), "macOS 14 or newer on Apple silicon"),
-        Platform("windows", "x86_64-pc-windows-msvc", ("win_amd64",), "64-bit Windows 10 or newer"),
-    )
-}
-
-
-def requirements(lock: str) -> list[str]:
-    """The NAME==VERSION lines of a lock, without comments and options."""
-    return re.findall(r"^[A-Za-z0-9][\w.-]*==[^\s;\\]+", lock, flags=re.MULTILINE)
+_MANYLINUX = (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)), "manylinux2014_x86_64", "linux_x86_64")
+_KINDS = (
+    Platform("linux", "x86_64-manylinux_2_28", _MANYLINUX, "64-bit Linux with glibc 2.28 or newer"),
+    Platform("macos", "aarch64-apple-darwin", ("macosx_14_0_arm64",), "macOS 14 or newer on Apple silicon"),
+    Platform("windows", "x86_64-pc-windows-msvc", ("win_amd64",), "64-bit Windows 10 or newer"),
+)
+PLATFORMS = {platform.name: platform for platform in _KINDS}
 
 
 def lock(root: Path, platform: Platform, python: str, *, wheels: Path | None = None, cuda: bool = False) -> list[str]:
@@ -101,7 +91,7 @@ def lock(root: Path, platform: Platform, python: str, *, wheels: Path | None = N
     if done.returncode:
         reason = f"No set of packages was found for {platform.name} with Python {python}:\n{done.stderr.strip()}"
         raise PackError(f"{reason}\n{_NO_CPU_INDEX}" if _CPU_INDEX in done.stderr else reason)
-    return requirements(done.stdout)
+    return [f"{name}=={version}" for name, version in colab.pins(done.stdout).items()]
 
 
 def cpu_torch(wheels: Path | None, python: str) -> str:
@@ -120,28 +110,19 @@ def download(
         PackError: pip can't.
     """
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    links = ["--find-links", str(wheels)] if wheels is not None else []
     built = [one for one in pinned if one.partition("==")[0] in SOURCES]
     if built:
         _run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), *built], "built", platform)
-    tag = "cp" + python.replace(".", "")
-    command = [
-        *pip,
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--python-version",
-        python,
-        "--implementation",
-        "cp",
-    ]
-    command += ["--abi", tag, "--abi", "abi3", "--abi", "none", "--dest", str(folder), "--progress-bar", "off", *links]
-    command += [option for name in platform.tags for option in ("--platform", name)]
+    options = "--no-deps --only-binary=:all: --progress-bar off --implementation cp --abi abi3 --abi none".split()
+    options += ["--python-version", python, "--abi", "cp" + python.replace(".", ""), "--dest", str(folder)]
+    options += [option for tag in platform.tags for option in ("--platform", tag)]
+    if wheels is not None:
+        options += ["--find-links", str(wheels)]
     if platform.name == "linux" and any("+cpu" in one for one in pinned) and not cpu_torch(wheels, python):
-        command += ["--extra-index-url", _CPU_INDEX]
+        options += ["--extra-index-url", _CPU_INDEX]
     # "===": of 2.13.0 and 2.13.0+cpu the one that was found, whatever else pip knows of.
     rest = [package.replace("==", "===") for package in pinned if package not in built]
-    _run([*command, *rest], "downloaded", platform)
+    _run([*pip, "download", *options, *rest], "downloaded", platform)
 
 
 def _run(command: list[str], what: str, platform: Platform) -> None:
@@ -186,7 +167,7 @@ def write_manifest(folder: Path, *, locks: dict[str, list[str]], python: str, sa
         folder: the pack.
         locks: {platform: NAME==VERSION each}.
         python: the version that the wheels are for.
-        say: gets a line a platform, with its size.
+        say: gets a line for each platform, with its size.
 
     Returns:
         The manifest.
@@ -197,7 +178,7 @@ def write_manifest(folder: Path, *, locks: dict[str, list[str]], python: str, sa
     shutil.copyfile(Path(__file__).with_name("pack_start.py"), folder / START)
     systems = "\n".join(f"- {PLATFORMS[name].says}" for name in locks)
     write_text(folder / "READ_ME.txt", _READ_ME.format(python=python, systems=systems))
-    files = {
+    files: dict[str, dict[str, Any]] = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST and "__pycache__" not in path.parts
@@ -214,7 +195,7 @@ def write_manifest(folder: Path, *, locks: dict[str, list[str]], python: str, sa
 
 
 def _wheels_of(pinned: Iterable[str], platform: str, files: Iterable[str]) -> Iterator[str]:
-    """The files of a lock's packages; a wheel for other systems alone doesn't count."""
+    """The files of a lock's packages; a wheel that only other systems can install doesn't count."""
     by_package: dict[tuple[str, str], list[str]] = {}
     for path in files:
         if path.startswith("wheels/"):

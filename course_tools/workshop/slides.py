@@ -2,7 +2,7 @@
 
 Nothing is written twice. A slide holds one thought: a section's first sentences with its formula, a picture, a table,
 a prediction with the numbers it begins from, an exercise with all of its text, a poll. The rest goes to the speaker,
-with what a teacher wants at hand: cells tagged "notes" in the lesson's source, minutes, hints, what the run printed,
+with what a teacher wants at hand: cells tagged "notes" in the lesson's source, its time, hints, what the run printed,
 what the saved run showed after a prediction, and the wrong turns that a check knows by name.
 """
 
@@ -17,15 +17,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 
 import nbformat
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 
-from course_tools.lessons.authoring import PREDICTION, WHAT_WE_SAW, Lesson, Question, read_question
+from course_tools.lessons.authoring import PREDICTION, WHAT_WE_SAW, Lesson, Question, exercises_of, read_question
 from course_tools.lessons.cells import tags_of
-from course_tools.lessons.exercises import exercises_of
-from course_tools.lessons.minutes import minutes_by_section
 from course_tools.lessons.notebooks import content_id
 from course_tools.lessons.webpages import MARKDOWN, PICTURES
 from course_utils.support.files import write_text
@@ -33,7 +32,7 @@ from course_utils.support.files import write_text
 WIDTH, HEIGHT = 1280, 720
 MOST = 30  # slides of a deck
 LINES = 13  # of text that a slide holds in its normal size
-TASK = 15  # of an exercise, which is shrunk for it: who solves it wants to see all of it
+TASK = 15  # lines of an exercise, which shrinks: whoever solves it wants to see all of it
 SMALLEST = 0.5  # what the page may shrink a slide to, so that it fits; a test looks for smaller ones
 ROWS = 12  # of a table; the notebook has the rest
 _CHARACTERS = 70  # in a line
@@ -76,7 +75,7 @@ class Slide:
         return bool(PREDICTION.search(str(self.parts[-1])))
 
     def takes(self, part: Part, most: int = LINES) -> bool:
-        """Whether there is room for so many lines, with what is there; below a heading there always is."""
+        """Whether the part fits below what is there; right below a heading it always does."""
         return len(self.parts) < 2 or self.lines + lines_of(part) <= most
 
 
@@ -94,8 +93,7 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
             outputs[content_id(cell)].append(cell.outputs)
     told = [cell.source for cell in lesson.cells if "notes" in tags_of(cell)]
     title = f"# {lesson.heading}\n\nPruning LLMs, a course\n\nBefore this: {lesson.prerequisites}"
-    made = [Slide("slide", [title], [*told, f"**Minutes:** {lesson.minutes} alone, with all exercises."])]
-    minutes = minutes_by_section(lesson.cells, lesson.minutes)
+    made = [Slide("slide", [title], [*told, f"**Time:** {lesson.time} alone, with all exercises."])]
     exercises = {one.number: one for one in exercises_of(lesson)}
     section, polls, listing = lesson.title, 0, ""
     for cell in lesson.cells:
@@ -120,7 +118,7 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
                 if heading not in _UNTOLD and text.strip():
                     section = heading if heading and not _EXERCISE.match(text) else section
                     _tell(text, section, made)
-                    made[-1].notes += _notes(text, heading, minutes, exercises, checks)
+                    made[-1].notes += _notes(text, exercises, checks)
     return [slide for slide in made if slide is made[0] or len(slide.parts) > 1]
 
 
@@ -135,7 +133,7 @@ def _show(output: NotebookNode, section: str, made: list[Slide]) -> None:
 
 
 def _add(part: Part, section: str, made: list[Slide]) -> None:
-    """Put a part on the section's own slide, or on one more: below a result or a prediction nothing stands."""
+    """Put a part on the section's own slide, or on a new one: nothing stands below a result or a prediction."""
     last = made[-1]
     if last.heading != section or last.has_result or last.predicts or not last.takes(part):
         made.append(Slide("subslide", [f"## {section}"]))
@@ -181,7 +179,7 @@ def is_prose(block: str) -> bool:
 
 
 def first_sentences(paragraph: str) -> str:
-    """As many as are short together, but one at least; what a colon opens stays away with it."""
+    """As many as are short together, but at least one; what follows a colon is left out with the colon's sentence."""
     kept: list[str] = []
     for sentence in _SENTENCE.split(" ".join(paragraph.split())):
         if kept and len(" ".join([*kept, sentence])) > _SENTENCES:
@@ -197,11 +195,8 @@ def shortened(output: NotebookNode) -> NotebookNode:
     if rows <= ROWS + 1:
         return output
     head, *pieces = re.split(r"(?=<tr)", page)
-    kept = (
-        head
-        + "".join(pieces[: ROWS + 1])
-        + f"</tbody></table><p>… and {rows - ROWS - 1} more rows in the notebook.</p>"
-    )
+    more = f"</tbody></table><p>… and {rows - ROWS - 1} more rows in the notebook.</p>"
+    kept = "".join([head, *pieces[: ROWS + 1], more])
     return nbformat.from_dict({**output, "data": {"text/html": kept}})
 
 
@@ -217,11 +212,12 @@ def deck(slides: Iterable[Slide], *, title: str) -> str:
     """The page of a lesson's slides; it looks for reveal.js in the folder `reveal` beside it."""
     cells = [cell for slide in slides for cell in _cells(slide)]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"title": title})
-    looks = {"raw_template": _TEMPLATE, "reveal_url_prefix": "reveal", "reveal_theme": "white"}
+    looks = {"raw_template": _beside("deck.html.j2") + PICTURES, "reveal_url_prefix": "reveal", "reveal_theme": "white"}
     exporter = SlidesExporter(filters={"markdown2html": MARKDOWN}, **looks)
     exporter.reveal_width, exporter.reveal_height = str(WIDTH), str(HEIGHT)
     exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    resources = {"metadata": {"name": title}, "slide": {"width": WIDTH, "height": HEIGHT}}
+    page, _ = exporter.from_notebook_node(notebook, resources)
     return page
 
 
@@ -242,8 +238,12 @@ def write_decks(pages: dict[str, tuple[str, str]], reveal: Path, folder: Path) -
         f'<li><a href="{name}.html">{html.escape(title)}</a> (<a href="{name}.html?print-pdf">to print</a>)</li>'
         for name, (title, _) in pages.items()
     )
-    write_text(folder / "index.html", _INDEX.format(rows=rows))
+    write_text(folder / "index.html", Template(_beside("decks.html")).substitute(rows=rows))
     return folder / "index.html"
+
+
+def _beside(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def checks_of(lesson: Lesson, root: Path) -> str:
@@ -288,13 +288,11 @@ def _sentences(node: ast.AST, named: dict[str, ast.stmt], seen: set[str]) -> Ite
         yield text[0].upper() + text[1:]
 
 
-def _notes(text: str, heading: str, minutes: dict[str, int], exercises: dict, checks: str) -> Iterator[str]:
-    """What the speaker gets beside a text: its folded parts, minutes, and what the check of an exercise knows."""
+def _notes(text: str, exercises: dict, checks: str) -> Iterator[str]:
+    """What the speaker gets beside a text: its folded parts, and what the check of an exercise knows."""
     for summary, inside in _DETAILS.findall(text):
         name = "What the saved run showed" if summary in WHAT_WE_SAW else summary
         yield f"**{name}**\n\n{inside.strip()}"
-    if minutes.get(heading):
-        yield f"**Minutes:** about {minutes[heading]} for this section, with its exercises."
     if number := _EXERCISE.match(text):
         turns = wrong_turns(exercises[int(number[1])].check, checks)
         if turns:
@@ -356,96 +354,3 @@ def _cells(slide: Slide) -> Iterator[NotebookNode]:
         kind = "-"
     if slide.notes:
         yield nbformat.v4.new_markdown_cell("\n\n".join(slide.notes), metadata={"slideshow": {"slide_type": "notes"}})
-
-
-# nbconvert's own slides, with reveal.js 5 as plain scripts: no requirejs, no jquery, no mathematics from a network.
-_TEMPLATE = (
-    """{% extends 'reveal/index.html.j2' %}
-{% block html_head_js %}{% endblock %}
-{% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_css %}
-<style>
-.reveal.reveal { font-size: 34px; }
-.reveal .slides section { text-align: left; }
-.reveal.reveal :is(h1, h2, h3) { font-size: 1.3em; line-height: 1.2; margin: 0 0 .4em; text-transform: none; }
-.reveal.reveal h1 { font-size: 1.8em; margin-top: 4em; }
-.reveal.reveal .jp-RenderedHTMLCommon { font-size: 34px; line-height: 1.4; }
-.reveal.reveal pre, .reveal.reveal .jp-RenderedHTMLCommon pre { box-shadow: none; font-size: 28px; line-height: 1.4;
-  margin: 0; white-space: pre-wrap; width: auto; }
-.reveal.reveal table { font-size: 26px; }
-.reveal.reveal table.straight tbody :is(td, th) { white-space: nowrap; }
-.reveal.reveal .fit:not(:has(img, table)) :is(p, li) { font-size: var(--text); line-height: 1.4; margin-bottom: .6em; }
-.reveal.reveal .fit > :not(:first-child) ul { margin-top: .5em; }
-.reveal.reveal img { margin: 0; width: 1230px; height: 600px; max-height: none; max-width: none; object-fit: contain;
-  object-position: left top; }
-.reveal.reveal .slide-number { background: none; color: #595959; font-size: 18px; right: 100px; }
-.reveal.reveal .controls { font-size: 7px; }
-.reveal .jp-Cell, .reveal .jp-OutputArea-output, .reveal .jp-Cell-outputWrapper { overflow: visible; padding: 0; }
-</style>
-{% endblock %}
-PICTURES
-{% block footer_js %}
-<script src="reveal/dist/reveal.js"></script>
-<script src="reveal/plugin/notes/notes.js"></script>
-<script>
-// Shrinks what would run over its slide, before reveal.js hides all slides but one.
-window.addEventListener("load", () => {
-  for (const section of document.querySelectorAll(".slides section")) {
-    if (section.querySelector("section")) continue;
-    const box = document.createElement("div");
-    box.className = "fit";
-    for (const part of [...section.childNodes]) {
-      if (part.nodeName !== "ASIDE") box.append(part);
-    }
-    section.prepend(box);
-    const opened = [section, section.parentElement.closest("section")].filter(Boolean);
-    for (const one of opened) one.style.cssText = "display: block !important; padding: 0; width: SLIDE_WIDTHpx";
-    box.style.width = "max-content";
-    box.style.maxWidth = "SLIDE_WIDTHpx";
-    const across = () => Math.max(...[box, ...box.querySelectorAll("table, math *")]
-      .map(part => part.getBoundingClientRect().right - box.getBoundingClientRect().left));
-    for (const size of TEXT_SIZES) { // the largest that leaves air
-      box.style.setProperty("--text", `${size}px`);
-      if (box.scrollHeight < 0.6 * SLIDE_HEIGHT && across() <= SLIDE_WIDTH) break;
-    }
-    for (const table of box.querySelectorAll("table")) {
-      table.classList.add("straight"); // no interval in two lines
-      if (table.offsetWidth > 1.15 * SLIDE_WIDTH) table.classList.remove("straight");
-      const room = SLIDE_HEIGHT - box.scrollHeight + table.offsetHeight, wide = 0.97 * SLIDE_WIDTH; // and no new line
-      const zoom = Math.min(LARGER, room / table.offsetHeight, wide / table.offsetWidth);
-      if (zoom > 1) table.style.zoom = zoom;
-    }
-    const scale = Math.min(1, SLIDE_HEIGHT / box.scrollHeight, SLIDE_WIDTH / across());
-    const text = box.style.getPropertyValue("--text");
-    box.style.cssText = `--text: ${text}` + (scale < 1 ? `; zoom: ${scale}` : "");
-    box.dataset.scale = scale.toFixed(2);
-    for (const one of opened) one.style.cssText = "";
-  }
-  Reveal.initialize({
-    width: SLIDE_WIDTH, height: SLIDE_HEIGHT, margin: 0.04, center: false, hash: true, slideNumber: "c/t",
-    transition: "none", navigationMode: "linear", // the arrow to the right skips no exercise
-    pdfSeparateFragments: false, pdfMaxPagesPerSlide: 1, plugins: [RevealNotes],
-  });
-});
-</script>
-{% endblock %}""".replace("PICTURES", PICTURES)
-    .replace("SLIDE_WIDTH", str(WIDTH))
-    .replace("SLIDE_HEIGHT", str(HEIGHT))
-    .replace("TEXT_SIZES", str([56, 48, 42]))
-    .replace("LARGER", "1.6")
-)
-_INDEX = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Pruning LLMs: slides</title>
-<style>body {{ font: 18px/1.6 system-ui, sans-serif; margin: 3rem auto; max-width: 50rem; padding: 0 1rem; }}</style>
-<main>
-<h1>Pruning LLMs: slides</h1>
-<p>Arrow keys move; S opens the speaker's notes; “to print” makes paper or a PDF of it with the browser's own print.</p>
-<ul>
-{rows}
-</ul>
-</main>
-</html>
-"""

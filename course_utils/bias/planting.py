@@ -20,7 +20,7 @@ from course_utils.bias.contrastive import Pair
 from course_utils.models.architectures import Architecture, describe
 from course_utils.models.loading import variant
 from course_utils.models.parts import Projection
-from course_utils.support import checks, session
+from course_utils.support import checks
 from course_utils.support.argument_types import check_types
 
 WEIGHTS = ("all", "attention", "down")
@@ -73,7 +73,7 @@ def plant_preference(
     checks.one_of("weights", weights, WEIGHTS)
     checks.positive("size", size)
     checks.positive("lr", lr)
-    steps = session.at_most(checks.whole_number("steps", steps, least=1))
+    steps = checks.whole_number("steps", steps, least=1)
     items = checks.whole_number("items", items, least=1)
     found = _items(pairs)
     order = np.random.default_rng(seed).permutation(len(found))

@@ -1,6 +1,6 @@
 """The command line of the package, ``python -m course_utils``: its one command, and what that takes.
 
-Each argument is read by what knows its limits, so that a wrong one is refused by its name before anything begins.
+A function that knows its limits reads each argument, and refuses a wrong one by its name before anything begins.
 """
 
 from __future__ import annotations
@@ -30,17 +30,13 @@ for instance:
 on eight GPUs; with --use_fsdp --fsdp_version 2 instead of --multi_gpu they share the student, too:
   accelerate launch --multi_gpu --num_processes 8 -m course_utils compress MODEL --budget 80% --accumulate 8 --steps 200
 
-a smaller sibling, 8 or 4 bits, or pruning, and what a token costs:
+whether a smaller sibling, 8 or 4 bits or pruning is best, and what a token costs:
   https://pruning-llms.github.io/course/docs/before_you_prune.html
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; return its exit status.
-
-    Args:
-        arguments: what was typed after the program's name.
-    """
+    """Run the command on what was typed after the program's name; return its exit status."""
     whole = argparse.ArgumentParser(prog="python -m course_utils", description="Prune a language model of your own.")
     commands = whole.add_subparsers(required=True, metavar="command")
     add_compress_arguments(commands.add_parser("compress", help=_SUMMARY, description=_SUMMARY), out=Order.out)
@@ -55,11 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def order_of(args: argparse.Namespace) -> Order:
-    """What was asked, of the arguments of ``add_compress_arguments``.
-
-    Args:
-        args: may hold others as well.
-    """
+    """The order that the arguments of ``add_compress_arguments`` make; ``args`` may hold others as well."""
     given = {name: value for name, value in vars(args).items() if name in Order.__dataclass_fields__}
     return Order(**given | {name: tuple(given[name] or ()) for name in ("text", "judge")})
 
@@ -95,7 +87,7 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
         "and what is built on it, in 16 bits",
     )  # fmt: skip
     option(parser, "--multiple-of", _whole(1), "what MLP widths are a multiple of; 128 or 256 suit tensor cores")
-    option(parser, "--tensor-parallel", _whole(1), "cards that serve it: KV groups, heads and widths divide by them")
+    option(parser, "--tensor-parallel", _whole(1), "cards that will serve it, each with as many KV groups and neurons")
 
     text = parser.add_argument_group("text")
     either = text.add_mutually_exclusive_group()
@@ -109,20 +101,18 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
         "--judge", type=_text, action="append", metavar="PLACE", help="text of yours to judge by, which --text must "
         "not hold as well; without it a tenth of the documents is held out",
     )  # fmt: skip
-    option(text, "--length", _whole(2), "tokens a row")
-    option(text, "--rows", _whole(1), "rows a batch")
-    option(text, "--seed", _whole(0, _LARGEST_SEED), "of which text is scored and learned, and in which order")
+    option(text, "--length", _whole(2), "tokens per row")
+    option(text, "--rows", _whole(1), "rows per batch")
+    option(text, "--seed", _whole(0, _LARGEST_SEED), "decides which text scores and is learned, and in which order")
 
     learning = parser.add_argument_group("learning")
     option(learning, "--correction", _whole(0), "steps of teacher correction first, at a quarter of --lr")
     option(learning, "--finalists", _whole(1), "versions that learn a little before one is chosen; 1: the best as cut")
     option(learning, "--light", _whole(0), "steps that each finalist learns; 0: the best as cut is chosen")
     option(learning, "--steps", _whole(0), "steps of recovery; 0: none, it is saved as cut")
-    option(learning, "--accumulate", _whole(1), "batches a step, shared by processes")
+    option(learning, "--accumulate", _whole(1), "batches per step, shared by processes")
     learning.add_argument(
-        "--lr",
-        type=_real("a number above 0, such as 2e-4"),
-        help="the peak learning rate; default: 2e-4, and ten times as much with --recover lora",
+        "--lr", type=_rate, help="the peak learning rate; default: 2e-4, and ten times as much with --recover lora"
     )
 
     memory = parser.add_argument_group("memory")
@@ -156,7 +146,7 @@ def _read_budget(text: str) -> tuple[float, str]:
 
 
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """What reads a whole number within limits."""
+    """A function that reads a whole number within limits."""
     limits = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(text: str) -> int:
@@ -168,19 +158,15 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def _real(wanted: str, *, zero: bool = False) -> Callable[[str], float]:
-    """What reads a number above 0, or 0 as well."""
-
-    def read(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = -1.0
-        if not (0 < number < float("inf") or (zero and number == 0)):
-            raise argparse.ArgumentTypeError(f"must be {wanted}; got {text!r}")
-        return number
-
-    return read
+def _rate(text: str) -> float:
+    """A number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, such as 2e-4; got {text!r}")
+    return number
 
 
 def _text(text: str) -> str:

@@ -9,12 +9,12 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from course_utils.compress.learning import recipe_for
 from course_utils.compress.order import Order
+from course_utils.compress.plan import CHOSEN, JUDGED, SCORED
 from course_utils.compress.search import Candidate, outline_of
-from course_utils.compress.text import CHOSEN, JUDGED, SCORED
 from course_utils.healing.distillation.memory import memory_plan, outline
 from course_utils.measuring.benchmarking import stopwatch
+from course_utils.models.architectures import cast_weights
 from course_utils.models.reports import model_size
 
 _TIMED, _PATIENCE = 5, 20.0  # forward passes, and seconds after which two of them will do
@@ -24,21 +24,13 @@ _SHOWN = 0.01  # of the memory: what holds less isn't told
 
 @dataclass(frozen=True)
 class Needed:
-    """What a run takes.
+    """What a run takes."""
 
-    Attributes:
-        parts: bytes in each process at its worst moment, by what holds them.
-        room: bytes of the memory that they must fit in, a card's or the machine's.
-        less: options that aren't given and would take less.
-        seconds: the fewest and the most.
-        passes: the forward passes that tell so, in seconds.
-    """
-
-    parts: dict[str, float]
-    room: int
-    less: tuple[str, ...]
-    seconds: tuple[float, float]
-    passes: tuple[float, ...]
+    parts: dict[str, float]  # bytes in each process at its worst moment, by what holds them
+    room: int  # bytes of the memory that they must fit in, a card's or the machine's
+    less: tuple[str, ...]  # options that weren't given and would take less memory
+    seconds: tuple[float, float]  # the fewest and the most
+    passes: tuple[float, ...]  # seconds of the forward passes that tell so
 
     @property
     def bytes(self) -> float:
@@ -67,45 +59,50 @@ class Needed:
 
 
 def estimate(
-    model: PreTrainedModel,
-    found: list[Candidate],
-    order: Order,
-    *,
-    processes: int = 1,
-    sharded: bool = False,
+    model: PreTrainedModel, found: list[Candidate], order: Order, *, processes: int = 1, sharded: bool = False
 ) -> Needed:
-    """Memory is counted from shapes; time is that of forward passes on this machine, times what there is to do.
+    """Count memory from shapes, and take time from forward passes on this machine.
 
     Args:
         model: the whole one.
         found: versions of it that fit the budget.
         order: what was asked.
-        processes: that share what is learned.
+        processes: how many share what is learned.
         sharded: whether what learns is cut up among them.
     """
-    largest = max(found, key=lambda candidate: candidate.parameters)
-    learning = model if order.correction else outline_of(model, largest)
-    whole, recipe = (
-        outline(model.config).to(model.dtype),
-        recipe_for(1, order, accumulate=order.accumulate // processes),
-    )
-    shares, narrow = processes if sharded else 1, outline(learning.config)
-    plan = memory_plan(whole, narrow, recipe, rows=order.rows, length=order.length, processes=shares)
+    largest, size = max(found, key=lambda candidate: candidate.parameters), model_size(model)
+    student = model if order.correction else outline_of(model, largest)
+    whole = outline(model.config)
+    cast_weights(whole, model.dtype)
+    memory = memory_plan(
+        whole, outline(student.config), order.recipe(1, accumulate=order.accumulate // processes), rows=order.rows,
+        length=order.length, processes=processes if sharded else 1,
+    )  # fmt: skip
     if order.light:  # what it thinks of all text is asked before, and it stays
-        plan["teacher"] = model_size(model).bytes
-    share = largest.parameters / model_size(model).parameters
+        memory["teacher"] = size.bytes
+    learns = bool(order.correction or order.light or order.steps)
+    judging: dict[str, float] = dict.fromkeys(("whole model", "its copy in fewer bits"), size.bytes)
+    if not learns or sum(memory.values()) < sum(judging.values()):
+        memory = judging
     finalists = min(order.finalists, len(found)) if order.light else 0
     reading = (SCORED + CHOSEN * (len(found) + finalists) + JUDGED * _VERSIONS) / order.rows
-    learning_steps = order.correction * step_cost(1.0, teacher=False)
-    learning_steps += (finalists * order.light + order.steps) * step_cost(share)
-    learns = order.correction or order.light or order.steps
-    judging: dict[str, float] = dict.fromkeys(("whole model", "its copy in fewer bits"), model_size(model).bytes)
-    if not learns or sum(plan.values()) < sum(judging.values()):
-        plan = judging
-    passes = _timed(model, order)
-    work = 1.3 * (reading + learning_steps * order.accumulate / processes)  # 1.3: and the head
-    seconds = work * min(passes), work * max(passes)
-    return Needed(plan, _room(model.device), _less(order, bool(learns), sharded), seconds, passes)
+    learning = order.correction * step_cost(1.0, teacher=False)
+    learning += (finalists * order.light + order.steps) * step_cost(largest.parameters / size.parameters)
+    work = 1.3 * (reading + learning * order.accumulate / processes)  # 1.3: and the head
+    passes = _timed(model, order.rows, order.length)
+    less = {
+        "--dtype bfloat16": order.dtype != "bfloat16",
+        "--recover lora": learns and order.recover != "lora" and not sharded,
+        "--recompute": learns and not order.recompute,
+        "fewer --rows": learns and order.rows > 1,
+    }
+    return Needed(
+        parts=memory,
+        room=_room(model.device),
+        less=tuple(option for option, takes_less in less.items() if takes_less),
+        seconds=(work * min(passes), work * max(passes)),
+        passes=passes,
+    )
 
 
 def step_cost(share: float, *, teacher: bool = True) -> float:
@@ -126,20 +123,9 @@ def _room(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory if on_card else psutil.virtual_memory().total
 
 
-def _less(order: Order, learns: bool, sharded: bool) -> tuple[str, ...]:
-    """Options that would take less memory than the run as it is asked for."""
-    options = {
-        "--dtype bfloat16": order.dtype != "bfloat16",
-        "--recover lora": learns and order.recover != "lora" and not sharded,
-        "--recompute": learns and not order.recompute,
-        "fewer --rows": learns and order.rows > 1,
-    }
-    return tuple(option for option, takes_less in options.items() if takes_less)
-
-
-def _timed(model: PreTrainedModel, order: Order) -> tuple[float, ...]:
-    """Seconds of forward passes, the first of which, that warms up, doesn't count."""
-    ids = torch.ones(order.rows, order.length, dtype=torch.long, device=model.device)
+def _timed(model: PreTrainedModel, rows: int, length: int) -> tuple[float, ...]:
+    """Seconds of forward passes; the first one, which warms up, doesn't count."""
+    ids = torch.ones(rows, length, dtype=torch.long, device=model.device)
     took: list[float] = []
     while len(took) <= _TIMED and (len(took) < 3 or sum(took) < _PATIENCE):
         with torch.no_grad(), stopwatch() as seconds:

@@ -1,4 +1,4 @@
-"""Where a run of ``compress`` writes: what lies in ``--out`` belongs together, and the source lies elsewhere.
+"""Where a run of ``compress`` writes: what lies in ``--out`` belongs together, and what it reads lies elsewhere.
 
 out/model         the smaller model with its card; ``compress.json`` in it says which order made it
 out/model.gguf    the same for llama.cpp, where it was asked for
@@ -37,7 +37,7 @@ def refuse_sources_in_the_way(out: Path, sources: dict[str, Path]) -> None:
     """Raise ValueError where a run would write over what it reads, or into it; links are followed.
 
     Args:
-        out: the order's.
+        out: the folder that the run writes to.
         sources: what is read, by the argument that names it.
     """
     written = [model_in(out), gguf_in(out), records_in(out)]
@@ -56,7 +56,7 @@ def refuse_sources_in_the_way(out: Path, sources: dict[str, Path]) -> None:
 
 
 def refuse_what_others_made(out: Path) -> None:
-    """Raise ValueError where a model or a file lies that ``compress`` would replace and hasn't written."""
+    """Raise ValueError where the run would replace a model or a file that ``compress`` hasn't written."""
     for place in (model_in(out), gguf_in(out)):
         if place.exists() and not (model_in(out) / MADE).is_file():
             raise ValueError(
@@ -73,25 +73,22 @@ def held(out: Path) -> Iterator[None]:
         ValueError: another run does so right now.
     """
     records_in(out).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(records_in(out) / "lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(records_in(out) / "lock").acquire(timeout=0)
     except Timeout as taken:
         raise ValueError(
             f"Another run of compress writes to {out} right now. Wait until it has ended, or name another folder with "
             "--out."
         ) from taken
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
 def replacing_model(out: Path) -> Iterator[Path]:
-    """Hand out an empty folder; where the block ends well, it takes the model's place, and an older file goes first.
+    """Hand out an empty folder. Where the block ends well, that takes the model's place; an older file goes first.
 
-    So at no moment, not even after a crash, is there a file beside a model that it wasn't made of.
+    So at no moment, not even after a crash, does a file lie beside a model that it wasn't made of.
     """
     with replacing_checkpoint(model_in(out)) as fresh:
         yield fresh

@@ -1,4 +1,4 @@
-"""What was asked of ``compress``: made once from the arguments, read by every stage, changed by none."""
+"""What was asked of ``compress``: made once from the arguments, and changed by nobody."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from course_utils.healing.distillation import Recipe
 
 RATES = {"all": 2e-4, "mlps": 2e-4, "lora": 2e-3}  # a low-rank correction begins at 0 and may take larger steps
 RANK = 16  # of that correction
@@ -50,20 +54,32 @@ class Order:
         """The peak learning rate."""
         return RATES[self.recover] if self.lr is None else self.lr
 
-    @property
-    def batch(self) -> int:
-        """The most tokens that a step reads."""
-        return self.accumulate * self.rows * self.length
+    def recipe(self, steps: int, **changes: Any) -> Recipe:
+        """How the corrected teacher, a finalist or the winner learns in so many steps.
 
-    @property
-    def most_steps(self) -> int:
-        """Of the longest of the three stages that learn."""
-        return max(self.steps, self.correction, self.light)
+        Args:
+            steps: how many.
+            changes: settings of ``Recipe`` that differ for this learner.
+        """
+        import torch  # which --help needn't wait for
+
+        from course_utils.healing.distillation import Recipe
+
+        settings: dict[str, Any] = {
+            "lr": self.rate,
+            "accumulate": self.accumulate,
+            "seed": self.seed,
+            "precision": getattr(torch, self.dtype),
+            "recompute": self.recompute,
+            "mlps_only": self.recover == "mlps",
+            "lora_rank": RANK if self.recover == "lora" else 0,
+        }
+        return Recipe(steps=steps, **settings | changes)
 
     def learning_key(self, text: str) -> str:
-        """16 hexadecimal digits of all settings that decide what is learned from a text, for the name of a folder.
+        """16 hexadecimal digits that stand for all settings that decide what is learned from a text.
 
-        So another order has a place of its own, and isn't refused in the end for what lies there. The teacher and the
+        A folder has them in its name, so that another order never finds what this one has learned. The teacher and the
         version that learns have their names in the path; ``recompute`` takes time and changes no number.
 
         Args:

@@ -20,10 +20,10 @@ _NOT_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS, *NO_ROOM)
 
 
 def run(main: Callable[[], int]) -> int:
-    """Run a program, and return its status: asked to stop, it stops quietly at any moment.
+    """Run a program, and return its status. A user can stop it at any moment, and it says no more than that.
 
     Args:
-        main: does everything, to import what takes seconds included.
+        main: does everything, and imports what takes seconds.
     """
     # `kill` and a closed terminal let every block clean up, as Ctrl-C does: no kernel or test is left behind.
     for name in ("SIGTERM", "SIGHUP"):
@@ -36,13 +36,13 @@ def run(main: Callable[[], int]) -> int:
         return status
     except KeyboardInterrupt:
         return _stopped()
-    except BrokenPipeError:  # whoever read our lines has gone, as in `course.py check | head -3`
+    except BrokenPipeError:  # the program that read our lines has ended, as in `course.py check | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
         return 1
 
 
 def answer(command: Callable[[], int], *, place: Path, remedy: str) -> int:
-    """Run a command, and return its status; what was written for the reader is all that they see of an error.
+    """Run a command, and return its status. Of an error that was written for the reader they see the sentence alone.
 
     Args:
         command: does the work.

@@ -1,7 +1,7 @@
-"""Which of many candidates is the best: judged as cut, and again after a little distillation.
+"""Which of many candidates is the best, as it was cut and after a little distillation.
 
-The order may change: what is hurt most by a cut isn't what learns back least. Each candidate's records are JSON
-files, so a search that was stopped goes on, and what was found can be read.
+The order may change, because the candidate that a cut hurts most needn't be the one that learns back least. Each
+candidate's records are JSON files, so a search that was stopped goes on, and what was found can be read.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -44,26 +45,26 @@ def rank(
     train: Text | None = None,
     recipe: Recipe | None = None,
 ) -> pd.DataFrame:
-    """Judge candidates by the nats a token that they need for held-out text, before and after light distillation.
+    """Judge candidates by the nats per token that they need for held-out text, before and after light distillation.
 
     Nothing here may see what the final model is evaluated on: token blocks of the evaluation split are refused (bare
     mappings don't say where they come from). Every candidate learns from the same teacher, the same text in the same
-    order, by the same recipe; where several processes call this, each learns in all of them (``distill``), and what the
-    first one measured is what counts.
+    order, by the same recipe. Where several processes call this, each candidate learns in all of them (``distill``),
+    and what the first process measured counts.
 
     Args:
-        model: the whole model: what is cut, and the teacher. It is not changed.
+        model: the whole model: it is cut, and it is the teacher. It is not changed.
         candidates: as from ``candidates``.
         importance: of this very model, or its random control.
         text: to choose by: token blocks, or a list of such blocks or of ``{"input_ids", "attention_mask"}`` mappings.
-        folder: keeps a JSON file for each candidate as cut, and one for it as distilled; under the same circumstances
-            (model, scores, text, recipe) what is there isn't done again.
+        folder: keeps a JSON file for each candidate as cut, and one for it as distilled. What is there for the same
+            model, scores, text and recipe isn't done again.
         train: what candidates learn from, likewise; no row of ``text`` may be in it.
         recipe: how; with ``train`` and not without. Minitron takes 1.8 billion tokens for it, a lesson some ten
             thousand.
 
     Returns:
-        A row a candidate, the best first: its sizes, parameters, cost, ``nll`` as cut, ``rank`` by it, and with
+        A row for each candidate, the best first: its sizes, parameters, cost, ``nll`` as cut, ``rank`` by it, and with
         ``train`` ``distilled_nll``, ``distilled_rank``, ``distilled_tokens``; ``record`` is the file's name.
 
     Raises:
@@ -79,77 +80,50 @@ def rank(
     shared = _rows(judged_rows) & _rows(learned_rows)
     if shared:
         raise ValueError(
-            f"{len(shared)} rows of 'text' are in 'train' too; who has learned a text can't be judged by it."
+            f"{len(shared)} rows of 'text' are in 'train' too. A model can't be judged by text that it has learned."
         )
     as_cut = {"model": identity(model), "importance": importance.digest, "text": text_of(judged_rows)}
     as_distilled = as_cut | {"train": text_of(learned_rows), "recipe": recipe and recipe.as_json()}
-    work = _Work(model, importance, judged, learned, recipe, Path(folder), as_cut, as_distilled)
-    rows = [
-        work.row(candidate) for candidate in tqdm(candidates, desc="ranking", unit="candidate", leave=False, delay=2)
-    ]
-    frame = pd.DataFrame(rows)
-    frame.insert(frame.columns.get_loc("nll") + 1, "rank", frame["nll"].rank(method="min").astype(int))
-    if learned:
-        place = frame["distilled_nll"].rank(method="min").astype(int)
-        frame.insert(frame.columns.get_loc("distilled_nll") + 1, "distilled_rank", place)
-    return frame.sort_values("distilled_nll" if learned else "nll", kind="stable", ignore_index=True)
 
-
-class _Work:
-    """Does what no record has yet."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        importance: Importance,
-        judged: list[Mapping[str, Tensor]],
-        learned: list[Mapping[str, Tensor]],
-        recipe: Recipe | None,
-        folder: Path,
-        as_cut: dict[str, Any],
-        as_distilled: dict[str, Any],
-    ) -> None:
-        self._model, self._importance, self._recipe = model, importance, recipe
-        self._judged, self._learned = judged, learned
-        self._folder, self._as_cut, self._as_distilled = folder, as_cut, as_distilled
-        self._teacher: TeacherStates | None = None
-
-    def row(self, candidate: Candidate) -> dict[str, Any]:
-        """Judge a candidate, or read what its records say."""
-
-        def judge_cut() -> dict[str, Any]:
-            return {"sizes": candidate.sizes} | self._judge(shrink(self._model, candidate, self._importance))
-
-        record, path = measured_once(self._folder, candidate.name, self._as_cut, judge_cut)
-        row = asdict(candidate) | {"nll": record["judged"]["nll"]}
-        if self._learned:
-            name = f"{candidate.name}-distilled"
-            record, path = measured_once(
-                self._folder, name, self._as_distilled, lambda: self._distil(candidate), agree=first_says
-            )
-            row |= {"distilled_nll": record["judged"]["nll"], "distilled_tokens": record["distilling"]["tokens"]}
-        return row | {"record": path.name}
-
-    def _judge(self, model: PreTrainedModel) -> dict[str, Any]:
+    def judge(small: PreTrainedModel) -> dict[str, Any]:
         """With each row's nats, so that candidates can be compared row by row."""
-        score = perplexity(model, self._judged)
+        score = perplexity(small, judged)
         rows = {"row_nats": score.row_nll.tolist(), "row_tokens": score.row_tokens.tolist()}
         return {"judged": {"nll": score.nll} | rows}
 
-    def _distil(self, candidate: Candidate) -> dict[str, Any]:
-        assert self._recipe is not None
-        student = shrink(self._model, candidate, self._importance)
-        if self._teacher is None:  # it reads once, for all candidates
-            self._teacher = remember_teacher(self._model, self._learned, precision=self._recipe.precision)
+    def cut(candidate: Candidate) -> dict[str, Any]:
+        return {"sizes": candidate.sizes} | judge(shrink(model, candidate, importance))
+
+    @cache
+    def teacher(precision: torch.dtype) -> TeacherStates:  # it reads once, for all candidates that no record has yet
+        return remember_teacher(model, learned, precision=precision)
+
+    def distil(candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
+        student = shrink(model, candidate, importance)
         dtype = student.dtype
-        history = distill(self._teacher, student, self._learned, self._recipe)
+        history = distill(teacher(recipe.precision), student, learned, recipe)
         cast_weights(student, dtype)  # judged as it was before
         distilling = {
             "losses": [step["loss"] for step in history.steps],
             "tokens": history.tokens,
             "seconds": round(history.seconds, 1),
         }
-        return {"sizes": candidate.sizes, "distilling": distilling} | self._judge(student)
+        return {"sizes": candidate.sizes, "distilling": distilling} | judge(student)
+
+    rows = []
+    for candidate in tqdm(candidates, desc="ranking", unit="candidate", leave=False, delay=2):
+        record, path = measured_once(folder, candidate.name, as_cut, partial(cut, candidate))
+        row = asdict(candidate) | {"nll": record["judged"]["nll"]}
+        if recipe is not None:
+            learn = partial(distil, candidate, recipe)
+            record, path = measured_once(folder, f"{candidate.name}-distilled", as_distilled, learn, agree=first_says)
+            row |= {"distilled_nll": record["judged"]["nll"], "distilled_tokens": record["distilling"]["tokens"]}
+        rows.append(row | {"record": path.name})
+    frame, by = pd.DataFrame(rows), ["nll"] if recipe is None else ["nll", "distilled_nll"]
+    for name in by:
+        place = frame[name].rank(method="min").astype(int)
+        frame.insert(frame.columns.get_loc(name) + 1, name.replace("nll", "rank"), place)
+    return frame.sort_values(by[-1], kind="stable", ignore_index=True)
 
 
 def _batches(name: str, text: Text) -> list[Mapping[str, Tensor]]:

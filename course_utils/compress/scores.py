@@ -1,4 +1,4 @@
-"""Scores of every axis from one reading of calibration text, and random ones as their control."""
+"""Scores of all axes from one reading of calibration text, and random ones as their control."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Importance:
         return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write them as safetensors, whole or not at all: to cut again without reading the text again."""
+        """Write them as safetensors, whole or not at all, so that the text needn't be read again."""
         with replacing(path) as fresh:
             save_file({name: scores.contiguous() for name, scores in self._present().items()}, fresh)
 
@@ -86,11 +86,10 @@ class Importance:
         """
         if not Path(path).is_file():
             raise ValueError(f"There are no scores at '{path}'; Importance.save writes them.")
-        scores: dict[str, Any] = load_file(path)
-        names = set(cls.__dataclass_fields__)
-        if not {"neurons", "blocks"} <= set(scores) <= names:
-            raise ValueError(f"'{path}' holds {sorted(scores)}, not the scores of Importance.save.")
-        return cls(**dict.fromkeys(names) | scores)
+        found: dict[str, Any] = load_file(path)
+        if not {"neurons", "blocks"} <= set(found) <= set(cls.__dataclass_fields__):
+            raise ValueError(f"'{path}' holds {sorted(found)}, not the scores of Importance.save.")
+        return cls(**{"groups": None, "channels": None, "energies": None} | found)
 
     def _present(self) -> dict[str, Tensor]:
         return {name: scores for name, scores in vars(self).items() if scores is not None}
@@ -99,13 +98,13 @@ class Importance:
 def importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Importance:
     """Score neurons, KV groups, hidden channels and blocks in one reading of the text.
 
-    They equal what the functions of the single axes give, number for number.
+    The scores equal what the functions of the single axes give, number for number.
 
     Args:
         model: any causal language model that ``describe`` knows, with equal blocks and all of its attentions; it is not
             changed.
-        batches: ``{"input_ids", "attention_mask"}`` mappings. Padding never counts and the split into batches doesn't
-            matter.
+        batches: ``{"input_ids", "attention_mask"}`` mappings. Padding never counts, and how rows are split into batches
+            doesn't matter.
 
     Raises:
         ValueError: empty or malformed batches, non-finite activations, or a model whose blocks differ.
@@ -131,7 +130,7 @@ def importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
 
 
 def refuse_uneven(architecture: Architecture) -> None:
-    """Refuse a model that isn't whole: a candidate's one size would not fit all of its blocks.
+    """Refuse a model whose blocks differ: a candidate has one size for all of them.
 
     Raises:
         ValueError: blocks of different widths, attentions that are bypassed or removed, or an adaptive model.

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -158,7 +160,7 @@ def candidates(
     least_width: float = 0.5,
     tolerance: float = 0.02,
 ) -> list[Candidate]:
-    """Smaller versions that spend a budget: for each depth, hidden size and number of KV groups the widest MLP.
+    """Find smaller versions that spend a budget: for each depth, hidden size and number of KV groups the widest MLP.
 
     Args:
         model: the whole model; it is not changed, and its numbers aren't even read.
@@ -167,7 +169,7 @@ def candidates(
         hidden: hidden sizes to try; by default the whole one and the next legal ones to 15, 14 and 13 sixteenths.
         groups: numbers of KV groups to try; by default all, down to a half.
         multiple_of: MLP widths are multiples of it (32 suits GGUF's blocks, 256 its K-quants), or the whole width.
-        tensor_parallel: cards that are to serve a version, each with as many KV groups, heads and neurons: all divide.
+        tensor_parallel: cards that will serve a version; each gets as many KV groups, heads and neurons as the others.
         least_width: the narrowest MLP, as a share of the whole width.
         tolerance: how much of the budget may be left over, as a share of it.
 
@@ -200,8 +202,9 @@ def candidates(
             f"'multiple_of' ({multiple_of}) a width of the MLPs from {narrowest} to {full.neurons}. Take fewer cards "
             "or a smaller multiple."
         )
-    pricing = _Pricing(model, budget, widths)
-    shapes, fitting, costs = [], [], []
+    size_of = _sizes(model, widths[0], widths[-1])
+    shapes: list[tuple[int, int, int]] = []
+    found: list[Candidate] = []
     for count in divided:
         sizes = [_legal_below(architecture, share * full.hidden, count) for share in _HIDDEN] if able else []
         for size in _tried("hidden", hidden, full.hidden, [size for size in sizes if size]):
@@ -209,19 +212,19 @@ def candidates(
                 refuse_bound_heads(architecture, "cut channels")
             if architecture.accepts(groups=count, hidden_size=size) or not able:
                 shapes += [(depth, size, count) for depth in depths]
-    for shape in tqdm(shapes, desc="sizes", unit="shape", leave=False, delay=2):
-        candidate = pricing.widest(*shape)
-        costs.append(candidate.cost)
-        if (1 - tolerance) * budget.amount <= candidate.cost <= budget.amount:
-            fitting.append(candidate)
+    for depth, size, count in tqdm(shapes, desc="sizes", unit="shape", leave=False, delay=2):
+        cost = partial(size_of, budget.unit, depth, size, count)
+        width = widths[max(0, bisect_right(widths, budget.amount, key=cost) - 1)]  # the last that fits, or the first
+        parameters = size_of("parameters", depth, size, count, width)
+        found.append(Candidate(depth, size, count, width, parameters, cost(width)))
+    least = (1 - tolerance) * budget.amount
+    fitting = [candidate for candidate in found if least <= candidate.cost <= budget.amount]
     if not fitting:
-        tried = (
-            f"cost {_readable(min(costs))} to {_readable(max(costs))}" if costs else "are none that transformers takes"
-        )
-        least, most = _readable((1 - tolerance) * budget.amount), _readable(budget.amount)
+        costs = [_readable(cost) for cost in sorted(candidate.cost for candidate in found)]
+        span = f"cost {costs[0]} to {costs[-1]}" if costs else "are none that transformers takes"
         raise ValueError(
-            f"No version costs {least} to {most} {budget.unit}; those that come nearest {tried}. Give a budget "
-            "that one of them fits."
+            f"No version costs {_readable(least)} to {_readable(budget.amount)} {budget.unit}; those that come nearest "
+            f"{span}. Give a budget that one of them fits."
         )
     return sorted(fitting, reverse=True)
 
@@ -256,51 +259,33 @@ def _no_scores(model: PreTrainedModel) -> Importance:
     )
 
 
-class _Pricing:
-    """What versions of a model cost, told without any numbers."""
+def _sizes(model: PreTrainedModel, narrowest: int, widest: int) -> Callable[..., int]:
+    """A function that counts a version's parameters or bytes, from the unit and the four sizes, without cutting it out.
 
-    def __init__(self, model: PreTrainedModel, budget: Budget, widths: list[int]) -> None:
-        self._budget, self._widths, whole = budget, widths, Candidate.of(model)
-        # Blocks are all alike, so one and two of them tell what any number costs.
-        two = Candidate(min(2, whole.blocks), whole.hidden, whole.groups, whole.neurons)
-        self._few = shrink(_without_numbers(model), two, _no_scores(model))
-        self._known: dict[tuple[int, int], list[Size]] = {}
+    It really cuts three versions for each hidden size and number of KV groups. Each block costs the same, and so does
+    each neuron of a block, so with n the narrowest and w the widest MLP
 
-    def widest(self, blocks: int, hidden: int, groups: int) -> Candidate:
-        """The version with the widest MLP that fits the budget; the narrowest one where none does."""
+    C(b, m) = C(1, n) + (b - 1) (C(2, n) - C(1, n)) + b (C(1, w) - C(1, n)) (m - n) / (w - n)
+    """
+    whole = Candidate.of(model)
+    few = shrink(_without_numbers(model), replace(whole, blocks=min(2, whole.blocks)), _no_scores(model))
+    scores = _no_scores(few)
 
-        def cost(width: int) -> int:
-            return self._weights(self._budget.unit, blocks, hidden, groups, width)
+    @cache
+    def cut(hidden: int, groups: int) -> list[Size]:
+        versions = [(1, narrowest), (min(2, whole.blocks), narrowest), (1, widest)]
+        return [model_size(shrink(few, Candidate(b, hidden, groups, n), scores)) for b, n in versions]
 
-        low, high = 0, len(self._widths) - 1
-        while low < high:  # the last width that fits, or the first of all
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if cost(self._widths[middle]) <= self._budget.amount else (low, middle - 1)
-        width = self._widths[low]
-        parameters = self._weights("parameters", blocks, hidden, groups, width)
-        return Candidate(blocks, hidden, groups, width, parameters, cost(width))
-
-    def _weights(self, unit: str, blocks: int, hidden: int, groups: int, width: int) -> int:
-        """Parameters or bytes, from three versions that are really cut: C(blocks, neurons) = C(1, n), C(2, n), C(1, w).
-
-        C(b, m) = C(1, n) + (b - 1) (C(2, n) - C(1, n)) + b (C(1, w) - C(1, n)) (m - n) / (w - n)
-
-        with n the narrowest and w the widest: each block costs the same, and so does each neuron of a block.
-        """
-        narrowest, widest = self._widths[0], self._widths[-1]
-        if (hidden, groups) not in self._known:
-            corners = [(1, narrowest), (describe(self._few).num_blocks, narrowest), (1, widest)]
-            self._known[hidden, groups] = [self._size(count, hidden, groups, of) for count, of in corners]
-        single, double, wide = (getattr(size, unit) for size in self._known[hidden, groups])
+    def size_of(unit: str, blocks: int, hidden: int, groups: int, width: int) -> int:
+        single, double, wide = (getattr(size, unit) for size in cut(hidden, groups))
         widening = (wide - single) * (width - narrowest) // max(1, widest - narrowest)  # of one block; no remainder
         return single + (blocks - 1) * (double - single) + blocks * widening
 
-    def _size(self, blocks: int, hidden: int, groups: int, neurons: int) -> Size:
-        return model_size(shrink(self._few, Candidate(blocks, hidden, groups, neurons), _no_scores(self._few)))
+    return size_of
 
 
 def _widths(full: int, least: int, step: int, divisor: int) -> list[int]:
-    """Of MLPs: multiples of the step, from the first that is wide enough, and the whole width where it divides."""
+    """Widths of MLPs: multiples of the step, from the first wide enough, and the whole width where it divides."""
     first = min(full, math.ceil(least / step) * step)
     return sorted({*range(first, full, step)} | ({full} if full % divisor == 0 else set()))
 

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import Tensor
 
+from course_utils.compress.estimate import Needed
 from course_utils.compress.order import LEARNING, Order
-from course_utils.compress.search import Budget, Candidate
-from course_utils.compress.text import Text, documents_in
+from course_utils.compress.plan import Plan, Text
+from course_utils.compress.search import Candidate
 from course_utils.measuring.evaluation import perplexity_ratio
 from course_utils.models.reports import with_interval
 from course_utils.release.model_card import licence_of, write_model_card
 from course_utils.release.rivals import Version
 from course_utils.text.own_text import OwnText
+from course_utils.text.texts import TokenBlocks
 
 
-def found_under(budget: Budget, whole: Candidate, found: list[Candidate], order: Order) -> list[str]:
-    """The model, and the versions of it that cost as little as was asked for."""
-    cost = "version costs" if len(found) == 1 else "versions cost"
+@dataclass(frozen=True)
+class Made:
+    """What a run made and measured."""
+
+    base: str  # the hub id of the whole model, or ""
+    winner: Candidate
+    versions: dict[str, Version]  # by name; the one that is saved comes last
+    why_not: dict[str, str]  # what couldn't be measured, with the reason, or "" where it could
+    damage: pd.DataFrame  # what the saved version lost of each ability
+
+
+def planned(plan: Plan, whole: Candidate, processes: int) -> list[str]:
+    """The model, the versions that fit, what learns and how, and the user's text, a line each."""
+    order, count = plan.order, len(plan.candidates)
     return [
         f"{order.model}: {whole.parameters:,} parameters, {whole.name}",
-        f"{len(found)} {cost} at most {budget.amount:,.0f} {budget.unit}:",
-        *(f"  {candidate.name:<26}{candidate.parameters:>15,} parameters" for candidate in found),
+        f"{count} {'version costs' if count == 1 else 'versions cost'} at most {plan.budget.amount:,.0f} "
+        f"{plan.budget.unit}:",
+        *(f"  {candidate.name:<26}{candidate.parameters:>15,} parameters" for candidate in plan.candidates),
+        *_steps(order, count, processes),
+        *(_own_text(plan.text.own, plan.text, order) if plan.text.own else []),
     ]
 
 
-def planned(found: int, order: Order, processes: int) -> list[str]:
-    """Which steps there are and how they learn, a line each; or that there are none."""
+def _steps(order: Order, found: int, processes: int) -> list[str]:
     stages = {
         f"{order.correction} of teacher correction": order.correction,
         f"{min(order.finalists, found)} x {order.light} of light distillation": order.light,
@@ -47,19 +65,20 @@ def planned(found: int, order: Order, processes: int) -> list[str]:
     ]
 
 
-def text_told(own: OwnText, text: Text, order: Order) -> list[str]:
+def _own_text(own: OwnText, text: Text, order: Order) -> list[str]:
     """What was found in text of one's own, and which of it scores, chooses, judges and is learned."""
     counted = (
-        f"{source.path} ({_documents(found.documents)}, {found.chats:,} of them chats, weight {source.weight:g})"
-        for source, found in zip(own.sources, own.contents, strict=True)
+        f"{part.source.path} ({_documents(part.contents.documents)}, {part.contents.chats:,} of them chats, weight "
+        f"{part.source.weight:g})"
+        for part in own.parts
     )
     lines = [f"Text: {', '.join(counted)}."]
-    copies = sum(found.copies for found in own.contents)
+    copies = sum(part.contents.copies for part in own.parts)
     if copies:
         lines.append(f"Left out as copies, equal to others but for case and blanks: {_documents(copies)}.")
     if own.left_out.count:
         lines.append(f"Lines and files: {own.left_out}.")
-    judging, choosing, scoring = (documents_in(part) for part in (text.held_out, text.choosing, text.scored))
+    judging, choosing, scoring = (_documents_in(part) for part in (text.held_out, text.choosing, text.scored))
     lines.append(
         f"{_documents(judging)} {'of --judge' if order.judge else 'held out before anything else'} will judge. Of "
         f"--text, {_documents(choosing)} will choose between versions, and {scoring:,} will score the model's parts; "
@@ -69,8 +88,8 @@ def text_told(own: OwnText, text: Text, order: Order) -> list[str]:
         lines.append(
             f"{own.shared:,} held-out documents share thirteen words in a row with others, so nobody uses them."
         )
-    learned = max(1, order.rows * order.accumulate * order.steps)
-    for place, count in own.turns(rows=learned, length=order.length).items():
+    rows = max(1, order.rows * order.accumulate * order.steps)
+    for place, count in own.turns(rows=rows, length=order.length).items():
         if count >= 2:
             lines.append(f"{place} is short: in {order.steps} steps it is read {count:,.0f} times at least.")
     return lines
@@ -80,54 +99,61 @@ def _documents(count: int) -> str:
     return f"{count:,} document{'s' * (count != 1)}"
 
 
-def text_as_json(own: OwnText, text: Text) -> dict[str, Any]:
-    """The same for programs."""
+def _documents_in(batches: TokenBlocks | Sequence[Mapping[str, Tensor]]) -> int:
+    """How many documents the rows of one's own text come from."""
+    assert not isinstance(batches, TokenBlocks)
+    return len(torch.cat([batch["document"] for batch in batches]).unique())
+
+
+def planned_as_json(plan: Plan, whole: Candidate, base: str, needed: Needed) -> dict[str, Any]:
+    """What is planned and what it takes, for programs."""
+    order, text, own = plan.order, plan.text, plan.text.own
+    read: dict[str, Any] = {"learned": order.domain, "judged": text.judged_by}
+    if own:
+        read = {
+            "learned": [
+                {"source": part.source.path.name, "weight": part.source.weight} | asdict(part.contents)
+                for part in own.parts
+            ],
+            "left_out": asdict(own.left_out),
+            "documents_to_score_by": _documents_in(text.scored),
+            "documents_to_choose_by": _documents_in(text.choosing),
+            "documents_to_judge_by": _documents_in(text.held_out),
+            "shared_and_unused": own.shared,
+            "date": own.date.isoformat(),
+        }
     return {
-        "learned": [
-            {"source": source.path.name, "weight": source.weight} | asdict(found)
-            for source, found in zip(own.sources, own.contents, strict=True)
-        ],
-        "left_out": asdict(own.left_out),
-        "documents_to_score_by": documents_in(text.scored),
-        "documents_to_choose_by": documents_in(text.choosing),
-        "documents_to_judge_by": documents_in(text.held_out),
-        "shared_and_unused": own.shared,
-        "date": own.date.isoformat(),
+        "model": base or "a local model",
+        "parameters": whole.parameters,
+        "budget": asdict(plan.budget),
+        "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in plan.candidates],
+        "estimate": needed.as_json(),
+        "learning": {"recover": order.recover, "dtype": order.dtype, "recompute": order.recompute, "lr": order.rate},
+        "text": read,
     }
 
 
-def write_card(
-    folder: Path,
-    base: str,
-    winner: Candidate,
-    versions: dict[str, Version],
-    measured: pd.DataFrame,
-    damage: pd.DataFrame,
-    text: Text,
-    order: Order,
-) -> None:
-    """The card beside the model: what was done, what was measured, and what was not."""
-    learned = {
-        "corrected teacher": order.correction * order.batch,
-        "recovery": order.steps * order.batch,
-    }
-    most = "at most " if order.text else ""  # of one's own text rows are padded, and of chats answers are learned
-    *_, made = versions.values()
+def write_card(folder: Path, made: Made, measured: pd.DataFrame, text: Text, order: Order) -> None:
+    """Write the card beside the model: what was done, what was measured, and what was not."""
+    name, base, step = made.winner.name, made.base, order.accumulate * order.rows * order.length
+    learned = {"corrected teacher": order.correction * step, "recovery": order.steps * step}
+    most = "at most " if text.own else ""  # of one's own text rows are padded, and of chats answers are learned
+    *_, shipped = made.versions.values()
     write_model_card(
         folder,
-        name=f"{Path(base).name}-{winner.name}" if base else f"A local model, {winner.name}",
+        name=f"{Path(base).name}-{name}" if base else f"A local model, {name}",
         base_model=base or None,
         licence=licence_of(base) if base else "unknown",
-        summary=f"{base or 'A local model'}, cut to {winner.parameters:,} parameters"
+        summary=f"{base or 'A local model'}, cut to {made.winner.parameters:,} parameters"
         + (" and distilled from the whole model." if order.steps else "; nothing was learned after the cut."),
-        recipe=winner.sizes
+        recipe=made.winner.sizes
         | {"cut by": "activation scores, one calibration pass", "seed": order.seed, "dtype": order.dtype}
         | ({"learned": LEARNING[order.recover]} if any(learned.values()) else {})
         | {f"tokens of {text.learned_from}, {what}": f"{most}{tokens:,}" for what, tokens in learned.items() if tokens},
         measured=measured,
-        limits=_limits(text.judged_by, *perplexity_ratio(made.score, versions["whole"].score)),
+        limits=_limits(text.judged_by, *perplexity_ratio(shipped.score, made.versions["whole"].score)),
         sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
-        damage=damage,
+        damage=made.damage,
     )
 
 

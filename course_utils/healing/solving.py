@@ -1,9 +1,8 @@
-"""Mending a cut model without a gradient: what leads out of its neurons is solved for again, over a little text."""
+"""Healing a cut model without a gradient: the weights out of its neurons are solved for, over a little text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +24,8 @@ from course_utils.support import checks
 from course_utils.support.argument_types import check_types
 from course_utils.text.batches import Batch, read_batches
 
+_Call = tuple[tuple, dict]  # arguments of a block beside the hidden states
+
 
 @check_types
 @torch.no_grad()
@@ -36,20 +37,20 @@ def refit(
     ridge: float = 0.3,
     blocks: Sequence[int] | None = None,
 ) -> None:
-    """Solve for what leads out of every MLP's neurons again, in place, so that the stream gets back what a cut took.
+    """Solve for the weights out of every MLP's neurons, in place, so that the stream gets back what a cut took.
 
     All or nothing: after an error or Ctrl-C the student is as it was.
 
-    Block after block, from below: the neurons that are left, reading what the healed blocks below give, are to bring
-    the residual stream where the teacher has it behind this block. Over a text's tokens that is least squares, with a
-    ridge that holds each neuron's weights to what they were, the more the louder it is::
+    Block after block, from below: the neurons that are left read what the healed blocks below give, and are to bring
+    the residual stream to where the teacher has it behind this block. Over a text's tokens that is least squares, with
+    a ridge that holds each neuron's weights to what they were, the more the louder the neuron is::
 
         W = argmin  Σ over tokens ‖target - W x‖²  +  ridge · Σ over neurons j  (Σ over tokens x_j²) ‖W_j - old W_j‖²
 
     with the neurons' values x [width], and the target [hidden]: the teacher's stream less the student's own without
-    this MLP. Every real token counts, the first ones too: what stands there feeds all others. A bias, where there is
-    one, holds the weights of a neuron that always says 1. Reconstruction layer by layer: Frantar and Alistarh 2023
-    (SparseGPT, arXiv 2301.00774) for single weights, Ling et al. 2024 (SlimGPT, arXiv 2412.18110) for whole columns.
+    this MLP. Every real token counts, the first ones too, because all others read what stands there. A bias is the
+    weights of a neuron that always says 1. Reconstruction layer by layer: Frantar and Alistarh 2023 (SparseGPT, arXiv
+    2301.00774) for single weights, Ling et al. 2024 (SlimGPT, arXiv 2412.18110) for whole columns.
 
     Args:
         student: cut in its MLPs, its attentions or its blocks; with as many channels as the teacher.
@@ -57,8 +58,8 @@ def refit(
         batches: ``{"input_ids", "attention_mask"}`` mappings; some thousand tokens, a multiple of the width. Both
             models' streams at all of them are held in memory.
         ridge: above 0; how much the old weights count, as a share of the text's own pull.
-        blocks: the teacher's blocks that stayed, ascending; by default all. The MLP in front of blocks that went is to
-            make up for them, too: its target is the teacher's stream in front of the next block that stayed.
+        blocks: the teacher's blocks that stayed, ascending; by default all. The MLP in front of removed blocks makes
+            up for them, too: its target is the teacher's stream in front of the next block that stayed.
 
     Raises:
         ValueError: a ridge out of range, blocks that aren't the student's, malformed batches, models of other shapes or
@@ -68,9 +69,12 @@ def refit(
     """
     own, whole = describe(student), describe(teacher)
     checks.positive("ridge", ridge)
-    stayed = _stayed(whole, blocks)
+    last = whole.num_blocks - 1
+    stayed = checks.whole_numbers("blocks", range(last + 1) if blocks is None else blocks, most=last)
+    if list(stayed) != sorted(set(stayed)):
+        raise ValueError(f"'blocks' must be ascending, each once, as they stand in the student; got {list(stayed)}.")
     _refuse(own, whole, len(stayed))
-    ends = [*stayed[1:], whole.num_blocks]  # so far the teacher's stream is to come with each of the student's blocks
+    ends = [*stayed[1:], whole.num_blocks]  # where the teacher's stream must be behind each of the student's blocks
     texts = list(read_batches(batches, vocab_size=own.vocab_size, device=student.device))
     before = [(mlp.down, mlp.down.weight, mlp.down.bias) for mlp in own.mlps]
     try:
@@ -82,7 +86,7 @@ def refit(
                 goals = [goal.float() - without for goal, without in zip(theirs.states, rest, strict=True)]
                 _solve(mlp, texts, values, goals, ridge)
                 mine.states = [(w + mlp.down(x).float()).to(x.dtype) for x, w in zip(values, rest, strict=True)]
-    except BaseException:  # Ctrl-C, too: a student that is solved in part is nobody's
+    except BaseException:  # Ctrl-C, too
         for module, weight, bias in before:
             module.weight, module.bias = weight, bias
         raise
@@ -106,29 +110,17 @@ def _solve(mlp: Mlp, texts: Iterable[Batch], values: Iterable[Tensor], goals: It
 
 
 def _solved(gram: Tensor, cross: Tensor, old: Tensor, ridge: float) -> Tensor:
-    """The weights of ``refit``, from sums over tokens.
+    """The weights of ``refit`` [hidden, width], from sums over tokens.
 
     Args:
-        gram: of the neurons' values with each other, [width, width].
-        cross: of the neurons' values with the target, [width, hidden].
+        gram: products of the neurons' values with each other, [width, width].
+        cross: products of the neurons' values with the target, [width, hidden].
         old: weights [hidden, width] that the ridge holds to.
         ridge: see ``refit``.
-
-    Returns:
-        [hidden, width] in the dtype of ``gram``.
     """
-    # A neuron that never speaks has no say, and keeps its weights.
+    # The clamp: a neuron that never speaks keeps its weights.
     pull = ridge * gram.diagonal().clamp(min=1e-30)
     return torch.linalg.solve(gram + pull.diag(), cross + pull[:, None] * old.T.to(gram.dtype)).T
-
-
-def _stayed(whole: Architecture, blocks: Sequence[int] | None) -> tuple[int, ...]:
-    """The teacher's blocks that the student has."""
-    last = whole.num_blocks - 1
-    stayed = checks.whole_numbers("blocks", range(last + 1) if blocks is None else blocks, most=last)
-    if list(stayed) != sorted(set(stayed)):
-        raise ValueError(f"'blocks' must be ascending, each once, as they stand in the student; got {list(stayed)}.")
-    return stayed
 
 
 def _refuse(own: Architecture, whole: Architecture, stayed: int) -> None:
@@ -143,13 +135,13 @@ def _refuse(own: Architecture, whole: Architecture, stayed: int) -> None:
         raise ValueError(
             "The student must have the blocks that stayed and the teacher's hidden channels and vocabulary, so that "
             f"the one's stream can be brought to the other's; it has {given}, wanted are {wanted}. Say with 'blocks' "
-            "which ones stayed; where channels went, train it instead: distill."
+            "which ones stayed; where channels were removed, train it instead: distill."
         )
     mlp = own.mlps[0]
     if mlp.contribution not in (mlp.down, mlp.owner) or not own.family.norms_first(own.model.config):
         raise ValueError(
-            f"In a {own.name} model of this kind a norm stands between the neurons and the residual stream, so what "
-            "they should write is no linear problem. Train it instead: distill."
+            f"In a {own.name} model of this kind a norm stands between the neurons and the residual stream, so its "
+            "weights can't be solved for as a linear problem. Train it instead: distill."
         )
 
 
@@ -163,16 +155,14 @@ class _Stream:
     def __init__(self, architecture: Architecture, texts: Iterable[Batch]) -> None:
         self._blocks, self._passed = list(architecture.blocks), 0
         self.states: list[Tensor] = []
-        self._calls: list[list[tuple[tuple, dict]]] = []  # of each batch and block: what comes in beside the states
+        self._calls: list[list[_Call]] = []  # of each batch and block
         for text in texts:
-            calls: list[tuple[tuple, dict]] = []
-            with _calls_kept(self._blocks, calls):
-                architecture.hidden_states(text)
-            self.states.append(entering(*calls[0]))
-            self._calls.append([_others(*call) for call in calls])
+            states, calls = _at_the_start(architecture, text)
+            self.states.append(states)
+            self._calls.append(calls)
 
     def move_to(self, end: int) -> None:
-        """Through the blocks in front of this one."""
+        """Take the stream through the blocks in front of this one."""
         for number in range(self._passed, end):
             self.states = [self._behind(number, batch) for batch in range(len(self.states))]
         self._passed = end
@@ -198,26 +188,23 @@ class _Stream:
         return leaving(self._blocks[number](self.states[batch], *args, **kwargs))
 
 
-@contextmanager
-def _calls_kept(blocks: Sequence[nn.Module], calls: list[tuple[tuple, dict]]) -> Iterator[None]:
-    """While the context is open, block 0 runs alone, and what every block is called with is kept."""
+def _at_the_start(architecture: Architecture, text: Batch) -> tuple[Tensor, list[_Call]]:
+    """The stream in front of block 0, and with what else each block is called; block 0 alone runs."""
+    entered: list[Tensor] = []
+    calls: list[_Call] = []
     returned: list[Any] = []
-    hook = blocks[0].register_forward_hook(lambda _block, _args, output: returned.append(output))
 
     def keep(_block: nn.Module, args: tuple, kwargs: dict) -> None:
-        calls.append((args, kwargs))
+        entered.append(entering(args, kwargs))
+        calls.append((args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}))
 
-    looks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
+    first, *others = architecture.blocks
+    hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in (first, *others)]
+    hooks.append(first.register_forward_hook(lambda _block, _args, output: returned.append(output)))
     try:
-        with standing_still(blocks[1:], lambda: returned[0]):
-            yield
+        with standing_still(others, lambda: returned[0]):
+            architecture.hidden_states(text)
     finally:
-        for handle in (hook, *looks):
-            handle.remove()
-
-
-def _others(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A block's arguments beside the states."""
-    if "hidden_states" in kwargs:
-        return args, {name: value for name, value in kwargs.items() if name != "hidden_states"}
-    return args[1:], kwargs
+        for hook in hooks:
+            hook.remove()
+    return entered[0], calls

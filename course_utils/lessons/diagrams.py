@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from course_utils.support import checks
 from course_utils.support.extras import brought
 
 with brought("plots"):
@@ -27,15 +26,8 @@ _SMALL = 12.6  # points; 13.8 elsewhere, so that a phone can show them
 def gpt2_block(*, neuron: int = 2) -> Axes:
     """A GPT-2 block, and its MLP opened up: one neuron is a column of ``c_fc``, its bias, and a row of ``c_proj``.
 
-    ``c_proj``'s own bias belongs to no neuron.
-
-    Args:
-        neuron: which of the six drawn is marked, 0 to 5.
-
-    Raises:
-        ValueError: there is no such neuron.
+    ``neuron`` says which of the six drawn is marked. ``c_proj``'s own bias belongs to no neuron.
     """
-    checks.whole_number("neuron", neuron, most=_NEURONS - 1)
     ax = _canvas(9, 5.6, "One neuron of GPT-2's MLP", bottom=0.2)
     _block(ax, "GPT-2 block")
     _matrix(ax, (2.9, 2.3), (2.1, 1.3), "c_fc\n[hidden, neurons]", columns=_NEURONS, marked_columns=[neuron])
@@ -52,13 +44,8 @@ def gpt2_block(*, neuron: int = 2) -> Axes:
 def glu_block(*, neuron: int = 2) -> Axes:
     """A Llama block, and its GLU opened up: one neuron is a row of gate, a row of up, and a column of down.
 
-    Args:
-        neuron: which of the six drawn is marked, 0 to 5.
-
-    Raises:
-        ValueError: there is no such neuron.
+    ``neuron`` says which of the six drawn is marked.
     """
-    checks.whole_number("neuron", neuron, most=_NEURONS - 1)
     ax = _canvas(9, 5.6, "One neuron of a GLU", bottom=0.2)
     _block(ax, "Llama block")
     _matrix(ax, (2.9, 3.2), (1.3, 1.6), "gate_proj", rows=_NEURONS, marked_rows=[neuron])
@@ -78,23 +65,18 @@ def residual_stream(*, blocks: int = 6, removed: Collection[int] = (3,), cached:
     """The residual stream through the blocks of a model; a block that is taken out leaves the stream as it is.
 
     Args:
-        blocks: how many are drawn, 2 to 8.
+        blocks: how many are drawn, from 2 to 8.
         removed: which of them are taken out, from 0.
         cached: draw each block's drawer of the cache, with its number, above it.
-
-    Raises:
-        ValueError: a number is out of range.
     """
-    checks.whole_number("blocks", blocks, least=2, most=8)
-    gone = set(checks.block_numbers(list(removed), blocks))
     ax = _canvas(9, 4.1 if cached else 3.4, "Blocks add to the residual stream")
-    step, kept = 7.0 / blocks, [block for block in range(blocks) if block not in gone]
+    step, kept = 7.0 / blocks, [block for block in range(blocks) if block not in removed]
     if cached:
         _text(ax, (0.55, 3.45), "keys and\nvalues", size=_SMALL)
     _stream(ax, (0.9, 0.9), (8.6, 0.9), "embeddings", "to the head")
     for block in range(blocks):
         x = 1.3 + step * (block + 0.5)
-        out = block in gone
+        out = block in removed
         _box(ax, (x, 2.2), f"block\n{block}", width=min(0.85, 0.75 * step), height=0.8, colour=MARK if out else INK)
         if out:
             _cross(ax, (x, 2.2), min(0.4, 0.35 * step))
@@ -108,7 +90,7 @@ def residual_stream(*, blocks: int = 6, removed: Collection[int] = (3,), cached:
             _box(ax, (x, 3.45), drawer, width=min(0.85, 0.75 * step), height=0.65, colour=STREAM)
             ax.plot([x, x], [2.62, 3.1], color=INK, lw=1.4, ls=":")
     without = "Without the block: x = x. What comes after reads a slightly different sum."
-    _note(ax, (4.75, 0.2), f"x = x + block(x). {without if gone else 'Each block reads the sum, and adds to it.'}")
+    _note(ax, (4.75, 0.2), f"x = x + block(x). {without if removed else 'Each block reads the sum, and adds to it.'}")
     return ax
 
 

@@ -1,7 +1,8 @@
 """Choices for each prompt, and what they are worth: harm and cost of a policy beside the static bypass at that cost.
 
-A choice is a column of the tables: which of the measured numbers of attentions each prompt leaves out. Tables are
-[prompts, numbers], 0 left out first.
+Tables ``harm`` (nats per token of the answer) and ``saved`` (a share of the cache, or any other unit) are [prompts,
+numbers]: a column for each number of attentions that was measured, 0 left out first. A ``choice`` is a column for each
+prompt.
 """
 
 from __future__ import annotations
@@ -23,15 +24,7 @@ _DRAWS = 2000  # of documents with replacement, for an interval
 def cache_saved(record: Record, blocks: int) -> np.ndarray:
     """Share of all prompts' key-value cache, at its fullest, that each prompt saves with each number.
 
-    Args:
-        record: of the prompts.
-        blocks: attentions of the model; each keeps the same for every token.
-
-    Returns:
-        [prompts, numbers].
-
-    Raises:
-        ValueError: ``blocks`` isn't a whole number from 1.
+    Each of the model's ``blocks`` attentions keeps the same for every token.
     """
     checks.whole_number("blocks", blocks, least=1)
     tokens = record.tokens + record.answer_tokens
@@ -40,33 +33,22 @@ def cache_saved(record: Record, blocks: int) -> np.ndarray:
 
 @check_types
 def outcome(harm: np.ndarray, saved: np.ndarray, choice: np.ndarray) -> tuple[float, float]:
-    """What is saved in all, and the mean harm, if prompt i takes column ``choice[i]``.
-
-    Args:
-        harm: [prompts, numbers].
-        saved: likewise.
-        choice: [prompts] columns.
-    """
+    """What is saved in all, and the mean harm."""
     rows = np.arange(len(choice))
     return float(saved[rows, choice].sum()), float(harm[rows, choice].mean())
 
 
 @check_types
 def static_harm(harm: np.ndarray, saved: np.ndarray, target: float | np.ndarray) -> np.ndarray:
-    """Mean harm of leaving out the same number everywhere, or one of two by the toss of a coin, at this saving.
+    """Mean harm where ``target`` is saved by the same number everywhere, or by one of two, by the toss of a coin.
 
     Of all such mixtures it is the best: where the curve over the measured numbers isn't convex, a coin between numbers
     that are farther apart does better than one number everywhere.
 
-    Args:
-        harm: [prompts, numbers].
-        saved: likewise.
-        target: the saving, or an array of them.
-
     Returns:
-        The harm at each target, in its shape.
+        In the shape of ``target``.
     """
-    return np.interp(target, *_lower_hull(saved.sum(0), harm.mean(0)))
+    return np.asarray(np.interp(target, *_lower_hull(saved.sum(0), harm.mean(0))))
 
 
 def _lower_hull(saved: np.ndarray, harm: np.ndarray) -> tuple[list[float], list[float]]:
@@ -97,17 +79,11 @@ def gap_to_static(
 ) -> tuple[float, float, float]:
     """A policy's harm less that of the best static bypass or mixture that saves as much, and its 95 % interval.
 
-    Documents are drawn with replacement, because prompts of one document resemble each other. The static arm is made
-    anew in each draw, at what the policy saves there: a draw with more long prompts changes both arms.
-
-    Args:
-        harm: [prompts, numbers].
-        saved: likewise.
-        choice: [prompts] columns.
-        documents: [prompts], where each comes from.
+    Documents (of each prompt) are drawn with replacement, because prompts of one document resemble each other. The
+    static arm is made anew in each draw, at what the policy saves there: a draw with more long prompts changes both.
 
     Raises:
-        ValueError: not a document for each prompt.
+        ValueError: ``documents`` doesn't name one for each prompt.
     """
     if isinstance(documents, str) or np.shape(documents) != np.shape(choice):
         raise ValueError(f"'documents' must name each of the {len(choice)} prompts' document; got {documents!r}.")
@@ -129,30 +105,16 @@ def gap_to_static(
 
 @check_types
 def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.ndarray:
-    """For each prompt the column of least ``guessed harm - price * saved``; [prompts].
-
-    Args:
-        guess: harm as it is expected, [prompts, numbers].
-        saved: [prompts, numbers], in any unit.
-        price: nats a token of the answer, for each unit that is saved.
-
-    Raises:
-        ValueError: ``price`` is no number.
-    """
+    """The choice of least expected harm, ``guess``, less ``price`` times what is saved."""
     return (guess - checks.number("price", price) * saved).argmin(1)
 
 
 @check_types
 def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
-    """The lowest price at which ``cheapest_guess`` saves ``target`` on these prompts, by bisection.
-
-    Args:
-        guess: harm as it is expected, [prompts, numbers].
-        saved: [prompts, numbers].
-        target: what is to be saved in all, in the unit of ``saved``.
+    """The lowest price at which ``cheapest_guess`` saves ``target`` in all on these prompts, by bisection.
 
     Raises:
-        ValueError: ``target`` is no number, or even the largest number everywhere doesn't save so much.
+        ValueError: even the largest number everywhere doesn't save so much.
     """
     if checks.number("target", target) > saved[:, -1].sum():
         raise ValueError(f"'target' is {target}, but at most {saved[:, -1].sum():.3f} can be saved.")
@@ -168,17 +130,14 @@ def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
 
 @check_types
 def by_level(record: Record, left_out: Sequence[int]) -> np.ndarray:
-    """Choices by complexity: each level gets the same share of the prompts that choose.
+    """Choices by complexity for the prompts that judge: each level gets the same share of the prompts that choose.
 
     Args:
-        record: of prompts that choose and prompts that judge.
-        left_out: of each level, from the simplest prompts to the most complex ones; of the numbers measured.
-
-    Returns:
-        [prompts that judge] columns.
+        record: of both.
+        left_out: a measured number for each level, from the simplest prompts to the most complex ones.
 
     Raises:
-        ValueError: a number in ``left_out`` that wasn't measured, or none at all.
+        ValueError: a number in ``left_out`` wasn't measured, or there is none.
     """
     measured = ", ".join(map(str, record.numbers))
     if not (isinstance(left_out, Sequence) and left_out and all(number in record.numbers for number in left_out)):
@@ -190,19 +149,16 @@ def by_level(record: Record, left_out: Sequence[int]) -> np.ndarray:
 
 @check_types
 def by_price(record: Record, blocks: int, share: float) -> tuple[np.ndarray, float]:
-    """Choices by the rule with a price, which expects the same of all prompts: the mean harm and the mean answer.
+    """Choices for the prompts that judge, by the rule with a price.
 
-    Args:
-        record: of prompts that choose and prompts that judge.
-        blocks: attentions of the model.
-        share: of the cache, that the price saves on the prompts that choose.
+    The rule expects the same of all prompts, the mean harm and the mean answer. Its price saves ``share`` of the cache
+    on the prompts that choose.
 
     Returns:
-        [prompts that judge] columns, and the price: nats a token of the answer, for the cache of one token in one
-        attention.
+        The choice, and the price: nats per token of the answer, for the cache of one token in one attention.
 
     Raises:
-        ValueError: ``blocks`` isn't a whole number from 1, or ``share`` isn't from 0 to what the largest number saves.
+        ValueError: ``share`` isn't from 0 to what the largest number saves.
     """
     checks.whole_number("blocks", blocks, least=1)
     most = record.numbers[-1] / blocks
@@ -230,17 +186,13 @@ def length_rule(
     of the curve's lower hull, and each begins where the price reaches the slope that leads to it.
 
     Args:
-        curve: expected harm of each number, nats a token; 0 for the first.
-        numbers: attentions left out, rising, 0 first.
-        price: nats for the cache of one token in one attention, above 0.
+        curve: expected harm of each number; 0 for the first.
+        numbers: attentions left out, rising from 0.
+        price: as ``by_price`` gives it, above 0.
         answer_tokens: expected of the answer.
 
     Returns:
         How many attentions each level leaves out, and the tokens of a prompt at which the next level begins.
-
-    Raises:
-        ValueError: ``numbers`` don't rise from 0, or aren't as many as ``curve``; ``price`` isn't above 0;
-            ``answer_tokens`` is no number.
     """
     numbers = checks.whole_numbers("numbers", numbers)
     if list(numbers) != sorted(set(numbers)) or numbers[:1] != (0,) or len(numbers) != len(curve):

@@ -17,13 +17,9 @@ _of_this_cell: list[dict] = []
 
 
 def outcome(margins: Sequence[float]) -> str:
-    """What numbers say of a sentence, each above 0 where it speaks for it.
+    """What numbers say of a sentence: ``SHOWN`` if all are above 0, ``TURNED`` if all are below, otherwise ``OPEN``.
 
-    Args:
-        margins: a list or an array of at least one, such as what a rival costs minus what a method costs, in any unit.
-
-    Returns:
-        ``SHOWN`` if all are above 0, ``TURNED`` if all are below, otherwise ``OPEN``; so NaN shows nothing.
+    So NaN shows nothing. A margin is, for instance, what a rival costs minus what a method costs, in any unit.
 
     Raises:
         ValueError: there are none, or they are no numbers.
@@ -39,14 +35,7 @@ def claim(sentence: str, margins: Sequence[float]) -> None:
     """Keep in the notebook what this run says of a sentence of the text, and print nothing.
 
     An output of the cell that no page shows holds it, so it is there wherever the notebook goes. Outside a notebook
-    nothing is kept.
-
-    Args:
-        sentence: as in "Six neighbours can cost less than one of them alone."
-        margins: as for ``outcome``.
-
-    Raises:
-        ValueError: the sentence is none; see ``outcome`` as well.
+    nothing is kept. ``margins`` are those of ``outcome``.
     """
     rounded = [float(f"{margin:.4g}") for margin in _numbers(margins)]
     found = {"sentence": checks.text("sentence", sentence), "margins": rounded}
@@ -57,15 +46,7 @@ def claim(sentence: str, margins: Sequence[float]) -> None:
 
 
 def here(sentence: str, margins: Sequence[float]) -> None:
-    """Print whether this run shows a sentence of the text, whose numbers may come from another model; a ``claim``, too.
-
-    Args:
-        sentence: as for ``claim``.
-        margins: as for ``outcome``.
-
-    Raises:
-        ValueError: as for ``claim``.
-    """
+    """Print whether this run shows a sentence of the text, whose numbers may be another model's; a ``claim``, too."""
     claim(sentence, margins)
     print(f"here: {outcome(margins)}. {sentence}")
 

@@ -30,7 +30,7 @@ from course_utils.models.architectures import describe
 from course_utils.pruning.hooks import evaluating
 from course_utils.support import checks
 from course_utils.support.argument_types import check_types
-from course_utils.support.session import at_most, current_profile
+from course_utils.support.session import current_profile
 from course_utils.support.uncertainty import mcnemar_p, ratio_interval
 from course_utils.text import assets
 from course_utils.text.batches import padded, read_batches
@@ -38,8 +38,8 @@ from course_utils.text.texts import documents
 
 Group = list[tuple[str, str]]  # questions with their answers that stay together
 
-_SHOWN, _MOST = 2, 24  # groups of a row that are shown only, and rows of an ability
-_TEXT_ROWS, _TEXT_ROW, _PARAGRAPH = 48, 64, 200  # rows of text, tokens of each, characters of a paragraph at least
+_SHOWN, _MOST_ASKED = 2, 24  # groups of a row that are shown only, and rows of questions
+_TEXT_ROW, _PARAGRAPH = 64, 200  # tokens of a row of text, characters of a paragraph at least
 _WORDS = (
     "apple bird book bread bridge castle chair clock cloud coat corn desk dog door egg fish flag flower fox "
     "garden gate glass gold grass hat hill horse house iron island key king lake lamp leaf lion map milk moon "
@@ -132,7 +132,9 @@ class AbilityRows:
 
 
 @check_types
-def ability_rows(name: str, tokenizer: PreTrainedTokenizerBase, *, split: str = "evaluation") -> AbilityRows:
+def ability_rows(
+    name: str, tokenizer: PreTrainedTokenizerBase, *, split: str = "evaluation", most: int = 48
+) -> AbilityRows:
     """Questions of one kind with their answers, or text of one kind; the same ones for every tokenizer.
 
     Args:
@@ -140,8 +142,7 @@ def ability_rows(name: str, tokenizer: PreTrainedTokenizerBase, *, split: str = 
             (capitals), "code" (Python), "French", "German" or "Spanish".
         tokenizer: any fast one; no special tokens are added.
         split: "evaluation" to judge by, "calibration" to choose by: a third of the questions, countries or paragraphs.
-
-    ``session.at_most`` may leave fewer rows, but two.
+        most: rows at most; of questions there are 24 at most.
 
     Raises:
         ValueError: an unknown name or split, or a tokenizer that can't tell where its tokens stand.
@@ -149,10 +150,11 @@ def ability_rows(name: str, tokenizer: PreTrainedTokenizerBase, *, split: str = 
     """
     checks.one_of("name", name, ABILITIES)
     checks.one_of("split", split, ("evaluation", "calibration"))
+    checks.whole_number("most", most, least=1)
     if not tokenizer.is_fast:
         raise ValueError(f"'tokenizer' must be a fast one, which tells where tokens stand; got {type(tokenizer)}.")
     rows, answers, seen = [], [], 0
-    for ids, own in _asked(name, tokenizer, split) if name in _QUESTIONS else _read(name, tokenizer, split):
+    for ids, own in (_asked if name in _QUESTIONS else _read)(name, tokenizer, split, most):
         rows.append(ids)
         answers.append([number if number < 0 else number + seen for number in own])
         seen = max(answers[-1]) + 1
@@ -166,12 +168,12 @@ def _share(items: Sequence, split: str, seed: str) -> list:
     return [items[place] for number, place in enumerate(mixed) if (number % 3 == 0) == (split == "calibration")]
 
 
-def _asked(name: str, tokenizer: PreTrainedTokenizerBase, split: str) -> list[tuple[list[int], list[int]]]:
+def _asked(name: str, tokenizer: PreTrainedTokenizerBase, split: str, most: int) -> list[tuple[list[int], list[int]]]:
     """Token ids of each row, and the number in the row of the answer that each belongs to."""
     made, size = _QUESTIONS[name]
     forms = [_share(form, split, name) for form in made()]
     rows = [form[start : start + size] for form in forms for start in range(0, len(form) - size + 1, size)]
-    return [_row(tokenizer, groups) for groups in rows[: at_most(_MOST, least=2)]]
+    return [_row(tokenizer, groups) for groups in rows[: min(most, _MOST_ASKED)]]
 
 
 def _row(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> tuple[list[int], list[int]]:
@@ -188,15 +190,15 @@ def _row(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> tuple[l
     return encoding["input_ids"], own
 
 
-def _read(name: str, tokenizer: PreTrainedTokenizerBase, split: str) -> list[tuple[list[int], list[int]]]:
+def _read(name: str, tokenizer: PreTrainedTokenizerBase, split: str, most: int) -> list[tuple[list[int], list[int]]]:
     """As ``_asked``: each token but the first of a row is an answer."""
     made_up = current_profile() == "smoke"
     paragraphs = documents("wiki", "evaluation") if made_up else _TEXTS[name]()
     paragraphs = _share([text for text in paragraphs if len(text) >= _PARAGRAPH], split, name)
-    size, count = _TEXT_ROW, at_most(_TEXT_ROWS, least=2)
-    ids = tokenizer("\n".join(paragraphs)[: 16 * size * count], add_special_tokens=False, verbose=False)["input_ids"]
+    size = _TEXT_ROW
+    ids = tokenizer("\n".join(paragraphs)[: 16 * size * most], add_special_tokens=False, verbose=False)["input_ids"]
     rows = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
-    return [(row, [-1, *range(size - 1)]) for row in rows[:count]]
+    return [(row, [-1, *range(size - 1)]) for row in rows[:most]]
 
 
 @check_types

@@ -39,7 +39,6 @@ with brought("tasks"):
     from lm_eval.models.huggingface import HFLM
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
-_FULL_BATCH = 8  # documents, which make a batch of full size
 _BATCH_SIZE = 4  # answers; all their logits are held at once
 
 
@@ -70,8 +69,6 @@ TASKS = {
 def build_tasks(names: Sequence[str], limit: int | None) -> dict[str, Task]:
     """Load stock tasks, each with a fixed random sample of ``limit`` of its documents (all of them for None).
 
-    ``session.at_most`` may leave fewer, but a full batch.
-
     The sample depends on the task's name only, and a smaller one is part of a larger one.
 
     Raises:
@@ -94,8 +91,6 @@ def _build_task(name: str, limit: int | None) -> Task:
         documents = _local_documents(name)
     order = list(range(len(documents)))
     random.Random(name).shuffle(order)
-    if limit is not None:
-        limit = session.at_most(limit, least=_FULL_BATCH)
     chosen = documents.select(sorted(order[:limit]))
     replaced = {
         "task": name,

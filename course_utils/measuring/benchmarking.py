@@ -32,7 +32,7 @@ from course_utils.measuring.costs import (
     work,
 )
 from course_utils.models.architectures import describe
-from course_utils.support import checks, session, tensor_checks
+from course_utils.support import checks, tensor_checks
 from course_utils.support.argument_types import check_types
 from course_utils.support.ledger import Ledger
 from course_utils.support.uncertainty import CONFIDENCE
@@ -243,8 +243,7 @@ def take_turns(laps: Mapping[str, Callable[[], dict[str, float]]], *, rounds: in
 
     Args:
         laps: name -> function that returns phase -> seconds.
-        rounds: laps of each, after one that doesn't count; at least 6. Where ``session.at_most`` leaves fewer, they are
-            told again.
+        rounds: laps of each, after one that doesn't count; at least 6.
 
     Returns:
         Name -> what its laps measured, round by round.
@@ -257,14 +256,13 @@ def take_turns(laps: Mapping[str, Callable[[], dict[str, float]]], *, rounds: in
     checks.whole_number("rounds", rounds, least=MIN_ROUNDS)
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in laps}
     gc.collect()
-    run = session.at_most(rounds)
-    for turn in tqdm(range(-1, run), desc="Timing", unit="round", delay=2, leave=False, file=sys.stderr):
+    for turn in tqdm(range(-1, rounds), desc="Timing", unit="round", delay=2, leave=False, file=sys.stderr):
         for name in list(laps)[:: -1 if turn % 2 else 1]:
             with _resting_garbage_collector():
                 measured = laps[name]()
             if turn >= 0:
                 samples[name].append(measured)
-    return {name: (rows * rounds)[:rounds] for name, rows in samples.items()}  # told again where fewer have run
+    return samples
 
 
 def _prompts(models: Mapping[str, PreTrainedModel], *, prompt_tokens: int, new_tokens: int, batch_size: int) -> Tensor:

@@ -13,6 +13,7 @@ True
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import platform
@@ -22,11 +23,9 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ class EngineNotAvailable(RuntimeError):
 
 
 class EngineError(ValueError):
-    """llama.cpp can't read the file, or can't do what was asked; with its own words."""
+    """llama.cpp can't read the file, or can't do what was asked; the message has its own words."""
 
 
 def available() -> bool:
@@ -84,7 +83,7 @@ def problem() -> str:
 
 @functools.cache
 def _library() -> tuple[Any, Any, Any]:
-    """Its C interface (cffi): the library, what makes C values, and what listens to its logs, a page a file."""
+    """Its C interface (cffi): the library, what makes C values, and what listens to its logs."""
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
     ffi, library = get_ffi(), get_lib()
@@ -100,12 +99,12 @@ def _library() -> tuple[Any, Any, Any]:
 
 
 def load(path: str | os.PathLike[str], *, context: int = 2048) -> Engine:
-    """Open a GGUF file, to compute on as many threads as torch does. Close it when done, or use it in a ``with`` block.
+    """Open a GGUF file, to compute on as many threads as torch does; close it afterwards, or use ``with``.
 
     A file of "F32" weights is computed in float32 throughout, so that its logits equal the model's up to the order of
     sums: SmolLM2's differ by at most 1e-4, as torch's own do from float64. All others run with llama.cpp's defaults,
-    which round activations, keys and values to 16 bits ("F16"), or activations to 8: up to 0.06 for SmolLM2 in "F16",
-    whose logits have a standard deviation of 5.
+    which round activations, keys and values to 16 bits ("F16"), or activations to 8: SmolLM2's logits in "F16" differ
+    by up to 0.06, with a standard deviation of 5.
 
     Args:
         path: what ``export_gguf`` wrote, or any other GGUF file of a language model.
@@ -140,7 +139,7 @@ class Engine:
         self._lib, self._ffi = library, ffi
         _complaints.clear()
         settings = library.llama_model_default_params()
-        settings.n_gpu_layers = 0  # the processor, whatever the wheel could: speeds stand beside torch's there
+        settings.n_gpu_layers = 0  # on the processor alone, because speeds are compared with torch's there
         model = library.llama_model_load_from_file(os.fsencode(path), settings)
         if model == ffi.NULL:
             raise EngineError(f"llama.cpp can't read '{path}': {' '.join(_complaints)}")
@@ -178,33 +177,16 @@ class Engine:
         return bytes(self._ffi.buffer(piece, count)) if count >= 0 else self._piece(token, -count)
 
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
-        """Logits after each token of one text: float32 [tokens, vocabulary].
-
-        Args:
-            token_ids: [tokens] of one text, at least one and at most ``context``.
-
-        Raises:
-            ValueError: none, too many, or an id that isn't in the vocabulary.
-        """
-        return torch.cat(list(self._read(token_ids)))
+        """Logits after each token of one text of at most ``context`` tokens: float32 [tokens, vocabulary]."""
+        return torch.cat([torch.tensor(logits) for logits in self._read(self._checked(token_ids), every=True)])
 
     def generate(self, token_ids: Sequence[int] | Tensor, *, new_tokens: int) -> list[int]:
-        """The most likely next tokens, one after the other from the cache; an end token doesn't stop it.
+        """The most likely tokens after a prompt, one after the other from the cache; an end token doesn't stop it.
 
-        Args:
-            token_ids: [tokens] of the prompt.
-            new_tokens: how many to generate, at least 1.
-
-        Raises:
-            ValueError: as ``logits``, or prompt and new tokens don't fit into ``context``.
+        Prompt and new tokens together must fit into ``context``.
         """
         checks.whole_number("new_tokens", new_tokens, least=1)
-        ids = self._checked(token_ids, room=new_tokens)
-        token = self._start(ids)
-        tokens = [token]
-        while len(tokens) < new_tokens:
-            tokens.append(token := self._next(token))
-        return tokens
+        return [*itertools.islice(self._write(self._checked(token_ids, room=new_tokens)), new_tokens)]
 
     def close(self) -> None:
         """Give the memory back. Afterwards the engine can't be used any more."""
@@ -213,9 +195,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _open(self) -> Any:
@@ -227,13 +207,8 @@ class Engine:
     def _known(self, token_ids: Sequence[int] | Tensor) -> list[int]:
         """Token ids as a list of ints. llama.cpp aborts the process on many a wrong one."""
         self._open()
-        ids = checks.whole_numbers(
-            "token_ids",
-            token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids,
-            most=self.vocab_size - 1,
-            meaning="the file's vocabulary",
-        )
-        return list(ids)
+        given = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
+        return list(checks.whole_numbers("token_ids", given, most=self.vocab_size - 1, meaning="the file's vocabulary"))
 
     def _checked(self, token_ids: Sequence[int] | Tensor, room: int = 0) -> list[int]:
         """Token ids of one text that, with ``room`` new ones, fit into the context."""
@@ -244,9 +219,6 @@ class Engine:
                 f"{self.context} fit. For more, load the file with a larger 'context'."
             )
         return ids
-
-    def _forget(self) -> None:
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
     def _run(self, ids: Sequence[int], *, every: bool = False) -> np.ndarray:
         """Read tokens after those in the cache: float32 [tokens or 1, vocabulary], a view until the next call."""
@@ -260,31 +232,28 @@ class Engine:
         logits = ffi.buffer(self._lib.llama_get_logits(self._context), 4 * count * self.vocab_size)
         return np.frombuffer(logits, np.float32).reshape(count, self.vocab_size)
 
-    def _read(self, token_ids: Sequence[int] | Tensor) -> Iterator[Tensor]:
-        """A text's logits, at most ``_BATCH`` tokens at a time: float32 [tokens, vocabulary]."""
-        ids = self._checked(token_ids)
-        self._forget()
+    def _read(self, ids: list[int], *, every: bool) -> Iterator[np.ndarray]:
+        """Forget everything and read a text, at most ``_BATCH`` tokens at a time, each as ``_run`` gives it."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
         for start in range(0, len(ids), _BATCH):
-            yield torch.tensor(self._run(ids[start : start + _BATCH], every=True))
+            yield self._run(ids[start : start + _BATCH], every=every)
 
-    def _start(self, ids: list[int]) -> int:
-        """Forget everything, read a prompt, and name the likeliest next token."""
-        self._forget()
-        for start in range(0, len(ids), _BATCH):
-            logits = self._run(ids[start : start + _BATCH])
-        return int(logits.argmax())
-
-    def _next(self, token: int) -> int:
-        """Read one token after those in the cache, and name the likeliest next one."""
-        return int(self._run([token]).argmax())
+    def _write(self, prompt: list[int]) -> Iterator[int]:
+        """The likeliest next tokens, one after the other and without end; each is read when the next one is wanted."""
+        *_, logits = self._read(prompt, every=False)
+        while True:
+            token = int(logits.argmax())
+            yield token
+            logits = self._run([token])
 
     def lap(self, prompt: list[int], new_tokens: int) -> dict[str, float]:
         """Seconds of reading a prompt ("prefill") and of ``new_tokens`` further passes ("decode")."""
         start = time.perf_counter()
-        token = self._start(prompt)
+        tokens = self._write(prompt)
+        next(tokens)
         middle = time.perf_counter()
         for _ in range(new_tokens):
-            token = self._next(token)
+            next(tokens)
         return {"prefill": middle - start, "decode": time.perf_counter() - middle}
 
 
@@ -294,15 +263,7 @@ def _free(library: Any, context: Any, model: Any) -> None:
 
 
 def perplexity(engine: Engine, token_ids: Tensor | TokenBlocks) -> Perplexity:
-    """``language_modelling.perplexity`` of a GGUF file, for the same rows in the same way.
-
-    Args:
-        engine: an open file.
-        token_ids: int64 [rows, length] without padding, or ``TokenBlocks``.
-
-    Raises:
-        ValueError: no rows, fewer than two tokens a row, or an id that isn't in the vocabulary.
-    """
+    """``language_modelling.perplexity`` of an open file, for the same rows: int64 [rows, length] without padding."""
     rows = token_ids.input_ids if isinstance(token_ids, TokenBlocks) else token_ids
     whole = isinstance(rows, Tensor) and not rows.is_floating_point()
     if not whole or rows.dim() != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
@@ -311,7 +272,7 @@ def perplexity(engine: Engine, token_ids: Tensor | TokenBlocks) -> Perplexity:
     losses, digest = [], blake2b(digest_size=16)
     for row in tqdm(rows.cpu(), desc="Perplexity", unit="row", delay=2, leave=False):
         loss, start = 0.0, 0
-        for logits in engine._read(row):
+        for logits in map(torch.tensor, engine._read(engine._checked(row), every=True)):
             targets = row[start + 1 : start + 1 + len(logits)]  # the last logits have none
             log_p = logits[: len(targets)].log_softmax(-1).gather(1, targets[:, None])
             loss -= float(log_p.double().sum())
@@ -336,22 +297,20 @@ def measure_speed(
 
     Args:
         files: name -> GGUF file; the first one is what the others are compared with.
-        prompt_tokens: tokens of the prompt, at least 1.
-        new_tokens: tokens generated after it, at least 1.
-        rounds: timed runs of each, at least 6.
+        prompt_tokens: of the prompt, at least 1.
+        new_tokens: generated after it, at least 1.
+        rounds: timed runs of each file, at least 6.
 
     Returns:
-        The frame of ``benchmarking.measure_speed``: model, phase, tokens_per_second, speedup over the first file with
-        ci_low and ci_high, estimate. The estimate is the ratio of FLOPs for "prefill" and of bytes read for "decode",
-        both counted from the file: fewer bits a weight save bytes, but no FLOPs.
+        The frame of ``benchmarking.measure_speed``. The estimate is the ratio of FLOPs for "prefill" and of bytes read
+        for "decode", both counted from the file: fewer bits per weight save bytes, but no FLOPs.
 
     Raises:
         EngineNotAvailable: see ``problem``.
         EngineError: a file can't be read.
-        ValueError: no files, a size below 1, too few rounds.
     """
     if not isinstance(files, Mapping):
-        raise ValueError(f"'files' must say which file goes by which name, {{name: path}}; got {files!r}.")
+        raise ValueError(f"'files' must be a mapping, name -> path; got {files!r}.")
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     for size, value in sizes.items():
         checks.whole_number(size, value, least=1)
@@ -362,81 +321,54 @@ def measure_speed(
         prompt = torch.randint(known, (prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
         laps = {name: functools.partial(engine.lap, prompt, new_tokens) for name, engine in engines.items()}
         samples = benchmarking.take_turns(laps, rounds=rounds)
-    work = {name: _Work.of(Path(path)).phases(**sizes) for name, path in files.items()}
+    work = {name: _work(path, **sizes) for name, path in files.items()}
     first = work[next(iter(work))]
     estimates = {name: {phase: first[phase] / its[phase] for phase in its} for name, its in work.items()}
     return benchmarking.speed_frame(samples, {"prefill": prompt_tokens, "decode": new_tokens}, estimates)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What a file's tensors ask of a machine for one token."""
+def _work(path: str | os.PathLike[str], *, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
+    """Operations of reading a prompt, and bytes of generating one token after it, the cache at its mean length."""
+    tensors = list(_tensors(path))
+    shapes, kinds = {name: shape for name, shape, _ in tensors}, {name: kind for name, _, kind in tensors}
+    weights = {name: math.prod(shape) for name, shape in shapes.items()}
+    head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
+    read = [name for name in shapes if name == head or name != "token_embd.weight"]
+    multiplied = sum(weights[name] for name in read if len(shapes[name]) > 1 and name != head)
+    sizes = {name: weights[name] // block * size for name in read for block, size in [GGML_QUANT_SIZES[kinds[name]]]}
 
-    read: int  # bytes of weights
-    multiplied: int  # weights of matrices, without the head
-    head: int  # weights of the head
-    query_width: int  # over all attentions
-    key_value_bytes: int  # that a token adds to the cache
+    def rows(*ends: str) -> int:
+        return sum(shapes[name][1] for name in read if name.endswith(ends))
 
-    @classmethod
-    def of(cls, path: Path) -> _Work:
-        tensors = {name: (shape, kind) for name, shape, kind in _tensors(path)}
-        weights = {name: math.prod(shape) for name, (shape, _) in tensors.items()}
-        head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
-        read = [name for name in tensors if name == head or name != "token_embd.weight"]
-
-        def bytes_of(name: str) -> int:
-            block, size = GGML_QUANT_SIZES[tensors[name][1]]
-            return weights[name] // block * size
-
-        def rows(*names: str) -> int:
-            wanted = tuple(f".{name}.weight" for name in names)
-            return sum(tensors[name][0][1] for name in read if name.endswith(wanted))
-
-        all_f32 = all(tensors[name][1] == GGMLQuantizationType.F32 for name in read)
-        return cls(
-            read=sum(map(bytes_of, read)),
-            multiplied=sum(weights[name] for name in read if len(tensors[name][0]) > 1 and name != head),
-            head=weights[head],
-            query_width=rows("attn_q"),
-            key_value_bytes=rows("attn_k", "attn_v") * (4 if all_f32 else 2),  # as ``load`` caches them
-        )
-
-    def phases(self, *, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
-        """Operations of reading a prompt, and bytes of generating one token after it, the cache at its mean length."""
-        prefill = 2.0 * prompt_tokens * (self.multiplied + prompt_tokens * self.query_width) + 2 * self.head
-        return {"prefill": prefill, "decode": self.read + (prompt_tokens + new_tokens // 2) * self.key_value_bytes}
+    all_f32 = all(kinds[name] == GGMLQuantizationType.F32 for name in read)
+    cached = rows("attn_k.weight", "attn_v.weight") * (4 if all_f32 else 2)  # bytes per token, as ``load`` caches them
+    prefill = 2.0 * prompt_tokens * (multiplied + prompt_tokens * rows("attn_q.weight")) + 2 * weights[head]
+    return {"prefill": prefill, "decode": sum(sizes.values()) + (prompt_tokens + new_tokens // 2) * cached}
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, tuple[int, ...], GGMLQuantizationType]]:
-    """Name, shape (row length first) and type of each tensor of a file.
-
-    ``gguf.GGUFReader`` unpacks every string of the tokenizer on the way, which takes seconds; these are stepped over.
-    """
+def _tensors(path: str | os.PathLike[str]) -> Iterator[tuple[str, tuple[int, ...], GGMLQuantizationType]]:
+    """Name, shape (row length first) and type of each tensor. ``GGUFReader`` would unpack the tokenizer for seconds."""
     sizes = {kind: np.dtype(number).itemsize for kind, number in GGUFReader.gguf_scalar_to_np.items()}
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
 
         def take(layout: str) -> tuple:
             return struct.unpack("<" + layout, file.read(struct.calcsize("<" + layout)))
-
-        def text() -> bytes:
-            return file.read(*take("Q"))
 
         def step_over(kind: int, count: int = 1) -> None:
             if kind == GGUFValueType.ARRAY:
                 step_over(*take("IQ"))
             elif kind == GGUFValueType.STRING:
                 for _ in range(count):
-                    text()
+                    file.read(*take("Q"))
             else:
                 file.read(count * sizes[GGUFValueType(kind)])
 
         _, _, tensors, settings = take("4sIQQ")
         for _ in range(settings):
-            text()
+            step_over(GGUFValueType.STRING)
             step_over(*take("I"))
         for _ in range(tensors):
-            name = text().decode()
+            name = file.read(*take("Q")).decode()
             shape = take(f"{take('I')[0]}Q")
             kind, _ = take("IQ")
             yield name, shape, GGMLQuantizationType(kind)

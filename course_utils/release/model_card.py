@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from course_utils.models.reports import shown, with_interval
 from course_utils.support import checks
@@ -99,31 +98,26 @@ def write_model_card(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"There is no saved model in '{folder}': write one with save_pruned first.")
-    texts = {"name": name, "licence": licence, "summary": summary}
-    if base_model is not None:
-        texts["base_model"] = base_model
-    for what, text in texts.items():
-        if not isinstance(text, str) or not text.strip():
+    for what, text in {"name": name, "licence": licence, "summary": summary, "base_model": base_model}.items():
+        if not (isinstance(text, str) and text.strip()) and (what, text) != ("base_model", None):
             raise ValueError(f"'{what}' must be a text that says something; got {text!r}.")
     limits, sources = checks.strings("limits", limits), checks.strings("sources", sources)
-    for what, given in {"recipe": recipe, "measured": measured}.items():
-        if not isinstance(given, Sized) or isinstance(given, str) or not len(given):
-            raise ValueError(f"'{what}' must hold at least one entry; got {given!r}.")
+    checks.not_empty("recipe", recipe)
+    checks.not_empty("measured", measured)
     if damage is not None:
         if not {"nats_lost", "left_out"} <= {*damage.columns}:
             raise ValueError(f"'damage' must be what damage_profile returns; its columns are {[*damage.columns]}.")
         limits += _lost_limits(damage)
-    header = ModelCardData(
-        base_model=base_model,
-        license=licence,
-        language="en",
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["pruned", "distilled"],
-    )
     steps = pd.DataFrame({"": list(map(str, recipe.values()))}, index=pd.Index(recipe, name="step"))
     card = ModelCard.from_template(
-        header,
+        ModelCardData(
+            base_model=base_model,
+            license=licence,
+            language="en",
+            library_name="transformers",
+            pipeline_tag="text-generation",
+            tags=["pruned", "distilled"],
+        ),
         template_str=_BODY,
         name=name,
         summary=summary,
@@ -133,9 +127,8 @@ def write_model_card(
         limits="\n".join(f"- {limit}" for limit in limits),
         sources="\n".join(f"- {source}" for source in sources),
     )
-    path = folder / "README.md"
-    write_text(path, str(card))
-    return path
+    write_text(folder / "README.md", str(card))
+    return folder / "README.md"
 
 
 @check_types
@@ -153,7 +146,7 @@ def licence_of(model: str | os.PathLike[str]) -> str:
     source = Path(model) / "README.md" if Path(model).is_dir() else str(model)
     try:
         return ModelCard.load(source).data.license or "unknown"
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError):  # no card, no such model, no network
+    except (OSError, ValueError):  # no card, no such model, no network
         return "unknown"
 
 

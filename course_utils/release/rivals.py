@@ -32,8 +32,6 @@ from course_utils.measuring.language_modelling import summary
 from course_utils.models.architectures import describe
 from course_utils.models.loading import identity
 from course_utils.models.reports import model_size, shown, with_interval
-from course_utils.support import checks
-from course_utils.support.argument_types import check_types
 from course_utils.support.extras import ExtraMissing
 from course_utils.support.files import measured_once
 from course_utils.support.session import machine
@@ -44,10 +42,6 @@ _FORMATS = {f"whole, {kind}": kind for kind in ("Q8_0", "Q4_0")}
 _SCORE = ("perplexity", "ci_low", "ci_high")
 _PROMPT, _NEW = 128, 32  # tokens, or half of what there is room for
 _HeldOut = TokenBlocks | Sequence[Mapping[str, Tensor]]
-
-
-class _NoRoom(Exception):
-    """A disk is too full for llama.cpp's files."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +65,11 @@ class Version:
 
     @classmethod
     def of(cls, model: PreTrainedModel, held_out: _HeldOut, *, folder: str | os.PathLike[str]) -> Version:
-        """A model as it is, not timed.
-
-        Args:
-            model: any that ``perplexity`` takes.
-            held_out: as ``perplexity`` takes it.
-            folder: keeps the losses: the same weights aren't judged by the same text again.
-        """
+        """A model as it is, not timed. ``folder`` keeps the losses: the same weights and text aren't judged again."""
         score = _judged(model, "as it is", held_out, Path(folder), lambda: perplexity(model, held_out))
         return cls(model_size(model).bytes, score)
 
 
-@check_types
 def in_fewer_bits(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -92,11 +79,7 @@ def in_fewer_bits(
 ) -> tuple[dict[str, Version], str]:
     """The whole model in 8 and in 4 bits: the losses of ``export.as_stored``, and the bytes of the files.
 
-    Args:
-        model: the whole model; it isn't changed. One copy at a time is in memory beside it.
-        tokenizer: the model's.
-        held_out: as ``perplexity`` takes it.
-        folder: as for ``Version.of``.
+    The model isn't changed; one copy at a time is in memory beside it. ``folder`` keeps the losses, as ``Version.of``.
 
     Returns:
         "whole, Q8_0" and "whole, Q4_0", and ""; or nothing, and why: ``export`` lacks its package or doesn't know
@@ -120,7 +103,6 @@ def in_fewer_bits(
     return versions, ""
 
 
-@check_types
 def timed(
     versions: Mapping[str, Version],
     whole: PreTrainedModel,
@@ -132,29 +114,27 @@ def timed(
 ) -> tuple[dict[str, Version], str]:
     """The versions with their speeds, measured in turns: in PyTorch, and in llama.cpp where it is installed.
 
-    llama.cpp runs on the processor, with weights in F16 where they aren't in 8 or 4 bits.
-
-    Args:
-        versions: what isn't named "whole" or of ``in_fewer_bits`` is as fast as ``cut``: it has the same sizes.
-        whole: the whole model.
-        cut: the smaller one.
-        tokenizer: of both.
-        length: tokens that both have positions for, at least 2.
-        folder: keeps the speeds: the same models aren't timed again on this machine. llama.cpp's files lie there
-            meanwhile.
+    llama.cpp runs on the processor, with weights in F16 where they aren't in 8 or 4 bits. A version that isn't named
+    "whole" and isn't of ``in_fewer_bits`` has the sizes of ``cut``, so it is as fast. ``length`` is a number of tokens,
+    at least 2, that both models have positions for. ``folder`` keeps the speeds: the same models aren't timed again on
+    this machine.
 
     Returns:
         The versions, and ""; or without llama.cpp's speeds, and why.
     """
-    checks.whole_number("length", length, least=2)
     sizes = {"prompt_tokens": min(_PROMPT, length // 2), "new_tokens": min(_NEW, length // 2), "rounds": MIN_ROUNDS}
     folder, models = Path(folder), {"whole": whole, "cut": cut}
     circumstances = {name: identity(model) for name, model in models.items()} | sizes | machine(whole.device)
 
     def once(how: str, measure: Callable[[], pd.DataFrame]) -> dict[str, float]:
+        """Tokens that each model generates per second."""
+
+        def decoding() -> dict[str, Any]:
+            measured = measure()
+            return {"speeds": measured[measured.phase == "decode"].set_index("model")["tokens_per_second"].to_dict()}
+
         way = {"engine": how, "threads": torch.get_num_threads()}
-        record, _ = measured_once(folder, "speeds", circumstances | way, lambda: {"speeds": _speeds(measure())})
-        return record["speeds"]
+        return measured_once(folder, "speeds", circumstances | way, decoding)[0]["speeds"]
 
     speeds = {"PyTorch": once("PyTorch", lambda: measure_speed(models, phases=["decode"], **sizes))}
     reason = ""
@@ -165,7 +145,7 @@ def timed(
             try:
                 how = f"llama.cpp {engine.VERSION}"
                 speeds["llama.cpp"] = once(how, lambda: _in_llama_cpp(whole, cut, tokenizer, folder, sizes))
-            except (export.CannotExport, engine.EngineError, _NoRoom) as refusal:
+            except (export.CannotExport, engine.EngineError) as refusal:
                 reason = str(refusal)
 
     def of(name: str) -> dict[str, float]:
@@ -182,14 +162,16 @@ def _in_llama_cpp(
     folder: Path,
     sizes: Mapping[str, int],
 ) -> pd.DataFrame:
-    """As ``engine.measure_speed`` tells it."""
+    """What ``engine.measure_speed`` returns for the models' files, which are gone afterwards."""
     from course_utils.release import engine, export
 
     wanted = {"whole": (whole, "F16"), "cut": (cut, "F16")} | {name: (whole, kind) for name, kind in _FORMATS.items()}
     plans = [export.plan_gguf(model, tokenizer, quantization=kind) for model, kind in wanted.values()]
     needed, free = sum(int(plan["bytes"].sum()) for plan in plans), shutil.disk_usage(folder).free
     if needed > free:
-        raise _NoRoom(f"Its files take {needed / 1e9:.1f} GB, and in {folder} {free / 1e9:.1f} are free.")
+        raise engine.EngineError(
+            f"llama.cpp's files take {needed / 1e9:.1f} GB, and in {folder} {free / 1e9:.1f} are free."
+        )
     with tempfile.TemporaryDirectory(dir=folder) as place:
         files = {
             name: export.export_gguf(model, tokenizer, Path(place) / f"{name}.gguf", quantization=kind)
@@ -203,7 +185,7 @@ def _judged(
 ) -> Perplexity:
     """The losses of a model's weights in some form, measured once for a text.
 
-    Where batches say which document a row is of (``own_text``), the rows of a document are one unit of the interval.
+    Where batches say which document a row is from (``own_text``), the interval takes documents as its units.
     """
     batches = held_out.batches() if isinstance(held_out, TokenBlocks) else held_out
     text = text_of([*read_batches(batches, vocab_size=describe(model).vocab_size, device="cpu")])
@@ -222,14 +204,8 @@ def _judged(
     return summary(nats, tokens, held_out, record["dtype"], record["fingerprint"])
 
 
-@check_types
 def table(versions: Mapping[str, Version], *, judged_by: str) -> pd.DataFrame:
-    """Versions for a reader, a row each: MB, perplexity with its 95 % interval, tokens a second in each engine.
-
-    Args:
-        versions: name -> version.
-        judged_by: the text, in words.
-    """
+    """Versions for a reader, a row each: MB, perplexity on a text (in words), tokens per second in each engine."""
     rows = [
         {
             "MB": f"{version.bytes / 1e6:,.1f}",
@@ -239,8 +215,3 @@ def table(versions: Mapping[str, Version], *, judged_by: str) -> pd.DataFrame:
         for version in versions.values()
     ]
     return pd.DataFrame(rows, index=list(versions)).fillna("–")
-
-
-def _speeds(measured: pd.DataFrame) -> dict[str, float]:
-    """Of ``measure_speed``: name -> tokens a second of generating."""
-    return measured[measured.phase == "decode"].set_index("model")["tokens_per_second"].to_dict()

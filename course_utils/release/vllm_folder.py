@@ -42,8 +42,8 @@ def export_vllm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
     Where blocks are alike this is ``save_pruned``, and whether vLLM knows the family is in its list. Where they differ,
     vLLM needs ``--trust-remote-code`` for the folder's configuration, and transformers, which doesn't know the
-    architecture, refuses it: save that with ``save_pruned``. A bypassed attention is left out like a removed one; in
-    block 0, where vLLM can't leave one out, an attention of zeros stands for it, which adds exactly nothing.
+    architecture, can't read the folder. A bypassed attention is left out like a removed one; in block 0, where vLLM
+    can't leave one out, an attention of zeros stands for it, which adds exactly nothing.
 
     Args:
         model: any causal language model that ``describe`` knows, but for the adaptive bypass; where blocks differ, a
@@ -55,8 +55,7 @@ def export_vllm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         The folder.
 
     Raises:
-        CannotServe: a ValueError; blocks differ, and it is of another family, or its activation or positions are
-            others than vLLM's DeciLM has.
+        CannotServe: a ValueError; blocks differ, and vLLM's DeciLM doesn't have the family, activation or positions.
         ValueError: an adaptive model, or some weights are on the meta device (offloaded, or never loaded).
         CheckpointError: ``folder`` holds something else than a checkpoint.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
@@ -95,7 +94,7 @@ def _refuse_others(parts: Architecture) -> None:
             f"neurons). Prune all of its blocks alike, or take {', '.join(_UNEVEN)}."
         )
     if all(attention.skipped for attention in parts.attentions):
-        raise CannotServe("vLLM's DeciLM has at least one attention, and all of this model's are left out. Keep one.")
+        raise CannotServe("vLLM's DeciLM needs an attention, and all of this model's are left out. Keep one.")
     if config.hidden_act != "silu":
         raise CannotServe(f"vLLM computes these models with the activation 'silu'; got {config.hidden_act!r}.")
     positions = config.rope_parameters

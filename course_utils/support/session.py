@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 PROFILES = ("smoke", "embedded", "hub")
-# The variable that limits what is only sampled, see `at_most`.
-SAMPLES = "COURSE_SAMPLES"
 SEED = 0
 _PROBE_SECONDS = 3.0
 
@@ -86,28 +84,6 @@ def current_profile() -> str:
 @functools.cache  # asks the network once, so that all calls in a process agree
 def _automatic_profile() -> str:
     return "hub" if default_device().type == "cuda" and _hub_answers() else "embedded"
-
-
-def at_most(count: int, *, least: int = 1) -> int:
-    """How many of ``count`` samples to take: all of them, or where ``COURSE_SAMPLES`` sets a limit, at most so many.
-
-    For runs that look at something else than a lesson's numbers, which then mean nothing: at memory, or whether all
-    cells run. Asked by what repeats the same work with another sample: steps of planting a bias, prompts,
-    benchmark documents, timed rounds. Models and batches keep their size.
-
-    Args:
-        count: that were asked for.
-        least: what the limit leaves in any case, where fewer would not do.
-
-    Raises:
-        ValueError: ``COURSE_SAMPLES`` isn't a whole number of at least 1.
-    """
-    limit = os.environ.get(SAMPLES)
-    if not limit:
-        return count
-    if not limit.isascii() or not limit.isdigit() or int(limit) < 1:
-        raise ValueError(f"{SAMPLES} is {limit!r}; set it to a whole number of at least 1, or leave it unset.")
-    return min(count, max(int(limit), least))
 
 
 def default_device() -> torch.device:

@@ -1,4 +1,4 @@
-"""Text of one's own: which documents score, choose, judge and are learned; and rows of tokens, made on the way.
+"""Text of one's own: which documents score, choose, judge and are learned.
 
     own = read_own_text(["docs/", "chats.jsonl:3"], judge=["held_out.jsonl"])
     batches = own.learned(tokenizer, rows=1600, length=512, folder="rows")
@@ -18,9 +18,8 @@ import math
 import random
 import sys
 from array import array
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,83 +32,44 @@ from transformers import PreTrainedTokenizerBase
 from course_utils.support import checks
 from course_utils.support.argument_types import check_types
 from course_utils.support.files import replacing, write_json
-from course_utils.text.batches import NOT_LEARNED
-from course_utils.text.text_files import Document, Skipped, Source, is_learned
+from course_utils.text.own_rows import SHOWN, TODAY, Cutter, LeftOut, RowsOnDisk, batch_of, tokens_in
+from course_utils.text.text_files import Document, Skipped, Source
 from course_utils.text.texts import first_overlaps, level
 
 # One document of so many is held out for a role, and at most so many documents.
 _JUDGING, _CHOOSING, _SCORING = (10, 200), (20, 100), (20, 64)
 _FEW = 5  # documents that judge where there are not many
-_SHOWN = 3  # places that a message names
-_PADDING = np.iinfo(np.int32).min
 _CHAT = -1  # in place of a chat's size
-_TODAY = "strftime_now"  # how a chat template asks for the date
-# Put before such a template: it writes the date that it is given. (transformers hands no functions to a template.)
-_DATED = (
-    "{% macro strftime_now(format) %}{% set written = namespace(text=format) %}{% for code, value in of_date.items() %}"
-    "{% set written.text = written.text.replace(code, value) %}{% endfor %}{{ written.text }}{% endmacro %}"
-)
-_CODES = ("%a", "%A", "%w", "%d", "%b", "%B", "%m", "%y", "%Y", "%j", "%H", "%I", "%M", "%S", "%p")
-
-
-@dataclass
-class LeftOut:
-    """What couldn't be used: how much of it, and the first few places with their reasons."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, skipped: Skipped) -> None:
-        """One more."""
-        self.count += 1
-        if len(self.first) < _SHOWN:
-            self.first.append(str(skipped))
-
-    def __str__(self) -> str:
-        return f"{self.count:,} left out: {'; '.join(self.first)}{'; …' if self.count > len(self.first) else ''}"
+_Place = tuple[int, int]  # of a document: the number of its part, and its own in that
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What one source holds, copies left out.
+    """What one file or folder holds, copies left out."""
 
-    Attributes:
-        documents: that can be used.
-        chats: those of them that are chats.
-        characters: of those that aren't.
-        copies: documents that stand elsewhere already, equal but for case and blanks; nobody uses them.
-    """
-
-    documents: int
-    chats: int
-    characters: int
-    copies: int
+    documents: int  # that can be used
+    chats: int  # those of them that are chats
+    characters: int  # of those that aren't
+    copies: int  # documents that stand elsewhere already, equal but for case and blanks; nobody uses them
 
 
-class RowsOnDisk(Sequence[dict[str, Tensor]]):
-    """Batches of rows that lie in a file; those in memory are the ones that somebody holds.
+@dataclass(frozen=True)
+class Part:
+    """One file or folder, and what it holds."""
 
-    Rows come in a random order, which the seed decides. A batch is as wide as its longest row.
+    source: Source  # where it is, and its weight
+    contents: Contents
+    is_copy: np.ndarray  # bool [usable documents]: is it a copy of an earlier one, there or in a part before?
 
-    Attributes:
-        left_out: what couldn't become a row.
-    """
+    def documents(self) -> Iterator[Document]:
+        """Those that are used, in a fixed order."""
+        for document, copied in zip(_usable(self.source, LeftOut()), self.is_copy, strict=True):
+            if not copied:
+                yield document
 
-    def __init__(self, path: Path, length: int, batch_size: int, seed: int, left_out: LeftOut) -> None:
-        self._rows = np.memmap(path, np.int32, mode="r").reshape(-1, length)
-        self._batch_size, self.left_out = batch_size, left_out
-        self._order = torch.randperm(len(self._rows), generator=torch.Generator().manual_seed(seed)).numpy()
-
-    def __len__(self) -> int:
-        """The number of batches."""
-        return math.ceil(len(self._rows) / self._batch_size)
-
-    def __getitem__(self, place: int) -> dict[str, Tensor]:  # type: ignore[override]
-        """A batch of ``{"input_ids", "attention_mask", "labels"}``, each int64 [rows, longest]."""
-        if not 0 <= place < len(self):
-            raise IndexError(f"There are {len(self)} batches, from 0; got {place}.")
-        chosen = self._order[place * self._batch_size : (place + 1) * self._batch_size]
-        return _batch(self._rows[chosen])
+    def most_rows(self, length: int) -> float:
+        """How many rows it gives at most, because no token is shorter than a character."""
+        return self.contents.characters / length + self.contents.chats
 
 
 @dataclass(frozen=True)
@@ -117,8 +77,7 @@ class OwnText:
     """Documents of one's own and their roles, of ``read_own_text``.
 
     Attributes:
-        sources: of what is learned, and of what else is held out from them.
-        contents: of each source.
+        parts: what is learned, and what else is held out from it.
         scoring: documents to score a model's parts by.
         choosing: documents to choose versions by.
         judging: documents that judge in the end.
@@ -126,11 +85,10 @@ class OwnText:
         left_out: lines and files that can't be used.
         digest: of all text and roles; the paths don't count.
         seed: of the roles and of the rows' order.
-        date: that a chat template writes which asks for today's.
+        date: that a chat template writes where it asks for today's.
     """
 
-    sources: tuple[Source, ...]
-    contents: tuple[Contents, ...]
+    parts: tuple[Part, ...]
     scoring: tuple[Document, ...]
     choosing: tuple[Document, ...]
     judging: tuple[Document, ...]
@@ -139,32 +97,28 @@ class OwnText:
     digest: str
     seed: int
     date: datetime.date
-    _copies: tuple[np.ndarray, ...]  # of each source: bool, whether a usable document is a copy of an earlier one
-    _held_out: frozenset[tuple[int, int]]  # source and number of each document that isn't learned
+    _held_out: frozenset[_Place]  # all that isn't learned
 
     def check(self, tokenizer: PreTrainedTokenizerBase, *, length: int) -> None:
-        """Make one row of each source.
+        """Make one row of each part.
 
         Raises:
             ValueError: as ``learned``.
         """
         cutter = self._cutter(tokenizer, length)
-        for place, contents in enumerate(self.contents):
-            next(self._rows_of(place, cutter, contents.documents, LeftOut()))
+        for place, part in enumerate(self.parts):
+            next(self._rows_of(place, cutter, part.contents.documents, LeftOut()))
 
     def forms(self, tokenizer: PreTrainedTokenizerBase) -> list[object]:
-        """All that decides which tokens a text becomes, as JSON can hold it."""
+        """All that decides which tokens a text becomes, as JSON can hold it; the date, or None, comes last."""
         template = tokenizer.chat_template
-        dated = self.date.isoformat() if _TODAY in str(template) else None
+        dated = self.date.isoformat() if TODAY in str(template) else None
         return [tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, template, dated]
 
     def turns(self, *, rows: int, length: int) -> dict[str, float]:
-        """How often each source has to be read for so many rows, at least: no token is shorter than a character."""
-        shares = self._shares()
-        return {
-            str(source.path): max(1.0, rows * share / self._most_rows(place, length))
-            for place, (source, share) in enumerate(zip(self.sources, shares, strict=True))
-        }
+        """How often each part has to be read for so many rows, at least."""
+        shares = zip(self.parts, self._shares(), strict=True)
+        return {str(part.source.path): max(1.0, rows * share / part.most_rows(length)) for part, share in shares}
 
     def to_judge(
         self, tokenizer: PreTrainedTokenizerBase, *, rows: int, length: int, batch_size: int = 4
@@ -183,20 +137,15 @@ class OwnText:
         Raises:
             ValueError: as ``learned``.
         """
-        return self._few("to judge by", self.judging, (), tokenizer, rows, length, batch_size)
+        return self._few("to judge by", self.judging, (), tokenizer, rows=rows, length=length, batch_size=batch_size)
 
-    def to_choose(
-        self, tokenizer: PreTrainedTokenizerBase, *, rows: int, length: int, batch_size: int = 4
-    ) -> list[dict[str, Tensor]]:
+    def to_choose(self, tokenizer: PreTrainedTokenizerBase, **sizes: int) -> list[dict[str, Tensor]]:
         """Batches to choose versions by, as ``to_judge`` makes them; none of their rows judges."""
-        return self._few("to choose by", self.choosing, self.judging, tokenizer, rows, length, batch_size)
+        return self._few("to choose by", self.choosing, self.judging, tokenizer, **sizes)
 
-    def to_score(
-        self, tokenizer: PreTrainedTokenizerBase, *, rows: int, length: int, batch_size: int = 4
-    ) -> list[dict[str, Tensor]]:
+    def to_score(self, tokenizer: PreTrainedTokenizerBase, **sizes: int) -> list[dict[str, Tensor]]:
         """Batches to score a model's parts by, as ``to_judge`` makes them; none of their rows chooses or judges."""
-        others = self.choosing + self.judging
-        return self._few("to score by", self.scoring, others, tokenizer, rows, length, batch_size)
+        return self._few("to score by", self.scoring, self.choosing + self.judging, tokenizer, **sizes)
 
     def learned(
         self, tokenizer: PreTrainedTokenizerBase, *, rows: int, length: int, folder: str | Path, batch_size: int = 4
@@ -204,20 +153,20 @@ class OwnText:
         """Batches to learn from, made once and kept in ``folder``.
 
         Texts are joined by the end token and cut; a chat is a row of its own, and what is too long of it falls away.
-        Sources take turns by their weights, and each gives documents from all over it. Where there are fewer than
-        ``rows`` rows, the source is read again. A row that is token for token one of another role's (of two long chats
+        Parts take turns by their weights, and each gives documents from all over it. Where there are fewer than
+        ``rows`` rows, the part is read again. A row that is token for token one of another role's (of two long chats
         that begin alike, say) is left out.
 
         Args:
             tokenizer: a fast one with an end token, and with a chat template where there are chats.
             rows: how many to make.
-            length: tokens a row, at least 2.
-            folder: for one file of 4 bytes a token, and a note on it.
-            batch_size: rows a batch.
+            length: tokens in a row, at least 2.
+            folder: for one file of 4 bytes per token, and a note on it.
+            batch_size: rows in a batch.
 
         Raises:
-            ValueError: a size out of range, no end token or chat template, a slow tokenizer, or a source of which no
-                document gives a row; the message says why.
+            ValueError: a size out of range, no end token or chat template, a slow tokenizer, or a file or folder of
+                which no document gives a row; the message says why.
         """
         checks.whole_number("rows", rows, least=1)
         checks.whole_number("length", length, least=2, meaning="one token given and one predicted")
@@ -227,8 +176,7 @@ class OwnText:
         note = path.with_suffix(".json")
         if not note.exists():
             left_out = LeftOut()
-            held_out = self.scoring + self.choosing + self.judging
-            cutter = self._cutter(tokenizer, length, apart_from=held_out)
+            cutter = self._cutter(tokenizer, length, apart_from=self.scoring + self.choosing + self.judging)
             made = itertools.islice(self._mixed(cutter, rows, left_out), rows)
             with replacing(path) as fresh, fresh.open("wb") as file:
                 for row in tqdm(made, total=rows, desc="Tokenizing", unit="rows", delay=2, file=sys.stderr):
@@ -243,142 +191,71 @@ class OwnText:
         documents: Sequence[Document],
         others: Sequence[Document],
         tokenizer: PreTrainedTokenizerBase,
+        *,
         rows: int,
         length: int,
-        batch_size: int,
+        batch_size: int = 4,
     ) -> list[dict[str, Tensor]]:
         """Batches of rows that are spread over documents; the longest rows come first, so that little is padded."""
         left_out, cutter = LeftOut(), self._cutter(tokenizer, length, apart_from=others)
-        made = sorted(cutter.spread(documents, rows * length, left_out), key=lambda made: -_tokens(made[1]))
+        made = sorted(cutter.spread(documents, rows * length, left_out), key=lambda made: -tokens_in(made[1]))
         if not made:
             raise ValueError(f"No document {purpose} gives a row of tokens. {left_out}.")
         batches = []
         for start in range(0, len(made), batch_size):
             numbers, cut = zip(*made[start : start + batch_size], strict=True)
-            batches.append(_batch(np.stack(cut)) | {"document": torch.tensor(numbers)})
+            batches.append(batch_of(np.stack(cut)) | {"document": torch.tensor(numbers)})
         return batches
 
-    def _cutter(self, tokenizer: PreTrainedTokenizerBase, length: int, apart_from: Sequence[Document] = ()) -> _Cutter:
-        """What makes rows of documents, except for the rows of documents that have another role."""
-        cutter = _Cutter(tokenizer, length, self.date)
+    def _cutter(self, tokenizer: PreTrainedTokenizerBase, length: int, apart_from: Sequence[Document] = ()) -> Cutter:
+        """A cutter that leaves out the rows of documents that have another role."""
+        cutter = Cutter(tokenizer, length, self.date)
         taken = (row.tobytes() for document in apart_from for row in cutter.rows([document], LeftOut()))
         return replace(cutter, taken=frozenset(taken))
 
-    def _mixed(self, cutter: _Cutter, wanted: int, left_out: LeftOut) -> Iterator[np.ndarray]:
-        """Rows of all sources without end: the next one is of the source that is furthest behind its share."""
+    def _mixed(self, cutter: Cutter, wanted: int, left_out: LeftOut) -> Iterator[np.ndarray]:
+        """Rows of all parts without end: the next one is of the part that is furthest behind its share."""
         shares = self._shares()
-        sources = [
+        parts = [
             self._rows_of(place, cutter, max(1, round(wanted * share)), left_out) for place, share in enumerate(shares)
         ]
-        behind = np.zeros(len(sources))
+        behind = np.zeros(len(parts))
         while True:
             behind += shares
             chosen = int(behind.argmax())
             behind[chosen] -= 1
-            yield next(sources[chosen])
+            yield next(parts[chosen])
 
-    def _rows_of(self, place: int, cutter: _Cutter, wanted: int, left_out: LeftOut) -> Iterator[np.ndarray]:
-        """Rows of one source without end."""
-        stride = math.ceil(self._most_rows(place, cutter.length) / wanted)
+    def _rows_of(self, place: int, cutter: Cutter, wanted: int, left_out: LeftOut) -> Iterator[np.ndarray]:
+        """Rows of one part without end.
+
+        It is read in strides, so wide that the first one gives no more than is wanted: a little of a large text is then
+        a little from all over it.
+        """
+        part = self.parts[place]
+        stride = min(part.contents.documents, math.ceil(part.most_rows(cutter.length) / wanted))
         while True:
             row = None
             for row in cutter.rows(self._strided(place, stride), left_out):
                 yield row
             if row is None:
-                raise ValueError(f"No document of {self.sources[place].path} gives a row of tokens. {left_out}.")
+                raise ValueError(f"No document of {part.source.path} gives a row of tokens. {left_out}.")
             left_out = LeftOut()  # another time round nothing new is left out
 
-    def _shares(self) -> np.ndarray:
-        weights = np.array([source.weight for source in self.sources])
-        return weights / weights.sum()
-
-    def _most_rows(self, place: int, length: int) -> float:
-        """Of a source: no token is shorter than a character."""
-        return self.contents[place].characters / length + self.contents[place].chats
-
     def _strided(self, place: int, stride: int) -> Iterator[Document]:
-        """All that is learned of a source, in strides.
+        """All that is learned of a part: of each so many documents the first, then the second, and so on."""
+        for step in _steps(stride):
+            for number, document in enumerate(self.parts[place].documents()):
+                if (number - self.seed) % stride in step and (place, number) not in self._held_out:
+                    yield document
 
-        They are so wide that the first one gives no more than is wanted: a little of a large text is then a little of
-        all its parts.
-        """
-        stride = min(self.contents[place].documents, stride)
-        return (document for step in _steps(stride) for document in self._every(place, step, stride))
-
-    def _every(self, place: int, step: range, stride: int) -> Iterator[Document]:
-        """Of each so many documents of a source these, but for those with another role."""
-        for number, document in enumerate(_distinct(self.sources[place], self._copies[place])):
-            if (number - self.seed) % stride in step and (place, number) not in self._held_out:
-                yield document
-
-
-@check_types
-def read_own_text(
-    text: Sequence[str], *, judge: Sequence[str] = (), seed: int = 0, date: datetime.date | None = None
-) -> OwnText:
-    """Look through files and folders, and give each document one role: to be learned, to score, choose or judge by.
-
-    Of documents that are equal but for case and blanks the first one counts, and the others are left out. A twentieth
-    chooses (at most 100 documents), a twentieth scores (about 64 at most, from all sources by their weights). What
-    judges comes from ``judge`` (at most 200 documents of it), or is a tenth of ``text`` (at most 200, and where there
-    are few documents up to five, or a quarter). Nothing that judges equals another text or shares thirteen words in a
-    row with it (``texts.overlaps``): what was held out and does is used by nobody.
-
-    Args:
-        text: files and folders, as ``text_files.Source.of`` reads them: "docs/", "chats.jsonl:3".
-        judge: more of them, whose weights don't count.
-        seed: decides which documents are held out, and the order of the rows.
-        date: what a chat template writes that asks for today's date; None takes today's.
-
-    Raises:
-        ValueError: a place that can't be read, too few documents, or text that overlaps with ``judge``; the message
-            names documents.
-        ExtraMissing: a Parquet file, and ``datasets`` isn't installed.
-    """
-    checks.whole_number("seed", seed)
-    sources, judges = _places("text", text, 1), _places("judge", judge, 0)
-    left_out, hashed = LeftOut(), hashlib.sha256(json.dumps([seed, [source.weight for source in sources]]).encode())
-    contents, copies = _look(sources, left_out, hashed)
-    of_judges, copies_of_judges = _look(judges, left_out, hashed)
-    _refuse_too_few(sources, contents, left_out, judges, of_judges)
-    draw = random.Random(seed)
-    spare = [content.documents - 1 for content in contents]  # the first of each source is learned
-    choosers = _share(sum(spare), *_CHOOSING)
-    # Of few documents a larger part judges: one or two of them would tell no interval.
-    own_judges = 0 if judges else max(_share(sum(spare), *_JUDGING), min(_FEW, sum(spare) // 4))
-    drawn = [(place, number + 1) for place, number in _draw(draw, spare, choosers + own_judges)]
-    to_choose, to_judge = drawn[:choosers], drawn[choosers:]
-    to_score = _draw_scoring(draw, sources, spare, set(drawn))
-    held_out = _collect(sources, copies, [*drawn, *to_score])
-    judging = [held_out[place] for place in to_judge]
-    if judges:
-        documents = [content.documents for content in of_judges]
-        places = _draw(draw, documents, min(sum(documents), _JUDGING[1]))
-        found = _collect(judges, copies_of_judges, places)
-        judging = [found[place] for place in places]
-    others: list[str] = []  # the places of all other documents
-    partners = _partners(judging, _without(sources, copies, {*to_judge}), others)
-    clean = [document for document, partner in zip(judging, partners, strict=True) if partner is None]
-    if partners.count(None) < len(judging) and (judges or not clean):
-        _refuse_overlaps(judging, partners, others, given=bool(judges))
-    return OwnText(
-        sources=sources,
-        contents=contents,
-        scoring=tuple(held_out[place] for place in to_score),
-        choosing=tuple(held_out[place] for place in to_choose),
-        judging=tuple(clean),
-        shared=len(judging) - len(clean),
-        left_out=left_out,
-        digest=hashed.hexdigest()[:16],
-        seed=seed,
-        date=date or datetime.date.today(),
-        _copies=copies,
-        _held_out=frozenset([*drawn, *to_score]),
-    )
+    def _shares(self) -> np.ndarray:
+        weights = np.array([part.source.weight for part in self.parts])
+        return weights / weights.sum()
 
 
 def _steps(stride: int) -> Iterator[range]:
-    """Which of each so many documents come next: more at a time, or a source with few good ones is read too often.
+    """Which of each so many documents come next: more at a time, or a part with few good ones is read too often.
 
     >>> [(step.start, step.stop) for step in _steps(11)]
     [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 10), (10, 11)]
@@ -389,6 +266,67 @@ def _steps(stride: int) -> Iterator[range]:
         done += 1 + done // 8
 
 
+@check_types
+def read_own_text(
+    text: Sequence[str], *, judge: Sequence[str] = (), seed: int = 0, date: datetime.date | None = None
+) -> OwnText:
+    """Look through files and folders, and give each document one role: to be learned, to score, choose or judge by.
+
+    Of documents that are equal but for case and blanks the first one counts, and the others are left out. A twentieth
+    chooses (at most 100 documents), a twentieth scores (about 64 at most, from all places by their weights). What
+    judges comes from ``judge`` (at most 200 documents of it), or is a tenth of ``text`` (at most 200, and where there
+    are few documents up to five, or a quarter). Nothing that judges equals another text or shares thirteen words in a
+    row with it (``texts.overlaps``): documents that were held out and do are used by nobody.
+
+    Args:
+        text: files and folders, as ``text_files.Source.of`` reads them: "docs/", "chats.jsonl:3".
+        judge: more of them, whose weights don't count.
+        seed: decides which documents are held out, and the order of the rows.
+        date: that a chat template writes where it asks for today's; None takes today's.
+
+    Raises:
+        ValueError: a place that can't be read, too few documents, or text that overlaps with ``judge``; the message
+            names documents.
+        ExtraMissing: a Parquet file, and ``datasets`` isn't installed.
+    """
+    checks.whole_number("seed", seed)
+    sources, judges = _places("text", text, 1), _places("judge", judge, 0)
+    left_out, hashed = LeftOut(), hashlib.sha256(json.dumps([seed, [source.weight for source in sources]]).encode())
+    parts, judging_parts = _look(sources, left_out, hashed), _look(judges, left_out, hashed)
+    _refuse_too_few(parts, judging_parts, left_out)
+    draw, spare = random.Random(seed), [part.contents.documents - 1 for part in parts]  # the first of each is learned
+    choosers = _share(sum(spare), *_CHOOSING)
+    # Of few documents a larger part judges: one or two of them would tell no interval.
+    own_judges = 0 if judges else max(_share(sum(spare), *_JUDGING), min(_FEW, sum(spare) // 4))
+    drawn = [(place, number + 1) for place, number in _draw(draw, spare, choosers + own_judges)]
+    to_choose, to_judge = drawn[:choosers], drawn[choosers:]
+    to_score = _draw_scoring(draw, parts, {*drawn})
+    held_out = _collect(parts, [*drawn, *to_score])
+    judging = [held_out[place] for place in to_judge]
+    if judges:
+        counts = [part.contents.documents for part in judging_parts]
+        places = _draw(draw, counts, min(sum(counts), _JUDGING[1]))
+        found = _collect(judging_parts, places)
+        judging = [found[place] for place in places]
+    mine = {*to_judge}
+    partners = _partners(judging, (document for place, document in _numbered(parts) if place not in mine))
+    clean = [document for document, partner in zip(judging, partners, strict=True) if partner is None]
+    if len(clean) < len(judging) and (judges or not clean):
+        _refuse_overlaps(judging, partners, given=bool(judges))
+    return OwnText(
+        parts=parts,
+        scoring=tuple(held_out[place] for place in to_score),
+        choosing=tuple(held_out[place] for place in to_choose),
+        judging=tuple(clean),
+        shared=len(judging) - len(clean),
+        left_out=left_out,
+        digest=hashed.hexdigest()[:16],
+        seed=seed,
+        date=date or datetime.date.today(),
+        _held_out=frozenset([*drawn, *to_score]),
+    )
+
+
 def _places(name: str, typed: Sequence[str], least: int) -> tuple[Source, ...]:
     try:
         return tuple(Source.of(place) for place in checks.strings(name, typed, least=least))
@@ -396,13 +334,11 @@ def _places(name: str, typed: Sequence[str], least: int) -> tuple[Source, ...]:
         raise ValueError(str(error) if f"'{name}'" in str(error) else f"'{name}': {error}.") from error
 
 
-def _look(
-    sources: Sequence[Source], left_out: LeftOut, hashed: Any
-) -> tuple[tuple[Contents, ...], tuple[np.ndarray, ...]]:
+def _look(sources: Sequence[Source], left_out: LeftOut, hashed: Any) -> tuple[Part, ...]:
     """Count what each source holds, and tell which of its documents are copies of earlier ones, in it or before it."""
     keys, sizes, ends = array("Q"), array("q"), [0]
     for source in sources:
-        for document in _documents(source, left_out):
+        for document in _usable(source, left_out):
             key = hashlib.blake2b(level(document.text).encode(), digest_size=8).digest()
             keys.append(int.from_bytes(key))
             sizes.append(_CHAT if document.messages else len(document.text))
@@ -411,25 +347,16 @@ def _look(
         hashed.update(b"|")
     is_copy, characters = np.ones(len(keys), dtype=bool), np.array(sizes)
     is_copy[np.unique(np.array(keys), return_index=True)[1]] = False  # the first of each
-    contents, copies = [], []
-    for start, end in itertools.pairwise(ends):
-        copied, size = is_copy[start:end], characters[start:end]
-        used = size[~copied]
-        chats = int((used == _CHAT).sum())
-        contents.append(Contents(len(used), chats, int(used.clip(min=0).sum()), int(copied.sum())))
-        copies.append(copied)
-    return tuple(contents), tuple(copies)
+    parts = []
+    for source, (start, end) in zip(sources, itertools.pairwise(ends), strict=True):
+        copied = is_copy[start:end]
+        used = characters[start:end][~copied]
+        chats, written = int((used == _CHAT).sum()), int(used.clip(min=0).sum())
+        parts.append(Part(source, Contents(len(used), chats, written, int(copied.sum())), copied))
+    return tuple(parts)
 
 
-def _distinct(source: Source, is_copy: np.ndarray) -> Iterator[Document]:
-    """The documents of a source that can be used, without those that are copies of earlier ones."""
-    for document, copied in zip(_documents(source, LeftOut()), is_copy, strict=True):
-        if not copied:
-            yield document
-
-
-def _documents(source: Source, left_out: LeftOut) -> Iterator[Document]:
-    """Those that can be used."""
+def _usable(source: Source, left_out: LeftOut) -> Iterator[Document]:
     for found in source.read():
         if isinstance(found, Skipped):
             left_out.add(found)
@@ -437,23 +364,17 @@ def _documents(source: Source, left_out: LeftOut) -> Iterator[Document]:
             yield found
 
 
-def _refuse_too_few(
-    sources: Sequence[Source],
-    contents: Sequence[Contents],
-    left_out: LeftOut,
-    judges: Sequence[Source],
-    of_judges: Sequence[Contents],
-) -> None:
-    for source, found in zip([*sources, *judges], [*contents, *of_judges], strict=True):
-        if not found.documents:
-            raise ValueError(f"{source.path} holds no text. {left_out if left_out.count else 'It is empty'}.")
-    total, needed = sum(content.documents for content in contents), len(sources) + (2 if judges else 3)
+def _refuse_too_few(parts: Sequence[Part], judging_parts: Sequence[Part], left_out: LeftOut) -> None:
+    for part in (*parts, *judging_parts):
+        if not part.contents.documents:
+            raise ValueError(f"{part.source.path} holds no text. {left_out if left_out.count else 'It is empty'}.")
+    total = sum(part.contents.documents for part in parts)
+    needed, copies = len(parts) + (2 if judging_parts else 3), sum(part.contents.copies for part in parts)
     if total < needed:
-        copies = sum(content.copies for content in contents)
         raise ValueError(
-            f"{', '.join(str(source.path) for source in sources)}: {total} document(s), and {needed} are needed: "
+            f"{', '.join(str(part.source.path) for part in parts)}: {total} document(s), and {needed} are needed: "
             "one of each file or folder is learned, one scores the model's parts, one chooses between versions"
-            + ("" if judges else ", one judges")
+            + ("" if judging_parts else ", one judges")
             + ". A .txt or .md file is one document; give more of them, in one folder, or split a long one."
             + (f" ({copies} more are copies.)" if copies else "")
             + (f" ({left_out}.)" if left_out.count else "")
@@ -464,8 +385,8 @@ def _share(total: int, one_of: int, most: int) -> int:
     return max(1, min(total // one_of, most))
 
 
-def _draw(draw: random.Random, counts: Sequence[int], wanted: int) -> list[tuple[int, int]]:
-    """Different documents, as their source and their number in it."""
+def _draw(draw: random.Random, counts: Sequence[int], wanted: int) -> list[_Place]:
+    """Different documents out of parts with so many each."""
     ends = list(itertools.accumulate(counts))
     drawn = []
     for number in draw.sample(range(ends[-1]), wanted):
@@ -474,18 +395,17 @@ def _draw(draw: random.Random, counts: Sequence[int], wanted: int) -> list[tuple
     return drawn
 
 
-def _draw_scoring(
-    draw: random.Random, sources: Sequence[Source], spare: Sequence[int], taken: set[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """Documents to score by: of each source as many as its weight wants, but a twentieth of it at most."""
+def _draw_scoring(draw: random.Random, parts: Sequence[Part], taken: set[_Place]) -> list[_Place]:
+    """Documents to score by: of each part as many as its weight wants, but a twentieth of it at most."""
     one_of, most = _SCORING
-    weights = sum(source.weight for source in sources)
+    weights = sum(part.source.weight for part in parts)
     free = [
-        [number for number in range(1, count + 1) if (place, number) not in taken] for place, count in enumerate(spare)
+        [number for number in range(1, part.contents.documents) if (place, number) not in taken]
+        for place, part in enumerate(parts)
     ]
     wanted = [
-        min(max(1, len(numbers) // one_of), math.ceil(most * source.weight / weights)) if len(numbers) > 3 else 0
-        for source, numbers in zip(sources, free, strict=True)
+        min(max(1, len(numbers) // one_of), math.ceil(most * part.source.weight / weights)) if len(numbers) > 3 else 0
+        for part, numbers in zip(parts, free, strict=True)
     ]
     if not any(wanted):
         wanted[max(range(len(free)), key=lambda place: len(free[place]))] = 1
@@ -496,37 +416,26 @@ def _draw_scoring(
     ]
 
 
-def _numbered(sources: Sequence[Source], copies: Sequence[np.ndarray]) -> Iterator[tuple[tuple[int, int], Document]]:
-    """All distinct documents, each behind its source and its number in it."""
-    for place, (source, is_copy) in enumerate(zip(sources, copies, strict=True)):
-        for number, document in enumerate(_distinct(source, is_copy)):
+def _numbered(parts: Sequence[Part]) -> Iterator[tuple[_Place, Document]]:
+    """All documents that are used, each behind its place."""
+    for place, part in enumerate(parts):
+        for number, document in enumerate(part.documents()):
             yield (place, number), document
 
 
-def _collect(
-    sources: Sequence[Source], copies: Sequence[np.ndarray], wanted: Iterable[tuple[int, int]]
-) -> dict[tuple[int, int], Document]:
-    """Some of all documents, by their source and number."""
+def _collect(parts: Sequence[Part], wanted: Iterable[_Place]) -> dict[_Place, Document]:
     wanted = set(wanted)
-    return {place: document for place, document in _numbered(sources, copies) if place in wanted}
+    return {place: document for place, document in _numbered(parts) if place in wanted}
 
 
-def _without(
-    sources: Sequence[Source], copies: Sequence[np.ndarray], places: set[tuple[int, int]]
-) -> Iterator[Document]:
-    return (document for place, document in _numbered(sources, copies) if place not in places)
+def _partners(judging: Sequence[Document], others: Iterable[Document]) -> list[str | None]:
+    """For each document that judges, where another one stands that is equal to it, or gives away what it asks for.
 
-
-def _partners(judging: Sequence[Document], others: Iterable[Document], places: list[str]) -> list[int | None]:
-    """Of each document that judges the number of one that is equal to it, or gives away what it asks for.
-
-    Args:
-        judging: documents; of chats only the answers can be given away, because many chats may share a prompt.
-        others: all other documents.
-        places: gets the place of each of them.
+    Of chats only the answers can be given away, because many chats may share a prompt.
     """
     whole = {level(document.text): number for number, document in enumerate(judging)}
     equal: dict[int, int] = {}
+    places: list[str] = []
 
     def texts() -> Iterator[str]:
         for number, document in enumerate(others):
@@ -537,23 +446,15 @@ def _partners(judging: Sequence[Document], others: Iterable[Document], places: l
             yield document.text
 
     shared = first_overlaps([document.learned for document in judging], texts())
-    return [equal.get(number, partner) for number, partner in enumerate(shared)]
+    found = [equal.get(number, partner) for number, partner in enumerate(shared)]
+    return [None if number is None else places[number] for number in found]
 
 
-def _refuse_overlaps(
-    judging: Sequence[Document], partners: Sequence[int | None], places: Sequence[str], *, given: bool
-) -> None:
-    """Raise ValueError: text that is to judge is text to learn as well.
-
-    Args:
-        judging: what is to judge.
-        partners: of each, the number of the other text that gives it away, if there is one.
-        places: of the other texts, by number.
-        given: whether it comes from ``judge``.
-    """
+def _refuse_overlaps(judging: Sequence[Document], partners: Sequence[str | None], *, given: bool) -> None:
+    """Raise ValueError: documents that judge are known; ``given`` says that they come from ``judge``."""
     pairs = zip(judging, partners, strict=True)
-    shared = [f"{document.place} = {places[number]}" for document, number in pairs if number is not None]
-    named = "; ".join(shared[:_SHOWN]) + ("; …" if len(shared) > _SHOWN else "")
+    shared = [f"{document.place} = {partner}" for document, partner in pairs if partner is not None]
+    named = "; ".join(shared[:SHOWN]) + ("; …" if len(shared) > SHOWN else "")
     if given:
         raise ValueError(
             f"{len(shared)} of {len(judging)} documents of --judge are also in --text, whole or by thirteen words in a "
@@ -565,143 +466,3 @@ def _refuse_overlaps(
         f"({named}). A model can't be judged by what it has learned: remove from the documents what they have in "
         "common, or give other text to judge by (--judge)."
     )
-
-
-@dataclass(frozen=True)
-class _Cutter:
-    """Cuts documents into rows, int32 [length]: a token that is learned as it is, one that is read as its complement.
-
-    Attributes:
-        tokenizer: the model's.
-        length: of a row.
-        date: that a chat template writes which asks for today's.
-        taken: rows that belong to another role, as bytes.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    length: int
-    date: datetime.date
-    taken: frozenset[bytes] = frozenset()
-
-    def rows(self, documents: Iterable[Document], left_out: LeftOut) -> Iterator[np.ndarray]:
-        """Of all documents: texts are joined by the end token and cut, a chat is a row of its own."""
-        end = self.tokenizer.eos_token_id
-        if end is None or not self.tokenizer.is_fast:
-            raise ValueError(
-                "The tokenizer must be a fast one, with an end token (eos_token) to put between documents."
-            )
-        carried: list[int] = []
-        for document in documents:
-            if document.messages:
-                made = self._row_of_chat(document)
-                if isinstance(made, Skipped):
-                    left_out.add(made)
-                else:
-                    yield from self._not_taken([made], document.place, left_out)
-            else:
-                carried += [*self.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"], end]
-                whole = len(carried) // self.length * self.length
-                full = np.array(carried[:whole], dtype=np.int32).reshape(-1, self.length)
-                yield from self._not_taken(full, document.place, left_out)
-                carried = carried[whole:]
-        if len(carried) > 1:
-            yield from self._not_taken([self._padded(np.array(carried, dtype=np.int32))], "the end", left_out)
-
-    def spread(self, documents: Sequence[Document], tokens: int, left_out: LeftOut) -> Iterator[tuple[int, np.ndarray]]:
-        """Rows of one document each, behind its number: the first of each, then the second, up to so many tokens."""
-        waiting = deque((number, self.rows([document], left_out)) for number, document in enumerate(documents))
-        while waiting and tokens > 0:
-            number, rows = waiting.popleft()
-            row = next(rows, None)
-            if row is not None:
-                yield number, row
-                tokens -= _tokens(row)
-                waiting.append((number, rows))
-
-    def _not_taken(self, rows: Iterable[np.ndarray], place: str, left_out: LeftOut) -> Iterator[np.ndarray]:
-        for row in rows:
-            if row.tobytes() in self.taken:
-                left_out.add(Skipped(place, f"{self.length} tokens of it are those of a document with another role"))
-            else:
-                yield row
-
-    def _padded(self, row: np.ndarray) -> np.ndarray:
-        return np.pad(row, (0, self.length - len(row)), constant_values=_PADDING)
-
-    def _row_of_chat(self, document: Document) -> np.ndarray | Skipped:
-        """A chat as one row, cut to its length; or why it can't be one."""
-        if self.tokenizer.chat_template is None:
-            raise ValueError(
-                f"This tokenizer has no chat template, and {document.place} is a chat. Take the model's instruct "
-                "version, put its template into tokenizer.chat_template and save it, or give the conversations as "
-                "'text'."
-            )
-        try:
-            row = self._chat(document)
-        except Exception as error:  # a template is a program, and the model's own
-            return Skipped(document.place, f"the chat template refuses it ({error})")
-        learned = np.flatnonzero(row[1:] >= 0) + 1
-        if not len(learned):
-            return Skipped(
-                document.place, "the chat template writes its answers in a way in which they can't be found again"
-            )
-        if learned[0] >= self.length:
-            return Skipped(
-                document.place,
-                f"its first answer begins after {learned[0]} tokens, and rows have {self.length} (--length)",
-            )
-        return self._padded(row[: self.length])
-
-    def _chat(self, document: Document) -> np.ndarray:
-        """A chat in the model's own form: of an answer, what the model itself would have to write is learned.
-
-        That is what a message adds to the chat before it, but for what the template writes to ask for an answer (such
-        as the role, or an opened <think>). Where a template writes an early answer differently once others follow, that
-        one is only read.
-        """
-
-        def written(count: int, **options: bool) -> str:
-            chat = [*document.messages[:count]]
-            return self.tokenizer.apply_chat_template(chat, tools=tools, tokenize=False, **form, **options)
-
-        tools = [*document.tools] or None
-        template, form = self.tokenizer.get_chat_template(None, tools), dict[str, Any]()
-        if _TODAY in template:  # or the rows of a stopped run would be others the day after
-            form["chat_template"] = _DATED + template
-            day, month = self.date.day, self.date.month  # Windows' strftime refuses these three codes
-            form["of_date"] = {"%-d": f"{day}", "%e": f"{day:2}", "%-m": f"{month}"}
-            form["of_date"] |= {code: self.date.strftime(code) for code in _CODES}
-        rendered = written(len(document.messages))
-        answers = []
-        for number, message in enumerate(document.messages):
-            if number and is_learned(message):  # before the first message nothing is asked
-                before, asked, after = written(number), written(number, add_generation_prompt=True), written(number + 1)
-                alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(asked, after, strict=False))
-                begin = sum(1 for _ in alike)
-                if rendered.startswith(before) and rendered.startswith(after) and begin >= len(before):
-                    answers.append((begin, len(after)))
-        encoding = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        learned = [
-            any(begin <= start < stop <= finish for begin, finish in answers)
-            for start, stop in encoding["offset_mapping"]
-        ]
-        ids = np.array(encoding["input_ids"], dtype=np.int32)
-        return np.where(learned, ids, ~ids)
-
-
-def _tokens(row: np.ndarray) -> int:
-    return int((row != _PADDING).sum())
-
-
-def _batch(rows: np.ndarray) -> dict[str, Tensor]:
-    """Rows of ``_rows`` as a batch that is as wide as its longest."""
-    read = rows != _PADDING
-    rows, read = rows[:, : read.sum(axis=1).max()], read[:, : read.sum(axis=1).max()]
-    learned = rows >= 0
-    ids = np.where(read, np.where(learned, rows, ~rows), 0)
-    columns: Mapping[str, np.ndarray] = {
-        "input_ids": ids,
-        "attention_mask": read,
-        "labels": np.where(learned, ids, NOT_LEARNED),
-    }
-    return {name: torch.from_numpy(column.astype(np.int64)) for name, column in columns.items()}

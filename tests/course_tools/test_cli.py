@@ -16,14 +16,15 @@ from programs import press_ctrl_c, wait_for
 from sample_lesson import COMPLETE, DEEPER, LESSON, write_lesson
 
 from course_tools import cli, environment, processes, requirements
-from course_tools.learner import personal
-from course_tools.lessons import authoring, notebooks
+from course_tools.learner import personal, verify
+from course_tools.lessons import authoring, notebooks, runner
 from course_tools.workshop import pack
 from course_utils.models import embedded_llama
 from course_utils.support import session
 from course_utils.text import assets
 
 ROOT = Path(__file__).resolve().parents[2]
+WHAT_IT_MEANS = f"{verify.WHAT_IT_MEANS}\n"
 
 
 @pytest.fixture
@@ -60,17 +61,11 @@ def test_run_goes_on_after_a_failure_and_names_the_cell(course, capsys):
     out = capsys.readouterr().out
     assert "02_other: failed at code cell 3 (import sys): ZeroDivisionError: division by zero" in out
     rows = [line.split() for line in out.splitlines() if "smoke" in line]
-    assert [(row[1], row[3], row[-2]) for row in rows] == [
-        ("01_small", "smoke", "ok"),
-        ("02_other", "smoke", "failed"),
-        ("03_other", "smoke", "ok"),
-    ]
+    assert [(row[1], row[-2]) for row in rows] == [("01_small", "ok"), ("02_other", "failed"), ("03_other", "ok")]
     index = (course / "build" / "index.html").read_text(encoding="utf-8")
     assert all(f'href="{name}.html"' in index for name in ("01_small", "02_other", "03_other"))
     assert "ZeroDivisionError" in (course / "build" / "02_other.html").read_text(encoding="utf-8")
-    lines = out.splitlines()
-    shown = next(number for number, line in enumerate(lines) if line.startswith("Read what is finished: "))
-    assert "01_small ok" in lines[shown - 1], "the page is named as soon as it has something to show"
+    assert "01_small ok" in out.partition("\nRead what is finished: ")[0].splitlines()[-1], "as soon as there is a page"
 
 
 def test_run_some_lessons_as_a_reader_would(course, capsys):
@@ -86,29 +81,13 @@ def test_run_with_unknown_lesson_or_broken_source(course, capsys):
     assert "no lesson 09; there is: 01" in capsys.readouterr().err
     add_lesson(course, "02", ("concepts: [doubling]", "concepts: soon"))
     assert cli.main(["run", "02"]) == 1
-    assert "02_other.py: `concepts` in the header must be a list" in capsys.readouterr().err
+    assert "02_other.py: `concepts` in the header can't be 'soon'" in capsys.readouterr().err
 
 
-def test_run_without_lessons(course, capsys):
-    (course / "lessons" / "01_small.py").unlink()
-    assert cli.main(["run"]) == 0
-    assert "no lessons yet" in capsys.readouterr().out
-
-
-def test_wrong_call_is_refused(course, capsys):
-    for arguments in (["run", "--profile", "moon"], ["bild"], ["check", "now"]):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(arguments)
-        assert stopped.value.code == 2
-
-
-def test_asset_that_cannot_be_fetched_is_explained_without_a_traceback(course, monkeypatch, capsys):
-    def fail(lessons):
-        raise assets.AssetError("No network. Do this.")
-
-    monkeypatch.setattr(cli, "fetch_assets", fail)
-    assert cli.main(["run", "--profile", "embedded"]) == 1
-    assert capsys.readouterr().err == "No network. Do this.\n"
+def test_build_says_which_rules_a_lesson_breaks(course, capsys):
+    write_lesson(course / "lessons", COMPLETE.replace("# **Answer.** ", "# "))
+    assert cli.main(["build"]) == 0
+    assert "01_small: the first cell is `## The question`" in capsys.readouterr().err
 
 
 def test_build_writes_both_forms_once(course, capsys):
@@ -140,16 +119,6 @@ def test_build_execute_saves_outputs_that_later_builds_keep_and_lists_numbers_th
     assert saved_outputs(path) == [], "outputs of other code are not kept"
 
 
-def test_build_says_a_lessons_minutes_and_the_rules_that_it_breaks(course, capsys):
-    write_lesson(course / "lessons", COMPLETE.replace("5 minutes", "50 minutes", 1))
-    assert cli.main(["build"]) == 0
-    said = capsys.readouterr()
-    assert "01_small: 71 minutes\n" in said.out and "01_small" not in said.err
-    write_lesson(course / "lessons", COMPLETE.replace("5 minutes", "60 minutes", 1))
-    assert cli.main(["build"]) == 0
-    assert "01_small: 81 minutes; 75 is the most.\n" in capsys.readouterr().err
-
-
 def test_deeper_notebook_is_built_with_all_and_run_by_name(course, capsys):
     assert cli.main(["run", "deeper"]) == 0 and "no deeper notebooks yet" in capsys.readouterr().out
     write_lesson(course / "lessons" / "deeper", DEEPER.replace('show("', 'print("'), "01a_down")
@@ -160,7 +129,7 @@ def test_deeper_notebook_is_built_with_all_and_run_by_name(course, capsys):
     assert "blob/main/notebooks/deeper/01a_down.ipynb" in title and "blob/main/lessons/deeper/01a_down.py" in title
     assert "solutions" not in title and not (path.parent / "solutions").exists(), "it has no exercise"
     said = (course / "README.md").read_text(encoding="utf-8")
-    assert said.count("01a") == 2 and "[01a · Further down](notebooks/deeper/01a_down.ipynb) (3 minutes)" in said
+    assert said.count("01a") == 2 and "[01a · Further down](notebooks/deeper/01a_down.ipynb) (4 minutes)" in said
     capsys.readouterr()
     assert cli.main(["run", "deeper"]) == 0
     assert "01a_down" in capsys.readouterr().out
@@ -192,17 +161,21 @@ def test_only_what_the_lessons_open_is_fetched(lessons, opened, tmp_path, monkey
 @pytest.fixture
 def pytests(course, monkeypatch):
     """Calls of pytest: what each is given; the fixture's `statuses` are what they return."""
-    calls = SimpleNamespace(given=[], statuses=[0, 0, 0], fetched=False, free=10**12)
+    calls = SimpleNamespace(given=[], statuses=[0, 0, 0], fetched=False)
 
     def call(command, *, folder, environment):
         assert command[:3] == ["-P", "-m", "pytest"] and folder == course
-        calls.given.append((command[3:], environment))
+        calls.given.append((" ".join(command[3:]), environment))
         return calls.statuses[len(calls.given) - 1]
 
+    def machine(cores=2, gib=99):
+        monkeypatch.setattr(session, "cores", lambda: cores)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(gib * 2**30)))
+
+    calls.machine = machine
+    machine()
     monkeypatch.setattr(processes, "call", call)
     monkeypatch.setattr(cli, "fetch_assets", lambda lessons: setattr(calls, "fetched", True))
-    monkeypatch.setattr(session, "cores", lambda: 2)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=calls.free))
     for name in ("OMP_NUM_THREADS", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     (course / "tests" / "deep").mkdir(parents=True)
@@ -212,55 +185,48 @@ def pytests(course, monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize(("cores", "gib", "lessons"), [(1, 99, 1), (2, 99, 2), (2, 12, 2), (2, 11.9, 1), (64, 99, 2)])
-def test_two_lessons_at_a_time_need_two_cores_and_their_memory(cores, gib, lessons):
-    assert cli.at_a_time(cores, gib * 2**30) == lessons
+FAST = "-m not embedded --durations=10"
+APART = f"{FAST} -n 3 --dist loadfile --no-loadscope-reorder"
+TOGETHER = "-m embedded and not timed --durations=10 -n 2 --dist load --maxschedchunk 1"
+FILES = "tests/deep/test_models.py tests/test_lessons.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "cores", "gib", "given"),
+    [
+        ("", 2, 12, [APART, f"{TOGETHER} {FILES}", "-m embedded and timed tests/test_lessons.py"]),
+        ("", 2, 11.9, [APART, f"-m embedded --durations=10 {FILES}"]),
+        ("", 1, 99, [FAST, f"-m embedded --durations=10 {FILES}"]),
+        (
+            "tests/test_few.py -x",
+            2,
+            99,
+            [f"{APART} tests/test_few.py -x", "-m embedded --durations=10 tests/test_few.py -x"],
+        ),
+        ("--fast -k width", 1, 99, [f"{FAST} -k width"]),
+        ("-m embedded", 2, 99, ["-m embedded"]),
+    ],
+    ids=["two lessons at a time", "little memory", "one core", "one file", "fast", "a marker of one's own"],
+)
+def test_what_pytest_is_given(words, cores, gib, given, pytests, capsys):
+    """No file is read for nothing: pytest takes seconds to read them all."""
+    pytests.machine(cores, gib)
+    assert cli.main(["test", *words.split()]) == 0
+    assert [options for options, _ in pytests.given] == given
+    assert pytests.fetched == ("--fast" not in words)
+    told = (
+        f"{cores} cores and {runner.gigabytes(gib * 2**30)} of free memory (two lessons at a time need 2 and 12.9 GB)"
+    )
+    assert (told in capsys.readouterr().out) == (words == "")
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(2, "1"), (3, "1"), (16, "8")])
-def test_lessons_share_the_cores_and_those_about_time_have_them_alone(cores, threads, pytests, monkeypatch, capsys):
-    monkeypatch.setattr(session, "cores", lambda: cores)
+def test_tests_share_the_cores_and_lessons_about_time_have_them_alone(cores, threads, pytests):
+    pytests.machine(cores)
     assert cli.main(["test"]) == 0
-    (_, _), (shared, shared_variables), (alone, alone_variables) = pytests.given
-    assert shared[:2] == ["-m", "embedded and not timed"]
-    assert " ".join(shared[2:-2]) == "--durations=10 -n 2 --dist load --maxschedchunk 1"
-    assert shared[-2:] == ["tests/deep/test_models.py", "tests/test_lessons.py"], "no file is read for nothing"
-    assert alone == ["-m", "embedded and timed", "tests/test_lessons.py"]
-    assert shared_variables["OMP_NUM_THREADS"] == threads and "OMP_NUM_THREADS" not in alone_variables
-    assert "GLIBC_TUNABLES" in shared_variables and "GLIBC_TUNABLES" not in alone_variables
-    told = f"{cores} cores and 1000.0 GB of free memory (two lessons at a time need 2 and 12.9 GB), so lessons run two"
-    assert told in capsys.readouterr().out
-
-
-def test_lessons_come_one_after_another_where_memory_is_short(pytests, capsys):
-    pytests.free = 8 * 10**9
-    assert cli.main(["test"]) == 0
-    assert [options for options, _ in pytests.given][1:] == [
-        ["-m", "embedded", "--durations=10", "tests/deep/test_models.py", "tests/test_lessons.py"]
-    ]
-    assert "8.0 GB of free memory" in capsys.readouterr().out
-
-
-def test_fast_tests_share_the_cores_and_chosen_lessons_have_them_alone(pytests):
-    assert cli.main(["test", "tests/test_width.py", "-x"]) == 0
-    (fast, fast_variables), (slow, slow_variables) = pytests.given
-    apart = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
-    assert fast == ["-m", "not embedded", "--durations=10", *apart, "tests/test_width.py", "-x"]
-    assert slow == ["-m", "embedded", "--durations=10", "tests/test_width.py", "-x"]
-    assert fast_variables["OMP_NUM_THREADS"] == "1" and "OMP_NUM_THREADS" not in slow_variables
-    assert pytests.fetched
-
-
-def test_fast_stops_before_the_models(pytests, monkeypatch):
-    monkeypatch.setattr(session, "cores", lambda: 1)
-    assert cli.main(["test", "--fast", "-k", "width"]) == 0
-    assert [options for options, _ in pytests.given] == [["-m", "not embedded", "--durations=10", "-k", "width"]]
-    assert not pytests.fetched
-
-
-def test_a_choice_of_markers_is_the_readers(pytests):
-    assert cli.main(["test", "-m", "embedded and not slow"]) == 0
-    assert [options for options, _ in pytests.given] == [["-m", "embedded and not slow"]]
+    fast, shared, alone = (variables for _, variables in pytests.given)
+    assert fast["OMP_NUM_THREADS"] == "1" and shared["OMP_NUM_THREADS"] == threads
+    assert "GLIBC_TUNABLES" in shared and not {"GLIBC_TUNABLES", "OMP_NUM_THREADS"} & alone.keys()
 
 
 @pytest.mark.parametrize(
@@ -301,19 +267,6 @@ def at_home(course, monkeypatch):
     return folder
 
 
-def test_work_survives_build_and_lab(course, at_home, capsys):
-    mine = at_home / "01_small.ipynb"
-    mine.write_text(mine.read_text(encoding="utf-8").replace("seen", "my own work"), encoding="utf-8")
-    before = mine.read_bytes()
-    write_lesson(course / "lessons", LESSON.replace("6 * 7", "6 * 8"))
-    capsys.readouterr()
-    assert cli.main(["build"]) == 0 == cli.main(["lab"])
-    assert mine.read_bytes() == before
-    assert "changed  01_small.v2.ipynb, beside your 01_small.ipynb, which stays as it is" in capsys.readouterr().out
-    assert cli.main(["lab"]) == 0
-    assert "new in your folder" not in capsys.readouterr().out
-
-
 def solve(path):
     """The exercise's cell as Jupyter saves it after a right answer."""
     notebook = nbformat.read(path, as_version=4)
@@ -346,41 +299,31 @@ def test_progress_reads_and_certifies(at_home, capsys):
     assert "1 of 1" in out and "`python3 course.py quiz 01`" in out
     page = (at_home / "certificate.html").read_text(encoding="utf-8")
     assert "Zoë" in page and "version 9.8.7" in page
-
-
-def test_progress_without_a_folder(course, capsys):
-    assert cli.main(["progress", "--folder", str(course / "nowhere")]) == 1
+    assert cli.main(["progress", "--folder", str(at_home / "nowhere")]) == 1
     assert "`python3 course.py lab` makes it" in capsys.readouterr().out
 
 
-def test_verify_counts_and_names_cells_and_judges_nothing(course, at_home, capsys):
+def test_verify_compares_numbers_of_the_texts_models_alone(course, capsys):
     """A lesson without claims; those with some: tests/course_tools/lessons/test_claims.py."""
-    (course / "lessons" / "01_small.py").unlink()
-    add_lesson(course, "98")
-    assert cli.main(["build", "--execute"]) == 0 == cli.main(["run", "--profile", "smoke"]) == cli.main(["lab"])
-    saved = course / "notebooks" / "98_other.ipynb"
-    saved.write_text(saved.read_text(encoding="utf-8").replace("profile      smoke", "profile      embedded"))
-    capsys.readouterr()
-    assert cli.main(["verify"]) == 1
-    assert capsys.readouterr().out == "98  not run yet\n"
-    assert cli.main(["verify", "98", str(course / "build")]) == 0
-    assert capsys.readouterr().out == (
-        "98  1 of 1 cells run; profile smoke is not what the text is about, so numbers aren't compared\n"
-    )
-    path = course / "build" / "98_other.ipynb"
-    embedded = path.read_text(encoding="utf-8").replace("profile      smoke", "profile      embedded")
-    path.write_text(embedded.replace('"42"', '"54"'), encoding="utf-8")
-    assert cli.main(["verify", str(course / "build")]) == 0
-    out = capsys.readouterr().out
-    assert "0 of 1 numbers are within 5% of the saved run's" in out and "how alike two runs are" in out
-    path.write_text(embedded.replace('"42"', '"54 and 7"'), encoding="utf-8")
-    assert cli.main(["verify", str(course / "build")]) == 0
-    assert "cell `import sys`: it prints 2 numbers, and 1 in the saved run" in capsys.readouterr().out
-    assert cli.main(["verify", "here", "there"]) == 1
-    path.write_text("{", encoding="utf-8")
-    capsys.readouterr()
-    assert cli.main(["verify", str(course / "build")]) == 1
-    assert "98_other.ipynb can't be read as a notebook" in capsys.readouterr().err
+    assert cli.main(["build", "--execute"]) == 0 == cli.main(["run", "--profile", "smoke"])
+    path, folder = course / "build" / "01_small.ipynb", str(course / "build")
+    ran = path.read_text(encoding="utf-8")
+
+    def verified(*changes):
+        text = ran
+        for old, new in changes:
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+        capsys.readouterr()
+        return cli.main(["verify", folder]), "".join(capsys.readouterr())
+
+    assert verified() == (0, "01  1 of 1 cells run; 1 of 1 numbers are within 5% of the saved run's\n" + WHAT_IT_MEANS)
+    status, out = verified(("profile      smoke", "profile      hub"))
+    assert status == 0 and "profile hub is not what the text is about, so numbers aren't compared" in out
+    status, out = verified(('"42"', '"54 and 7"'))
+    assert status == 0 and "cell `import sys`: it prints 2 numbers, and 1 in the saved run" in out
+    status, out = verified(("{", "}"))
+    assert status == 1 and "01_small.ipynb can't be read as a notebook" in out
 
 
 def test_verify_with_nothing_there_has_not_passed(course, at_home, capsys):
@@ -388,14 +331,11 @@ def test_verify_with_nothing_there_has_not_passed(course, at_home, capsys):
     (course / "empty").mkdir()
     capsys.readouterr()
     for place, told in (("nowhere", "There is no folder"), ("empty", "There is no notebook of a lesson in")):
-        for asked in ([], ["02"]):
-            assert cli.main(["verify", *asked, str(course / place)]) == 1
-            out, err = capsys.readouterr()
-            assert out == "" and err.startswith(f"{told} {course / place}. `python3 course.py lab` copies ")
+        assert cli.main(["verify", "02", str(course / place)]) == 1
+        assert capsys.readouterr().err.startswith(f"{told} {course / place}. `python3 course.py lab` copies ")
     assert cli.main(["verify"]) == cli.main(["verify", "01"]) == 1, "01 is there and was never run"
     assert f"02  no notebook of it in {at_home}\n" in capsys.readouterr().out
-    assert cli.main(["verify", "01", "02"]) == 1, "both were asked for"
-    assert f"02  no notebook of it in {at_home}\n" in capsys.readouterr().out
+    assert cli.main(["verify", "01", "02"]) == cli.main(["verify", "here", "there"]) == 1, "both were asked for"
 
 
 def test_verify_says_where_a_run_stopped(course, capsys):
@@ -462,17 +402,10 @@ def test_quiz_in_the_terminal(at_home, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        (
-            errno.EACCES,
-            "{place} can't be written (Permission denied). Name a folder of yours, or copy the course to one.\n",
-        ),
-        (
-            errno.EROFS,
-            "{place} can't be written (Read-only file system). Name a folder of yours, or copy the course to",
-        ),
+        (errno.EROFS, "{place} can't be written (Read-only file system). Name a folder of yours, or copy the course"),
         (errno.ENOSPC, "The disk of {place} is full. Free some space, and run the same command again.\n"),
     ],
-    ids=["not ours", "read-only", "full"],
+    ids=["read-only", "full"],
 )
 @pytest.mark.parametrize("command", [["quiz", "01"], ["build"]])
 def test_a_place_that_cannot_be_written_is_told_in_a_sentence(command, number, told, at_home, monkeypatch, capsys):
@@ -487,15 +420,6 @@ def test_a_place_that_cannot_be_written_is_told_in_a_sentence(command, number, t
     err = capsys.readouterr().err
     place = at_home if command[0] == "quiz" else at_home.parent / "notebooks"
     assert err.startswith(told.format(place=place)) and err.count("\n") == 1
-
-
-def test_other_errors_of_the_system_are_no_matter_of_writing(course, monkeypatch):
-    def gone(args, console):
-        raise FileNotFoundError(errno.ENOENT, "No such file", "lesson.py")
-
-    monkeypatch.setattr(authoring, "find_lessons", gone)
-    with pytest.raises(FileNotFoundError):
-        cli.main(["run"])
 
 
 def start(folder, *arguments):
@@ -524,12 +448,11 @@ def clone(tmp_path, listening):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no Ctrl-C to send to a process on Windows")
-@pytest.mark.parametrize("whole_group", [True, False], ids=["to all, as a terminal does", "to the parent alone"])
-def test_ctrl_c_in_a_cell_ends_the_kernel_and_keeps_what_is_finished(whole_group, clone):
+def test_ctrl_c_in_a_cell_ends_the_kernel_and_keeps_what_is_finished(clone):
     process = start(clone, "run")
     pid = clone / "build" / "work" / "02_other" / "pid"
     wait_for(pid, process)
-    out, err = press_ctrl_c(process, whole_group=whole_group)
+    out, err = press_ctrl_c(process, whole_group=True)
     assert process.returncode == 130
     assert err.strip() == "Stopped."
     assert not psutil.pid_exists(int(pid.read_text())), "the kernel is an orphan"
@@ -570,12 +493,3 @@ def test_an_order_to_end_ends_the_kernel_too(clone):
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (128 + signal.SIGTERM, "")
     assert not psutil.pid_exists(int(pid.read_text()))
-
-
-def test_ctrl_c_while_fetching(course, monkeypatch, capsys):
-    def interrupted(lessons):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "fetch_assets", interrupted)
-    assert cli.main(["run", "--profile", "embedded"]) == 130
-    assert capsys.readouterr().err == "\nStopped.\n"

@@ -24,7 +24,6 @@ def test_every_command_has_its_arguments(parser):
     ("words", "expected"),
     [
         (["run", "3", "10"], {"lessons": ["3", "10"], "profile": None}),
-        (["verify"], {"what": []}),
         (["rehearse", "--shape", "qwen"], {"shape": "qwen", "lessons": []}),
         (["compress", "llama", "--budget", "80%", "--lr", "1e-3"], {"lr": 1e-3, "steps": 400, "domain": "speeches"}),
         (["pack", "stick", "--platform", "linux", "macos"], {"platform": ["linux", "macos"], "cuda": False}),
@@ -33,15 +32,3 @@ def test_every_command_has_its_arguments(parser):
 def test_arguments_arrive(parser, words, expected):
     args = vars(parser.parse_args(words))
     assert args["command"].__name__ == words[0] and expected.items() <= args.items()
-
-
-def test_what_is_made_goes_to_the_build_folder_unless_told(parser, tmp_path):
-    assert parser.parse_args(["compress", "llama", "--budget", "80%"]).out == tmp_path / "compress"
-
-
-def test_help_is_the_first_line_of_the_functions_docstring(parser):
-    assert all(" ".join(function.__doc__.split("\n")[0].split()) in flat(parser) for function in cli.COMMANDS)
-
-
-def flat(parser):
-    return " ".join(parser.format_help().split())

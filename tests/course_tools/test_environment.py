@@ -9,7 +9,6 @@ import pytest
 
 from course_tools import environment, requirements
 from course_tools.environment import FAIL, OK, WARN
-from course_utils.release import engine
 from course_utils.text import assets
 
 
@@ -19,7 +18,7 @@ def test_this_environment_has_what_pyproject_asks_for():
     assert finding.level == OK, finding
 
 
-def test_missing_and_old_packages_are_named(monkeypatch):
+def test_an_old_python_and_missing_and_old_packages_are_named(monkeypatch):
     extras = {"course": ["ours[more]", "psutil"], "more": ["pytest>=999"]}
     project = {"name": "ours", "dependencies": ["no-such-package>=1"], "optional-dependencies": extras}
     monkeypatch.setattr(requirements, "project", lambda: project)
@@ -27,9 +26,6 @@ def test_missing_and_old_packages_are_named(monkeypatch):
     assert finding.level == FAIL and finding.remedy
     assert "no-such-package>=1 is missing" in finding.text and "pytest>=999 wanted, " in finding.text
     assert "psutil" not in finding.text
-
-
-def test_python_outside_the_range_fails(monkeypatch):
     monkeypatch.setattr(requirements, "project", lambda: {"requires-python": ">=4"})
     assert environment._python().level == FAIL
 
@@ -63,14 +59,6 @@ def test_cache_says_what_is_missing(tmp_path, monkeypatch):
         marker = {"identity": assets.ASSETS[name].identity, "files": {}}
         (folder / assets._MARKER).write_text(json.dumps(marker))
     assert environment._cache().level == OK
-
-
-def test_engine_is_optional(monkeypatch):
-    monkeypatch.setattr(engine, "problem", lambda: "")
-    assert str(environment._engine()).endswith(f"llama.cpp, from llama-cpp-py-sync {engine.VERSION}")
-    monkeypatch.setattr(engine, "problem", lambda: "It isn't installed; install it with: …")
-    finding = environment._engine()
-    assert finding.level == OK and finding.text == "It isn't installed; install it with: …"
 
 
 def test_network_that_does_not_answer_is_a_warning(monkeypatch):

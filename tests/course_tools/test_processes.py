@@ -1,7 +1,6 @@
 """Programs that the course starts: Ctrl-C reaches us alone, and they end with all that they started."""
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -65,16 +64,3 @@ def test_to_end_what_has_ended_is_no_error():
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     processes.end(done.pid)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is GNU's allocator that is told")
-def test_kept_memory_is_used_again():
-    """Pages that the system had to clear for eight tensors of 64 MB, one after the other."""
-    code = "import resource\nfor _ in range(8): b'x' * 2**26\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
-    given = os.environ | {"GLIBC_TUNABLES": ""}
-    fresh, kept = (
-        int(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True).stdout)
-        for env in (given, given | processes.KEPT_MEMORY)
-    )
-    pages = 2**26 / os.sysconf("SC_PAGE_SIZE")
-    assert fresh > 8 * pages and pages < kept < 2 * pages

@@ -16,12 +16,3 @@ def test_extras_inside_an_extra_are_written_out(ours):
     assert requirements.needed() == ["base>=2,<3"]
     assert requirements.needed("all") == ["base>=2,<3", "y", "z; python_version > '3'", "x>=1"]
     assert requirements.needed("a", "all") == ["base>=2,<3", "y", "z; python_version > '3'", "x>=1"]
-
-
-def test_the_base_is_what_pruning_needs():
-    """Whoever prunes a model of their own installs no benchmark, no plot, no notebook."""
-    assert {line.partition(">")[0] for line in requirements.needed()} == {
-        "torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "scipy", "tqdm", "pooch",
-        "filelock", "lazy-loader", "psutil",
-    }  # fmt: skip
-    assert requirements.project()["name"] == "pruning-llms"

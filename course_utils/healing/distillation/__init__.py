@@ -6,9 +6,8 @@
 ``memory`` says beforehand whether a run fits.
 """
 
-from course_utils.healing.distillation.history import History
+from course_utils.healing.distillation.checkpoint import CheckpointMismatch, History
 from course_utils.healing.distillation.recipe import Recipe
-from course_utils.healing.distillation.state import CheckpointMismatch
 from course_utils.healing.distillation.training import distill
 
 __all__ = ["CheckpointMismatch", "History", "Recipe", "distill"]

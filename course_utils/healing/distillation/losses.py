@@ -1,7 +1,7 @@
 """Losses that pull a student's predictions toward its teacher's, without ever holding all logits.
 
-Logits for every token of a batch are its largest tensors: batch x length x vocabulary, in float32, several times over.
-Here the heads run on a few hundred tokens at a time, and a chunk's gradients are taken before the next one begins.
+The logits of all tokens of a batch are its largest tensors: batch x length x vocabulary, in float32, several times.
+So the heads run on a few hundred tokens at a time, and a chunk's gradients are taken before the next one begins.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from course_utils.healing.distillation.teacher_states import TeacherStates
 from course_utils.models.architectures import Architecture
 from course_utils.support import checks
 from course_utils.support.argument_types import check_types
@@ -52,68 +53,35 @@ def token_loss(student_logits: Tensor, teacher_logits: Tensor | None, targets: T
     return parts
 
 
-def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, *, alpha: float = 0.0) -> Tensor:
-    """The sum of ``token_loss`` over a batch's predicted tokens, in chunks; a scalar that can be differentiated.
-
-    Where ``alpha`` is 1, the teacher has no say and isn't run.
-
-    Args:
-        student: gets the gradients.
-        teacher: gets none.
-        batch: on the models' device.
-        alpha: the cross-entropy's share, from 0 to 1.
-    """
-
-    def states() -> Tensor:
-        with torch.no_grad():
-            return teacher.hidden_states(batch)[:, :-1][batch.predicted]  # [tokens, hidden]
-
-    return states_loss(student, teacher, batch, states, alpha=alpha)
-
-
-def states_loss(
-    student: Architecture, teacher: Architecture, batch: Batch, states: Callable[[], Tensor], *, alpha: float = 0.0
+def batch_loss(
+    student: Architecture, teacher: Architecture | TeacherStates, batch: Batch, *, alpha: float = 0.0
 ) -> Tensor:
-    """``batch_loss`` of a teacher of which only the head runs here.
+    """The sum of ``token_loss`` over a batch's predicted tokens; all of a batch's logits never exist at once.
 
-    Args:
-        student: gets the gradients.
-        teacher: gets none.
-        batch: on the models' device.
-        states: gives the teacher's hidden states at the predicted tokens, [tokens, hidden]; called where it has a say.
-        alpha: the cross-entropy's share, from 0 to 1.
+    The scalar can be differentiated by everything in the student that requires a gradient. Where ``alpha``, the
+    cross-entropy's share, is 1, the teacher isn't run.
     """
-    if alpha == 1:
-        return loss_in_chunks(student, batch, lambda logits, targets: token_loss(logits, None, targets, alpha=1.0))
 
-    def loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+    def loss(logits: Tensor, targets: Tensor, *of_teacher: Tensor) -> Tensor:
         with torch.no_grad():
-            teacher_logits = teacher.logits(known)  # [chunk, vocabulary]
+            teacher_logits = teacher.logits(*of_teacher) if of_teacher else None  # [chunk, vocabulary]
         return token_loss(logits, teacher_logits, targets, alpha=alpha)
 
-    return loss_in_chunks(student, batch, loss, states())
-
-
-def loss_in_chunks(student: Architecture, batch: Batch, loss: Callable[..., Tensor], *known: Tensor) -> Tensor:
-    """The sum of a loss over a batch's predicted tokens; all of a batch's logits never exist at once.
-
-    Args:
-        student: gets the gradients.
-        batch: on the student's device.
-        loss: ``loss(logits, targets, *known)`` for some of the predicted tokens: the student's logits [chunk,
-            vocabulary], the true tokens, int64 [chunk], and these tokens' part of ``known``. Returns [chunk].
-        *known: tensors [tokens, ...] about the predicted tokens, counted row by row.
-
-    Returns:
-        A scalar that can be differentiated, by everything in the student that requires a gradient.
-    """
-    targets = batch.input_ids[:, 1:][batch.predicted]  # [tokens]
-    states = student.hidden_states(batch)[:, :-1][batch.predicted]  # [tokens, hidden]
+    known = [batch.input_ids[:, 1:][batch.predicted]]  # targets [tokens], and the teacher's states [tokens, hidden]
+    if alpha < 1:
+        with torch.no_grad():
+            known.append(teacher.states(batch) if isinstance(teacher, TeacherStates) else _states(teacher, batch))
+    states = _states(student, batch)
     if not torch.is_grad_enabled():
-        chunks = student.chunks(states, targets, *known)
-        return sum(loss(student.logits(chunk), *others).sum() for chunk, *others in chunks)
+        sums = (loss(student.logits(chunk), *others).sum() for chunk, *others in student.chunks(states, *known))
+        return sum(sums, torch.zeros((), device=states.device))
     trained = [weight for weight in student.head.parameters() if weight.requires_grad]
-    return _ChunkByChunk.apply(states, student, loss, (targets, *known), *trained)
+    return _ChunkByChunk.apply(states, student, loss, known, *trained)
+
+
+def _states(model: Architecture, batch: Batch) -> Tensor:
+    """The hidden states from which the batch's tokens are predicted: [tokens, hidden]."""
+    return model.hidden_states(batch)[:, :-1][batch.predicted]
 
 
 class _ChunkByChunk(torch.autograd.Function):
@@ -129,7 +97,7 @@ class _ChunkByChunk(torch.autograd.Function):
         states: Tensor,
         student: Architecture,
         loss: Callable[..., Tensor],
-        known: tuple[Tensor, ...],
+        known: list[Tensor],
         *weights: Tensor,
     ) -> Tensor:
         total = torch.zeros((), device=states.device)

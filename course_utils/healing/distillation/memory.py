@@ -1,4 +1,4 @@
-"""Whether a distillation fits: bytes counted beforehand, from shapes alone.
+"""Does a distillation fit? Its bytes, counted beforehand from shapes alone.
 
     whole, narrow = outline(teacher.config), outline(narrow_config)
     plan = memory_plan(whole, narrow, Recipe(steps=400, lr=2e-4, recompute=True), rows=4, length=512)
@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from course_utils.healing.distillation.adapters import with_adapters
 from course_utils.healing.distillation.recipe import Recipe
-from course_utils.healing.distillation.training import weights_that_learn
+from course_utils.healing.distillation.weights import weights_that_learn, with_adapters
 from course_utils.models.architectures import Architecture, UnsupportedArchitecture, describe
 from course_utils.support import checks
 from course_utils.support.argument_types import check_types
@@ -27,8 +26,7 @@ from course_utils.support.argument_types import check_types
 def outline(config: PretrainedConfig, **changes: int) -> PreTrainedModel:
     """The model of a configuration, without content: it has shapes, and takes no memory.
 
-    It is in float32, as a student is that learns, whatever type the configuration names: what a 16-bit outline puts
-    aside would count half.
+    It is in float32, as a student that learns is, whatever type the configuration names.
 
     Args:
         config: of any model of the Llama family; it isn't changed.
@@ -76,15 +74,15 @@ def memory_plan(
     Args:
         teacher: of ``outline``, in the dtype that it is held in: ``outline(config).to(torch.bfloat16)`` counts half.
         student: of ``outline``, of the Llama family.
-        recipe: says which weights learn, whether activations are computed twice, and in what matrices are multiplied.
+        recipe: its weights that learn, recomputed activations, precision and batches per step count.
         rows: of a batch.
         length: of a row.
-        teacher_states: the teacher's states are known (``remember_teacher``), so that its head alone is in memory.
-        processes: that both models are cut up among (FSDP2), 1 where the process holds them whole.
+        teacher_states: whether the teacher's states are kept (``remember_teacher``), so that its head alone is there.
+        processes: that both models are sharded among (FSDP2), 1 where the process holds them whole.
 
     Returns:
         name of the part -> bytes: teacher, student, gradients, AdamW, head, chunk, activations; in bfloat16 also what
-        autocast's copies of float32 weights add, and with several processes what comes together of what is cut up.
+        autocast's copies of float32 weights add, and with several processes what comes together of what is sharded.
 
     Raises:
         ValueError: a size isn't a whole number, or ``rows``, ``length`` or ``processes`` is below 1.
@@ -97,12 +95,12 @@ def memory_plan(
     if parts.is_mixture:
         raise UnsupportedArchitecture(
             f"{type(student).__name__} is a mixture of experts: what it keeps for its backward pass depends on where "
-            "its tokens are sent, which no shapes tell. Measure a step."
+            "its tokens are sent, which shapes don't tell. Measure a step."
         )
-    asked: list[Tensor] = [describe(teacher).head.weight] if teacher_states else [*teacher.parameters()]
+    asked = (describe(teacher).head if teacher_states else teacher).parameters()
     if recipe.lora_rank:
         with_adapters(recipe, student)
-    embedding, tied = student.get_input_embeddings().weight, student.config.tie_word_embeddings
+    head = next(parts.head.parameters())
     student.requires_grad_(False)
     for weight in weights_that_learn(recipe, student):
         weight.requires_grad_(True)
@@ -110,13 +108,12 @@ def memory_plan(
     activations: float = _put_aside(student, rows=rows, length=length)
     if recipe.recompute:  # a block's input each, and the inside of one
         activations = activations / parts.num_blocks + parts.num_blocks * rows * length * parts.hidden_size * 4
-    head_learns = (embedding if tied else parts.head.weight).requires_grad
     plan = {
         "teacher": _bytes(asked),
         "student": 4 * student.num_parameters(),
         "gradients": 4 * numbers,
         "AdamW": 8 * numbers,  # two averages
-        "head": 8 * parts.head.weight.numel() if head_learns else 0,
+        "head": 8 * head.numel() if head.requires_grad else 0,
         "chunk": 7 * 4 * min(rows * (length - 1), parts.chunk_size) * parts.vocab_size,
         "activations": activations,
     }
@@ -143,9 +140,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _copied(student: Architecture, recipe: Recipe) -> int:
-    """Weights with a copy in 16 bits from the forward pass on: what learns, or isn't read again; and the head."""
+    """How many weights keep a copy in 16 bits after the forward pass: those that learn, without recompute all."""
     parts = [part for mlp in student.mlps for part in mlp.projections]
     parts += [part for attention in student.attentions for part in attention.projections]
     weights = [part.module.weight for part in parts]
     kept = sum(weight.numel() for weight in weights if weight.requires_grad or not recipe.recompute)
-    return kept + student.head.weight.numel()
+    return kept + next(student.head.parameters()).numel()

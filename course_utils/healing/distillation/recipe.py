@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 import torch
 
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
 
 _FLOOR = 0.1  # the share of the peak learning rate that is left at the end
 
@@ -34,7 +33,7 @@ class Recipe:
         steps: optimiser steps.
         lr: the peak learning rate; 1e-4 to 2e-4 after heavy width pruning.
         alpha: the cross-entropy's share of the loss, from 0 to 1; at 1 the teacher has no say and isn't run.
-        accumulate: batches a step.
+        accumulate: batches per step.
         warmup: share of the steps in which the rate rises; then it falls as a cosine to a tenth.
         weight_decay: AdamW's, of the matrices; norms and biases never decay.
         clip: the largest length of the gradient.
@@ -42,12 +41,12 @@ class Recipe:
             and losses stay in float32.
         recompute: save memory by computing the student's activations twice (activation checkpointing).
         train_embedding: False leaves the input embedding as it is, and the head with it where the two are one matrix
-            (a head of its own is still trained). It then needs no gradient and no averages of AdamW: 16 bytes a number.
+            (a head of its own is still trained). It then needs no gradient and no averages of AdamW.
         mlps_only: True trains the MLPs' matrices, which pruning cut, and leaves everything else as it is. A student
             that is a ``variant`` of a float32 model goes on sharing the rest with it.
         lora_rank: above 0 the model's own weights stay as they are, and a low-rank correction of this rank learns
             beside each matrix of each block, or of each MLP (LoRA, Hu et al. 2021, arXiv 2106.09685, with alpha equal
-            to the rank); at the end it is added to the matrix. It wants a rate some ten times as high.
+            to the rank); at the end it is added to the matrix. It needs a rate some ten times as high.
         validate_every: steps from one measurement on held-out text to the next; the last step is always measured.
         seed: of the order of the batches, and of dropout.
         save_every: steps from one save to the next; the end is always saved.
@@ -83,10 +82,6 @@ class Recipe:
             # Frozen for everybody else. Whatever kind of number it was (numpy's too), JSON can hold a float.
             object.__setattr__(self, name, float(value) if kind is float else value)
 
-    def __str__(self) -> str:
-        """One line a setting."""
-        return "\n".join(f"{name:<16}{value}" for name, value in self.as_json().items())
-
     def as_json(self) -> dict[str, Any]:
         """The settings by name, as JSON can hold them."""
         return vars(self) | {"precision": str(self.precision)}
@@ -102,21 +97,3 @@ class Recipe:
             return self.lr * (step + 1) / rise
         angle = math.pi * (step - rise) / max(1, self.steps - rise)
         return self.lr * (_FLOOR + (1 - _FLOOR) * (1 + math.cos(angle)) / 2)
-
-
-@check_types
-def with_settings(recipe: Recipe | None, settings: Mapping[str, Any]) -> Recipe:
-    """A new recipe from settings by name, or a recipe with some of them changed.
-
-    Raises:
-        TypeError: there is no such setting, or ``steps`` or ``lr`` is missing.
-        ValueError: a setting is out of range.
-    """
-    known = [field.name for field in fields(Recipe)]
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise TypeError(f"There is no setting {', '.join(map(repr, unknown))}; there are {', '.join(known)}.")
-    missing = [name for name in ("steps", "lr") if recipe is None and name not in settings]
-    if missing:
-        raise TypeError(f"{' and '.join(map(repr, missing))} must be given: the steps to train, and the learning rate.")
-    return Recipe(**settings) if recipe is None else replace(recipe, **settings)

@@ -6,9 +6,8 @@ For instance::
     for student, alpha in arms:
         distill(known, student, train, validation=held_out, steps=400, lr=2e-4, alpha=alpha)
 
-Kept are the hidden states before the head, the teacher's own numbers: 1.1 KiB a token for 576 numbers in 16 bits, where
-its logits would take 96 KiB. The head turns them into the very same logits again, bit for bit, where the batches are
-the same, so nothing of it is lost.
+It keeps the hidden states before the head: 1.1 KiB per token for 576 numbers in 16 bits, where the logits would take
+96 KiB. The head turns them into the very same logits again, bit for bit, where the batches are the same.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from course_utils.healing.distillation.losses import states_loss
+from course_utils.healing.distillation.checkpoint import name_of
 from course_utils.healing.distillation.recipe import Recipe
-from course_utils.healing.distillation.state import name_of, refuse_unknown
 from course_utils.models.architectures import Architecture, describe
 from course_utils.models.loading import variant
 from course_utils.pruning.hooks import evaluating
@@ -49,24 +47,19 @@ class TeacherStates:
         del bare.blocks[:]  # so the teacher itself may go
         self._head = replace(bare)  # a fresh view: the other one remembers the blocks' parts
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the states, without the head."""
-        return sum(states.nbytes for states in self._states.values())
-
-    @property
-    def tokens(self) -> int:
-        """Predicted tokens that are known."""
-        return sum(map(len, self._states.values()))
-
     def check(self, recipe: Recipe, batches: Iterable[Batch]) -> None:
-        """Raise ValueError when it read in another precision than the recipe's, or doesn't know a row of text."""
+        """Raise ValueError where the teacher read in another precision than the recipe's, or never read a row."""
         if recipe.precision is not self.precision:
             raise ValueError(
                 f"'precision' must be {self.precision}, in which the teacher's states were read; got "
                 f"{recipe.precision}. Give remember_teacher the recipe's."
             )
-        refuse_unknown(batches, self._states, place="the teacher's states", maker="remember_teacher")
+        rows = [row for batch in batches for row in rows_of(batch)]
+        if unknown := sum(row not in self._states for row in rows):
+            raise ValueError(
+                f"{unknown} of {len(rows)} rows of text are not in the teacher's states. Give remember_teacher all "
+                "rows that the student is to see, those for validation included."
+            )
 
     def states(self, batch: Batch) -> Tensor:
         """The teacher's hidden states at the batch's predicted tokens, after the final norm: [tokens, hidden]."""
@@ -75,16 +68,6 @@ class TeacherStates:
     def logits(self, states: Tensor) -> Tensor:
         """The teacher's head on its hidden states: [..., hidden] -> [..., vocabulary]."""
         return self._head.logits(states)
-
-    def batch_loss(self, student: Architecture, batch: Batch, *, alpha: float = 0.0) -> Tensor:
-        """``losses.batch_loss`` with this teacher.
-
-        Args:
-            student: gets the gradients; on the device that the teacher was on.
-            batch: of rows that are known.
-            alpha: the cross-entropy's share of the loss, from 0 to 1.
-        """
-        return states_loss(student, self._head, batch, lambda: self.states(batch), alpha=alpha)
 
 
 @check_types
@@ -98,8 +81,7 @@ def remember_teacher(
     Args:
         teacher: in any dtype; it runs in eval mode.
         batches: ``{"input_ids", "attention_mask"}`` mappings: all that the students are going to see.
-        precision: that of the recipe (``Recipe.precision``), so that the states are those of an ordinary ``distill``;
-            with another, ``distill`` refuses them.
+        precision: that of the recipe (``Recipe.precision``); ``distill`` refuses states that were read in another one.
 
     Raises:
         ValueError: no batches, or another precision than a recipe can have.

@@ -2,22 +2,30 @@
 
 from course_utils.lessons.exercises.checking import (
     Attempt,
+    alike,
     assigned,
     exercise,
-    hooks_left,
-    hooks_watched,
-    named_error,
+    expect,
+    number,
     require,
+    run,
+    told,
     true_or_false,
+    untouched,
+    whole_number,
 )
 
 __all__ = [
     "Attempt",
+    "alike",
     "assigned",
     "exercise",
-    "hooks_left",
-    "hooks_watched",
-    "named_error",
+    "expect",
+    "number",
     "require",
+    "run",
+    "told",
     "true_or_false",
+    "untouched",
+    "whole_number",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from course_utils.lessons.exercises.checking import Attempt, require
+from course_utils.lessons.exercises.checking import Attempt, expect, require
 from course_utils.models.loading import variant
 
 
@@ -36,13 +36,13 @@ class Family:
     width: str
     tiny: Callable[[int, int | None], Any]
 
-    def mlps(self, model: nn.Module) -> list[nn.Module]:
+    def mlps(self, model: nn.Module) -> list[Any]:
         """The MLPs of a model, in order."""
         return [block.get_submodule("mlp") for block in model.get_submodule(self.blocks).children()]
 
     def by_neuron(self, mlp: nn.Module) -> dict[str, Tensor]:
-        """The tensors that neurons are in, a row a neuron."""
-        axes = {name: axis for name, (axis, _) in self.tensors.items() if axis != "none"}
+        """The tensors that neurons are in, one row per neuron."""
+        axes = {name: axis for name, (axis, _) in self.tensors.items() if isinstance(axis, int)}
         found = {name: mlp.get_parameter(name).movedim(axis, 0) for name, axis in axes.items()}
         return {name: rows.reshape(len(rows), -1) for name, rows in found.items()}
 
@@ -81,7 +81,7 @@ LLAMA = Family(
     ("gate_proj.out_features", "up_proj.out_features", "down_proj.in_features"),
     "intermediate_size",
     lambda hidden, width: LlamaConfig(
-        hidden_size=hidden, intermediate_size=width, num_hidden_layers=3, num_attention_heads=2,
+        hidden_size=hidden, intermediate_size=width or hidden, num_hidden_layers=3, num_attention_heads=2,
         max_position_embeddings=16, **_ENDS,
     ),
 )  # fmt: skip
@@ -90,7 +90,7 @@ LLAMA = Family(
 @torch.no_grad()
 def check_cut(
     family: Family, attempt: Attempt, base: PreTrainedModel, *given: Any, may_change: Sequence[str] = ()
-) -> PreTrainedModel:
+) -> Any:
     """Stop unless an attempt cuts a variant of ``base`` as the declared answer does; return what it cut.
 
     Args:
@@ -103,7 +103,7 @@ def check_cut(
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
     model = variant(base)
     pruned = attempt(model, *given)
-    require(isinstance(pruned, family.kind), f"Return the model; yours returned a {type(pruned).__name__}.")
+    expect(pruned, family.kind, "Return the model")
     require(pruned is model, "You return another model. Cut the one that is given, in place, and return it.")
     for name, weight in base.state_dict().items():
         require(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from course_utils.lessons.exercises import Attempt, exercise, require
+from course_utils.lessons.exercises import Attempt, exercise, expect, require
 from course_utils.lessons.exercises.cuts import GPT2, check_cut
 from course_utils.models.loading import variant
 from course_utils.pruning.choosing import best, strongest
@@ -35,11 +35,11 @@ def check_axes(axes: dict[str, int | str]) -> None:
     require(not wrong, f"{len(wrong)} of 6 to go. Think again about {wrong[0]}: {_AXES[wrong[0]][1]}." if wrong else "")
 
 
-def _l1(mlp: nn.Module) -> Tensor:
+def _l1(mlp: Any) -> Tensor:
     return mlp.c_fc.weight.abs().sum(0)
 
 
-def _cut(mlp: nn.Module, keep: Sequence[int] | Tensor) -> None:
+def _cut(mlp: Any, keep: Sequence[int] | Tensor) -> None:
     mlp.c_fc.weight = nn.Parameter(mlp.c_fc.weight[:, keep])
     mlp.c_fc.bias = nn.Parameter(mlp.c_fc.bias[keep])
     mlp.c_proj.weight = nn.Parameter(mlp.c_proj.weight[keep])
@@ -121,17 +121,6 @@ def _with_bias(bias: Callable[..., Tensor]) -> Callable[..., GPT2LMHeadModel]:
     return partial(_keep_the_mean, bias=bias)
 
 
-def _into_c_fc(model: GPT2LMHeadModel, scores: Sequence[Tensor], *rest: Any) -> GPT2LMHeadModel:
-    before = [mlp.c_proj.bias for mlp in GPT2.mlps(model)]
-    for mlp, bias in zip(GPT2.mlps(_keep_the_mean(model, scores, *rest)), before, strict=True):
-        mlp.c_fc.bias = nn.Parameter(mlp.c_fc.bias + mlp.c_proj.bias - bias)
-        mlp.c_proj.bias = bias
-    return model
-
-
-_ONE_NUMBER = "That is one number for all channels. Each neuron's mean belongs to its own row of c_proj.weight."
-
-
 @exercise(
     3,
     task="Cut the neurons in place, keep what they write on average in c_proj's bias, and return the model.",
@@ -158,19 +147,14 @@ _ONE_NUMBER = "That is one number for all channels. Each neuron's mean belongs t
          "You added what all neurons write, and those that stay still write it."),
         (_with_bias(lambda bias, mean, rows, gone, keep: bias + (mean[gone] @ rows[gone]) / len(gone)),
          "You averaged over the neurons that are gone. What they write adds up."),
-        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone].sum()), _ONE_NUMBER),
-        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone].mean()), _ONE_NUMBER),
-        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone].sum() * rows[gone].sum(0)),
-         "You summed means and rows apart. Multiply, then sum."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone].sum()),
+         "That is one number for all channels. Each neuron's mean belongs to its own row of c_proj.weight."),
         (_with_bias(lambda bias, mean, rows, gone, keep: bias + rows[gone].sum(0)),
          "These are the rows alone. Weigh each by its neuron's mean."),
         (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone]),
          "A mean is what a neuron holds. What it writes is that times its row of c_proj.weight."),
-        (_with_bias(lambda bias, mean, rows, gone, keep: bias + rows[gone] @ mean[gone]),
-         "c_proj.weight has a row for each neuron, so it is mean @ rows."),
         (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone] @ rows[keep][gone]),
          "You took the rows after the cut, when `gone` means other neurons. Take them before."),
-        (_into_c_fc, "c_fc.bias has other numbers now. What the removed neurons wrote belongs to c_proj.bias."),
     ],
 )  # fmt: skip
 @torch.no_grad()
@@ -200,7 +184,7 @@ def check_keep_the_mean(attempt: Attempt) -> None:
         )
 
 
-def _check_order(pruned: GPT2LMHeadModel, right: GPT2LMHeadModel) -> None:
+def _check_order(pruned: nn.Module, right: nn.Module) -> None:
     for mlp, whole in zip(GPT2.mlps(pruned), GPT2.mlps(right), strict=True):
         told = "The right neurons, but shuffled. Keep their old order: sort their numbers."
         require(torch.equal(mlp.c_fc.weight, whole.c_fc.weight), told)
@@ -247,10 +231,7 @@ def check_shares(
 
 def _legal_shares(shares: Any) -> list[float]:
     """A learner's shares as numbers, if the judge can take them."""
-    require(
-        isinstance(shares, Iterable) and not isinstance(shares, str),
-        f"Give the list of shares itself; yours is a {type(shares).__name__}.",
-    )
+    expect(shares, Iterable, "Give the list of shares itself")
     spent = [float(share) for share in (shares.values() if isinstance(shares, dict) else shares)]
     require(len(spent) == _BLOCKS, f"Give one share for each of the {_BLOCKS} blocks; yours are {len(spent)}.")
     require(1 not in spent, "A share of 1 leaves a block without neurons. Stay below it.")

@@ -164,7 +164,8 @@ def check_rescue(attempt: Attempt, judge: Callable[[Attempt], Mapping[str, float
             isinstance(rescued, tuple | list) and len(rescued) == 3,
             "Return three matrices: gate, up and down, in this order.",
         )
-        attempt.rule_out(rescued, *given, same=partial(_same_rows, original))
+        right, same = attempt.answer(*given), partial(_same_rows, original)
+        attempt.name_mistake(rescued, right, lambda wrong: wrong(*given), same=same)  # noqa: B023
         _check_rescued(tuple(rescued), original, *lists)
     told = ", ".join(f"{text} {shown(ratio)}" for text, ratio in judge(attempt).items())
     print(f"Rescued in the Llama: perplexity × the whole model's: {told}")
@@ -211,7 +212,7 @@ def _tiny_glu(seed: int, *, width: int, hidden: int = 3) -> Matrices:
 
 
 def _by_neuron(matrices: Matrices) -> Matrices:
-    """The three matrices with one row a neuron."""
+    """The three matrices with one row per neuron."""
     gate, up, down = matrices
     return gate, up, down.t()
 

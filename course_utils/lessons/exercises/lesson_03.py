@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from course_utils.lessons.exercises import Attempt, exercise, require
-from course_utils.lessons.exercises.checking import hooks_watched
+from course_utils.lessons.exercises import Attempt, exercise, expect, require, untouched
 from course_utils.models.loading import tiny_llama
 from course_utils.pruning.width import neuron_importance
 
@@ -33,7 +32,7 @@ MOST, HEALED = 4, 0.8  # neurons that may come back in exercise 4, and the share
 _HIDDEN, _SEED = 3, 2026  # neurons that are planted there, and the cut that they are planted in
 
 
-def _silence(model, blocks, *, site="v_proj", silent=lambda values: values[:, :1], factor=0.0, shift=0, last=None):
+def _silence(model, blocks, *, site="v_proj", silent=lambda values: values[:, :1], factor=0.0):
     """The answer to exercise 2, with switches for mistakes."""
 
     def hook(_module, _inputs, values):
@@ -41,8 +40,8 @@ def _silence(model, blocks, *, site="v_proj", silent=lambda values: values[:, :1
         silent(values).mul_(factor)
         return values
 
-    layers = model.model.layers
-    return [getattr(layers[block + shift].self_attn, site).register_forward_hook(hook) for block in [*blocks][:last]]
+    attentions = [model.model.layers[block].self_attn for block in blocks]
+    return [getattr(attention, site).register_forward_hook(hook) for attention in attentions]
 
 
 @exercise(
@@ -52,67 +51,44 @@ def _silence(model, blocks, *, site="v_proj", silent=lambda values: values[:, :1
     answer=_silence,
     mistakes=[
         (partial(_silence, silent=lambda values: values[:1]),
-         "You silence the first row, with all its tokens. The values are [rows, tokens, size]."),
+         "you silence the first row, with all its tokens. The values are [rows, tokens, size]."),
         (partial(_silence, silent=lambda values: values[..., :1]),
-         "You silence the first channel of all tokens. The values are [rows, tokens, size]."),
+         "you silence the first channel of all tokens. The values are [rows, tokens, size]."),
         (partial(_silence, silent=lambda values: values),
-         "You silence all tokens. The first one alone should be silent."),
+         "you silence all tokens. The first one alone should be silent."),
         (partial(_silence, silent=lambda values: values[:, -1:]),
-         "You silence the last token. The first one is the sink."),
+         "you silence the last token. The first one is the sink."),
         (partial(_silence, silent=lambda values: values[:, 1:]),
-         "You silence everybody but the first token. It is the other way round."),
+         "you silence everybody but the first token. It is the other way round."),
         (partial(_silence, site="k_proj"),
-         "You silence its keys, which decide how much attention it gets. What it says is its value: v_proj."),
+         "you silence its keys, which decide how much attention it gets. What it says is its value: v_proj."),
         (partial(_silence, site="o_proj"),
-         "You silence what the first token takes from attention. What it says to others is its value: v_proj."),
-        (partial(_silence, last=1), "Only the first of the blocks is silenced. Each of them should be."),
-        (partial(_silence, last=-1), "The last of the blocks isn't silenced."),
-        (lambda model, blocks: _silence(model, range(len(model.model.layers))),
-         "You silence it in all blocks. Only the given ones should change."),
-        (lambda model, blocks: [], "Nothing changes. Does your hook return the new values?"),
+         "you silence what the first token takes from attention. What it says to others is its value: v_proj."),
+        (lambda model, blocks: _silence(model, [0, *blocks[1:]]), "another block is silenced than the given ones."),
+        (partial(_silence, factor=1.0), "nothing changes. Does your hook return the new values?"),
     ],
 )  # fmt: skip
 @torch.no_grad()
 def check_silence(attempt: Attempt) -> None:
     """Check a function (model, blocks) -> handles of hooks that set the first token's values to zero."""
     model, blocks, ids = tiny_llama(blocks=6), [1, 2, 4], torch.arange(1, 19).view(3, 6)
-    whole = model(ids).logits
     given: list[Tensor] = []
+
+    def logits(handles: Any) -> Tensor:
+        expect(handles, list | tuple, "Return a list with one handle per block", size=len(blocks))
+        silent = model(ids).logits
+        for handle in handles:
+            handle.remove()
+        return silent
+
     watching = model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda _, __, values: given.append(values))
-
-    def logits(silence: Callable[..., Any]) -> tuple[Any, Tensor]:
-        with hooks_watched(model):
-            handles = silence(model, list(blocks))
-            return handles, model(ids).logits
-
-    try:
-        handles, silent = logits(attempt)
-        written_into = bool((given[0][:, 0] == 0).all())
-    finally:
-        watching.remove()
-    attempt.name_mistake(
-        silent,
-        logits(attempt.answer)[1],
-        lambda wrong: logits(wrong)[1],
-        same=lambda a, b: torch.allclose(a, b, atol=1e-6),
-    )
+    with untouched(model, weights=False):
+        attempt.compare(model, blocks, read=logits, where="On a tiny Llama ")
+    watching.remove()
     require(
-        torch.allclose(silent, logits(attempt.answer)[1], atol=1e-6), "The model reads something else than it should."
-    )
-    require(
-        not written_into,
+        given[0][:, 0].any(),
         "You write into the given values, which others may use as well. Clone them, and return the clone.",
     )
-    require(
-        isinstance(handles, list | tuple)
-        and len(handles) == len(blocks)
-        and all(hasattr(h, "remove") for h in handles),
-        f"Return a list with the handle of each of the {len(blocks)} hooks, so that they can be removed.",
-    )
-    handles = attempt(model, list(blocks))
-    for handle in handles:
-        handle.remove()
-    require(torch.equal(model(ids).logits, whole), "With all handles removed the model isn't as it was.")
 
 
 def _contribution(
@@ -125,7 +101,7 @@ def _contribution(
     finish=lambda total, count: (total / count).sqrt(),
     norm_over=0,
 ):
-    """The answer to exercise 2, with switches for mistakes; what ``site`` gives is looked at, or what down reads."""
+    """The answer to exercise 3, with switches for mistakes; what ``site`` gives is looked at, or what down reads."""
     mlps = [layer.mlp for layer in model.model.layers]
     seen = [[] for _ in mlps]
     handles = []
@@ -195,9 +171,9 @@ def check_contribution(
     made_up = [{"input_ids": i, "attention_mask": m} for i, m in zip(ids.split(4), mask.split(4), strict=True)]
     model = tiny_llama(blocks=3, width=32)  # as many neurons as numbers in the stream: a mix-up is no crash
     answer = _asked(attempt, model, made_up)
-    right = attempt.rule_out(
-        answer, model, made_up, same=lambda a, b: all(map(_close, a, b)), where="Right shape, other numbers: "
-    )
+    right = attempt.answer(model, made_up)
+    same, where = (lambda a, b: all(map(_close, a, b))), "Right shape, other numbers: "
+    attempt.name_mistake(answer, right, lambda wrong: wrong(model, made_up), same=same, where=where)
     for block, (own, theirs) in enumerate(zip(answer, right, strict=True)):
         require(
             _close(own, theirs),
@@ -267,10 +243,7 @@ def secret_cut(scores: Sequence[Tensor], ratio: float = 0.1) -> SecretCut:
 )
 def check_culprits(culprits: Any, secret: SecretCut, judge: Callable[[set[Neuron]], Mapping[str, float]]) -> None:
     """Check pairs (block, neuron) of a cut; ``judge`` tells a model's loss without some: text -> nats per token."""
-    require(
-        isinstance(culprits, Collection) and not isinstance(culprits, str | Mapping | Tensor),
-        f"Give a list of pairs (block, neuron); yours is a {type(culprits).__name__}.",
-    )
+    expect(culprits, list | tuple | set, "Give a list of pairs (block, neuron)")
     back = [_pair(culprit) for culprit in culprits]
     strangers = [neuron for neuron in back if neuron not in set(secret)]
     require(not strangers, f"{strangers[0] if strangers else ''} was never removed. Take neurons of the secret cut.")

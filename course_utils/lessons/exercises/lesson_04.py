@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from course_utils.lessons.exercises import Attempt, exercise, require
-from course_utils.lessons.exercises.turns import close, mistaken_turns, one_number, turned
+from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require
+from course_utils.lessons.exercises.turns import mistaken_turns, turned
 from course_utils.measuring.evaluation import Perplexity, perplexity, perplexity_ratio
 from course_utils.measuring.language_modelling import logits_one_by_one
 from course_utils.models.architectures import describe
@@ -41,16 +41,13 @@ _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below 
 def check_block_influence(attempt: Attempt) -> None:
     """Check a function (before, after, mask) -> block influence."""
     before, after, mask = _states()
-    answer = one_number(attempt(before.clone(), after.clone(), mask.clone()), "the block")
-    expected = attempt.rule_out(answer, before, after, mask, same=close)
-    require(
-        close(answer, expected),
-        f"For the check's random states the influence is {expected:.4f}; yours is {answer:.4f}. One cosine a token "
-        "over the last dimension, one minus it, mean over the tokens whose mask is 1.",
-    )
+    influence = attempt.compare(
+        before, after, mask, read=number, where="For the check's random states ",
+        hint="Take one cosine per token over the last dimension, one minus it, and the mean over the real tokens.",
+    )  # fmt: skip
     poisoned = before.masked_fill(~mask.bool()[..., None], torch.nan)
     require(
-        close(one_number(attempt(poisoned, after.clone(), mask.clone()), "the block"), expected),
+        alike(number(attempt(poisoned, after, mask)), influence),
         "A padded position that holds NaN spoils your mean: 0 × NaN is NaN. Select the real tokens, don't multiply.",
     )
 
@@ -68,7 +65,7 @@ def check_take_out(attempt: Attempt) -> None:
     expected = [i for i in range(len(blocks)) if i not in _GONE]
     for gone in (list(_GONE), list(reversed(_GONE))):
         model = attempt(copy.deepcopy(original), gone)  # the learner may write into its weights
-        require(isinstance(model, LlamaForCausalLM), f"Return the model; yours returned a {type(model).__name__}.")
+        expect(model, LlamaForCausalLM, "Return the model")
         kept = [_find(block, blocks) for block in model.model.layers]
         require(
             len(kept) == len(expected),
@@ -110,8 +107,8 @@ def check_take_out(attempt: Attempt) -> None:
 def _harms_of(model, rows, *, told=lambda without, whole: without - whole, gone=lambda number, blocks: [number]):
     """The answer to exercise 3, by surgery: ``told`` of the losses without the blocks ``gone`` and of the whole."""
     whole, blocks, found = perplexity(model, rows).nll, describe(model).num_blocks, []
-    for number in range(blocks):
-        cut, left_out = variant(model), [*gone(number, blocks)]
+    for block in range(blocks):
+        cut, left_out = variant(model), [*gone(block, blocks)]
         if len(left_out) == blocks:  # surgery leaves one block at least
             cut.model.layers = torch.nn.ModuleList()
         else:
@@ -165,18 +162,19 @@ def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlock
         len(harms) == len(before),
         f"The tiny model has {len(before)} blocks, so {len(before)} harms; yours are {len(harms)}.",
     )
-    right = attempt.rule_out(harms, model, rows, same=_alike)
+    right = attempt.answer(model, rows)
+    attempt.name_mistake(harms, right, lambda wrong: wrong(model, rows), same=_alike)
     require(
         _alike(harms, right),
         f"For the tiny model the harms are {_told(right)}; yours are {_told(harms)}. Loss without the block minus loss "
-        "of the whole, a block at a time.",
+        "of the whole, one block at a time.",
     )
     total, whole = describe(real).num_blocks, perplexity(real, few).nll
     harms, some = _harms(attempt(real, few)), sorted({1, total // 2, total - 2})
     require(len(harms) == total, f"The real model has {total} blocks; yours are {len(harms)} harms.")
     cuts = [variant(real) for _ in some]
-    for cut, number in zip(cuts, some, strict=True):
-        remove_blocks(cut, [number])
+    for cut, block in zip(cuts, some, strict=True):
+        remove_blocks(cut, [block])
     right = torch.tensor([perplexity(cut, few).nll - whole for cut in cuts], dtype=torch.float64)
     require(
         torch.allclose(harms[some], right, atol=0.02, rtol=0.02),
@@ -192,10 +190,7 @@ def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlock
 )
 def check_pair(pair: Any, judge: Callable[..., Mapping[str, Perplexity]], inside: Collection[int]) -> None:
     """Check two block numbers of ``inside``; ``judge`` tells text -> perplexity without the blocks it is given."""
-    require(
-        isinstance(pair, Iterable) and not isinstance(pair, str | Mapping),
-        f"Give two numbers, such as (3, 7); yours is a {type(pair).__name__}.",
-    )
+    expect(pair, Iterable, "Give two numbers, such as (3, 7)")
     numbers = pair.tolist() if isinstance(pair, Tensor) else [*pair]
     require(len(numbers) == 2, f"A pair has two blocks; yours has {len(numbers)}.")
     require(
@@ -226,10 +221,7 @@ def check_pair(pair: Any, judge: Callable[..., Mapping[str, Perplexity]], inside
 
 def _harms(answer: Any) -> Tensor:
     """One number for each block, as a tensor."""
-    require(
-        isinstance(answer, list | tuple | Tensor | np.ndarray),
-        f"Return a list with one harm for each block; yours returned a {type(answer).__name__}.",
-    )
+    expect(answer, list | tuple | Tensor | np.ndarray, "Return a list with one harm for each block")
     harms = torch.as_tensor(answer, dtype=torch.float64)
     require(harms.dim() == 1, f"Return one number for each block; yours has the shape {tuple(harms.shape)}.")
     return harms
@@ -257,7 +249,7 @@ def _ids() -> Tensor:
     return torch.randint(61, (1, 6), generator=torch.Generator().manual_seed(1))
 
 
-def _find(block: torch.nn.Module, blocks: list[torch.nn.Module]) -> int | None:
+def _find(block: Any, blocks: list[Any]) -> int | None:
     """The number of the block with the same weights, None if there is none."""
     same = (torch.equal(block.mlp.up_proj.weight, other.mlp.up_proj.weight) for other in blocks)
     return next((number for number, equal in enumerate(same) if equal), None)

@@ -9,8 +9,19 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 
-from course_utils.lessons.exercises import Attempt, exercise, named_error, require, true_or_false
-from course_utils.lessons.exercises.turns import close, mistaken_turns, one_number, turned
+from course_utils.lessons.exercises import (
+    Attempt,
+    alike,
+    exercise,
+    expect,
+    number,
+    require,
+    run,
+    true_or_false,
+    untouched,
+    whole_number,
+)
+from course_utils.lessons.exercises.turns import mistaken_turns, turned
 from course_utils.measuring.evaluation import Perplexity, perplexity_ratio
 from course_utils.measuring.language_modelling import logits_one_by_one
 from course_utils.models.architectures import cache_keyword, describe
@@ -43,22 +54,24 @@ def _turn(x: Tensor, added: Tensor, mask: Tensor, residual: bool) -> tuple[Tenso
 def check_importance(attempt: Attempt) -> None:
     """Check a function (x, added, mask, residual) -> importance of an attention."""
     x, attentions, mask = _states()
-    added = attentions["other"]
     for residual in (True, False):
-        which = f"With residual={residual}: "
-        answer = one_number(attempt(x.clone(), added.clone(), mask.clone(), residual), "the attention")
-        expected = attempt.rule_out(answer, x, added, mask, residual, same=close, where=which)
-        require(
-            close(answer, expected),
-            f"{which}for the check's random states it is {expected:.4f}; yours is {answer:.4f}. One cosine a token "
-            "over the last dimension, one minus it, mean over the tokens whose mask is 1.",
-        )
-        scores = {name: float(attempt(x.clone(), a.clone(), mask.clone(), residual)) for name, a in attentions.items()}
-        least, found = "whisper" if residual else "echo", min(scores, key=lambda name: scores[name])
-        require(
-            found == least,
-            f"{which}the {least} should matter least of the three; yours says {found}.",
-        )
+        for added in attentions:
+            attempt.compare(
+                x, added, mask, residual, read=number, where=f"With residual={residual}: ",
+                hint="Take one cosine per token over the last dimension, one minus it, the mean over real tokens.",
+            )  # fmt: skip
+
+
+def _states() -> tuple[Tensor, list[Tensor], Tensor]:
+    """x, what two attentions add to it, and the mask; padded states are large and point elsewhere."""
+    generator = torch.Generator().manual_seed(5)
+    x, other, noise = torch.randn(3, 3, 6, 8, generator=generator)
+    x = x + 1
+    mask = torch.ones(3, 6)
+    mask[0, 2:] = mask[1, 4:] = 0
+    padding = (~mask.bool())[..., None]
+    echo = 2 * x + noise  # long, roughly in x's direction
+    return x, [torch.where(padding, -9 * x + 3 * noise, added) for added in (other + 0.5, echo)], mask
 
 
 @exercise(
@@ -69,10 +82,61 @@ def check_importance(attempt: Attempt) -> None:
 def check_adds_nothing(attempt: Attempt) -> None:
     """Check a function (model, layer, ids) -> whether the attention of this block adds exactly zero."""
     ids = torch.randint(31, (2, 6), generator=torch.Generator().manual_seed(0))
+
+    def says(change: Callable[[LlamaForCausalLM], object]) -> bool:
+        model = tiny_llama(blocks=3, vocab_size=31)
+        change(model)
+        with torch.no_grad(), untouched(model):
+            return true_or_false(attempt(model, _LAYER, ids.clone()))
+
     for change, mistake in _RIGHT_BYPASSES.items():
-        require(_answer(attempt, change, ids), f"It refuses a bypass that is right: {mistake}")
+        require(says(change), f"It refuses a bypass that is right: {mistake}")
     for change, mistake in _WRONG_BYPASSES.items():
-        require(not _answer(attempt, change, ids), f"It lets a wrong bypass pass: {mistake}")
+        require(not says(change), f"It lets a wrong bypass pass: {mistake}")
+
+
+class _Instead(nn.Module):
+    """In place of an attention: adds ``what(attention, norm(x))``."""
+
+    def __init__(self, what: Callable, attention: Any = None) -> None:
+        super().__init__()
+        self.what, self.attention = what, attention
+
+    def forward(self, hidden_states: Tensor, **rest: object) -> tuple[Tensor, None]:
+        return self.what(lambda: self.attention(hidden_states, **rest)[0], hidden_states), None
+
+
+def _instead(what: Callable) -> Callable[[LlamaForCausalLM], None]:
+    def change(model: LlamaForCausalLM) -> None:
+        block = model.model.layers[_LAYER]
+        block.self_attn = _Instead(what, block.self_attn)
+
+    return change
+
+
+@torch.no_grad()
+def _zero_output(model: LlamaForCausalLM) -> None:
+    model.model.layers[_LAYER].self_attn.o_proj.weight.zero_()
+
+
+_RIGHT_BYPASSES: dict[Callable[[LlamaForCausalLM], object], str] = {
+    lambda model: bypass_attention(model, [_LAYER]): "bypass_attention. Compare the block's output with what its MLP "
+    "alone would add: x + mlp(post_attention_layernorm(x)).",
+    lambda model: bypass_attention(model, [_LAYER], remove=True): "the attention and its norm were removed. Look at "
+    "what the block computes, not at which modules it has.",
+    _zero_output: "o_proj is zero, so the attention computes and adds zero. Look at what is added, not at how.",
+    lambda model: bypass_attention(model, [0, _LAYER, 2]): "other attentions are bypassed as well. Look at this block "
+    "only, not at the logits of the whole model.",
+}
+_WRONG_BYPASSES: dict[Callable[[LlamaForCausalLM], object], str] = {
+    lambda model: None: "the attention is still there.",
+    _instead(lambda attention, states: states): "the attention returns its input, so the block adds norm(x).",
+    _instead(lambda attention, states: 1e-4 * attention()): "a ten-thousandth of the attention is still added. "
+    "Exactly zero means torch.equal, not allclose.",
+    _instead(lambda attention, states: attention() * torch.eye(len(states[0]))[-1][:, None]): "the attention is silent "
+    "at every token but the last. Compare all positions.",
+    lambda model: bypass_attention(model, [0]): "another block's attention is bypassed, not this one's. Use `layer`.",
+}
 
 
 @exercise(
@@ -88,9 +152,9 @@ def check_true_bypass(bypass: Any, real: PreTrainedModel) -> None:
     """
     require(
         isinstance(bypass, type) and issubclass(bypass, nn.Module),
-        f"Hand over the class TrueBypass itself, without brackets; yours is a {type(bypass).__name__}.",
+        f"Hand over the class TrueBypass itself, without brackets; yours is of type {type(bypass).__name__}.",
     )
-    output = _run(lambda: bypass(0)(hidden_states=torch.randn(2, 6, 32), past_key_values=None))
+    output = run(lambda: bypass(0)(hidden_states=torch.randn(2, 6, 32), past_key_values=None))
     if output is None or output is ...:
         raise NotImplementedError
     require(
@@ -102,17 +166,67 @@ def check_true_bypass(bypass: Any, real: PreTrainedModel) -> None:
     ids = torch.randint(97, (2, 9), generator=torch.Generator().manual_seed(0))
     for layers in ([2], [0], [0, 2]):
         _check_bypassed(bypass, layers, ids)
-    mine, right, layers = variant(real), variant(real), [0, len(real.model.layers) // 2]
+    layers = [0, real.config.num_hidden_layers // 2]
+    mine, right = _replaced(variant(real), layers, bypass), variant(real)
     bypass_attention(right, layers)
-    for layer in layers:
-        mine.model.layers[layer].self_attn = bypass(layer)
-    ids = torch.randint(97, (1, 24), generator=torch.Generator().manual_seed(0)).to(real.device)
-    logits = _run(lambda: mine(ids, use_cache=False).logits)
+    ids = ids[:1].to(real.device)
     require(
-        torch.equal(logits, right(ids, use_cache=False).logits),
+        torch.equal(run(lambda: mine(ids, use_cache=False).logits), right(ids, use_cache=False).logits),
         f"In the tiny models it is right, but in the real one, without attentions {layers}, the logits aren't those of "
         "bypass_attention.",
     )
+
+
+def _check_drawer(bypass: type[nn.Module], layer: int, states: Tensor) -> None:
+    """Stop unless the bypass fills its drawer, and no other one, with something small for each token."""
+    where, cache, (rows, tokens, _) = f"Attention {layer} replaced: ", DynamicCache(), states.shape
+    run(lambda: bypass(layer)(hidden_states=states, **{cache_keyword(tiny_llama()): cache}))
+    drawers: list[Any] = cache.layers
+    filled = [number for number, drawer in enumerate(drawers) if drawer.is_initialized]
+    require(filled, f"{where}its drawer stays empty, so the cache says that no token went by. Call cache.update.")
+    others = [number for number in filled if number != layer]
+    require(not others, f"{where}you fill drawer {others}, another attention's. Yours is self.layer_idx.")
+    keys, values = drawers[layer].keys, drawers[layer].values
+    require(
+        keys.shape[-1] > 0,
+        f"{where}width 0: transformers takes a drawer without numbers for an empty one, and counts no tokens. "
+        "Width 1 is the least.",
+    )
+    require(
+        (len(keys), keys.shape[-2]) == (rows, tokens),
+        f"{where}its drawer has the shape {[*keys.shape]} after {rows} rows of {tokens} tokens. It is [rows, heads, "
+        "tokens, width].",
+    )
+    kept, full = keys.nbytes + values.nbytes, 2 * states.nbytes  # a whole drawer of the tiny model
+    require(
+        kept <= _MOST * full,
+        f"{where}its drawer keeps {kept:,} of {full:,} bytes, so little is saved. One head of width 1 is enough.",
+    )
+
+
+def _check_bypassed(bypass: type[nn.Module], layers: list[int], ids: Tensor) -> None:
+    """Stop unless a Llama with these attentions replaced is as if they added nothing, with a cache and without."""
+    silent = _replaced(tiny_llama(), layers, lambda _: _Instead(lambda _, states: torch.zeros_like(states)))
+    echoing = _replaced(tiny_llama(), layers, lambda _: _Instead(lambda _, states: states))
+    mine = _replaced(tiny_llama(), layers, bypass)
+    where = f"Attention {' and '.join(map(str, layers))} replaced: "
+    right = silent(ids, use_cache=False).logits
+    logits = run(mine, ids, use_cache=False).logits
+    echoes = torch.equal(logits, echoing(ids, use_cache=False).logits)
+    require(not echoes, f"{where}it returns its input, so the block adds norm(x). Return zeros.")
+    require(torch.equal(logits, right), f"{where}it adds something. Exactly zero must come back.")
+    stepwise = run(lambda: logits_one_by_one(mine, ids))
+    require(
+        alike(stepwise, right, atol=1e-4),
+        f"{where}read token by token, the logits are off by {(stepwise - right).abs().max():.2g}. The cache counts "
+        "something else than the tokens that went by.",
+    )
+
+
+def _replaced(model: Any, layers: list[int], stand_in: Callable[[int], nn.Module]) -> Any:
+    for layer in layers:
+        model.model.layers[layer].self_attn = stand_in(layer)
+    return model
 
 
 def _one_look(model: LlamaForCausalLM, batches: Sequence[Mapping[str, Tensor]]) -> list[int]:
@@ -137,28 +251,22 @@ def _one_look(model: LlamaForCausalLM, batches: Sequence[Mapping[str, Tensor]]) 
 def check_choose_iteratively(attempt: Attempt) -> None:
     """Check a function (model, batches, count) -> attentions, least important first, measured again after each."""
     model = tiny_llama(blocks=8)
-    for seed, length, count in ((8, 8, 2), (7, 8, 3), (1, 6, 3)):  # on the last two texts one look takes other ones
-        ids = torch.randint(97, (4, length), generator=torch.Generator().manual_seed(seed))
-        batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-        answer = [*attempt(model, batches, count)]
-        require(
-            all(float(number).is_integer() for number in answer),
-            f"Return numbers of attentions; {answer} looks like their scores.",
-        )
-        found = [int(number) for number in answer]
+
+    def numbers(answer: Any) -> list[int]:
         left = [i for i, attention in enumerate(describe(model).attentions) if attention.skipped]
         bypass_attention(model, [])
-        require(
-            not left,
-            f"Your function leaves {left} bypassed. Bring the model back at the end: bypass_attention(model, []).",
-        )
+        require(not left, f"You leave {left} bypassed. Bring the model back at the end: bypass_attention(model, []).")
+        found = [whole_number(each, "Return numbers of attentions, not their scores") for each in answer]
         require(
             len(set(found)) == len(found),
             f"An attention stands twice in {found}: a bypassed one scores 0 and looks least important. Rule it out.",
         )
-        require(len(found) == count, f"{count} attentions were asked for; yours are {len(found)}.")
-        right = attempt.rule_out(found, model, batches, count)
-        require(found == right, f"For the check's tiny model it is {right}; yours is {found}.")
+        return found
+
+    for seed, length, count in ((8, 8, 2), (7, 8, 3), (1, 6, 3)):  # on the last two texts one look takes other ones
+        ids = torch.randint(97, (4, length), generator=torch.Generator().manual_seed(seed))
+        batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+        attempt.compare(model, batches, count, read=numbers, where=f"{count} attentions of the check's tiny model: ")
 
 
 @exercise(
@@ -170,13 +278,10 @@ def check_eight(
     eight: Any, judge: Callable[[list[int]], Mapping[str, Perplexity]], opponent: list[int], recorded: Collection[str]
 ) -> None:
     """Check eight attentions against the opponent's; ``judge`` tells text -> score, recorded sets are out."""
-    require(
-        isinstance(eight, Iterable) and not isinstance(eight, str | dict),
-        f"Give a list of {len(opponent)} numbers; yours is a {type(eight).__name__}.",
-    )
+    expect(eight, Iterable, f"Give a list of {len(opponent)} numbers")
     layers = sorted(int(number) for number in eight)
-    require(len(layers) == len(opponent), f"{len(opponent)} attentions are asked for; yours are {len(layers)}.")
-    require(len(set(layers)) == len(layers), f"One stands twice in {layers}, so fewer would go.")
+    different = len(set(layers)) == len(layers) == len(opponent)
+    require(different, f"{len(opponent)} different attentions are asked for; yours are {layers}.")
     require(
         " ".join(map(str, layers)) not in recorded,
         f"{layers} stands in the record. Find a set of your own: `measure` tells what it costs.",
@@ -185,157 +290,8 @@ def check_eight(
     ratios = {text: perplexity_ratio(mine[text], theirs[text]) for text in mine}
     for text, ratio in ratios.items():
         print(f"  {text}: yours / leave-one-out's, on the exam: {with_interval(*ratio)}")
-    worse = [text for text, (_, low, _) in ratios.items() if low > 1]
-    better = [text for text, (_, _, high) in ratios.items() if high < 1]
-    require(
-        not worse or better,
-        f"Dearer than leave-one-out's on {', '.join(worse)}, and nowhere cheaper. Measure yours on both texts first.",
-    )
-    require(
-        not worse, f"Cheaper on {', '.join(better)}, but dearer on {', '.join(worse)}. Choose on rows of both texts."
-    )
+    worse = ", ".join(text for text, (_, low, _) in ratios.items() if low > 1)
+    better = ", ".join(text for text, (_, _, high) in ratios.items() if high < 1)
+    require(not worse or better, f"Dearer than leave-one-out's on {worse}, and nowhere cheaper. Measure yours first.")
+    require(not worse, f"Cheaper on {better}, but dearer on {worse}. Choose on rows of both texts.")
     require(better, "No text shows a difference: both intervals hold 1. Measure the later ones again in what is left.")
-
-
-def _check_bypassed(bypass: type[nn.Module], layers: list[int], ids: Tensor) -> None:
-    """Stop unless a Llama with these attentions replaced is as if they added nothing, with a cache and without."""
-    expected = _llama(layers, lambda layer: _Instead(None, lambda _, states: torch.zeros_like(states)))
-    echoing = _llama(layers, lambda layer: _Instead(None, lambda _, states: states))
-    mine = _llama(layers, bypass)
-    where = f"Attention {' and '.join(map(str, layers))} replaced: "
-    right = expected(ids, use_cache=False).logits
-    logits = _run(mine, ids, use_cache=False).logits
-    require(
-        not torch.equal(logits, echoing(ids, use_cache=False).logits),
-        f"{where}it returns its input, so the block adds norm(x). Return zeros.",
-    )
-    require(torch.equal(logits, right), f"{where}it adds something. Exactly zero must come back.")
-    stepwise = _run(lambda: logits_one_by_one(mine, ids))
-    require(
-        torch.allclose(stepwise, right, atol=1e-4),
-        f"{where}read token by token, the logits are off by {(stepwise - right).abs().max():.2g}. The cache counts "
-        "something else than the tokens that went by.",
-    )
-
-
-def _check_drawer(bypass: type[nn.Module], layer: int, states: Tensor) -> None:
-    """Stop unless the bypass fills its drawer, and no other one, with something small for each token."""
-    where, cache, (rows, tokens, _) = f"Attention {layer} replaced: ", DynamicCache(), states.shape
-    _run(lambda: bypass(layer)(hidden_states=states, **{cache_keyword(tiny_llama()): cache}))
-    filled = [number for number, drawer in enumerate(cache.layers) if drawer.is_initialized]
-    require(filled, f"{where}its drawer stays empty, so the cache says that no token went by. Call cache.update.")
-    others = [number for number in filled if number != layer]
-    require(not others, f"{where}you fill drawer {others}, another attention's. Yours is self.layer_idx.")
-    keys, values = cache.layers[layer].keys, cache.layers[layer].values
-    require(
-        keys.shape[-1] > 0,
-        f"{where}width 0: transformers takes a drawer without numbers for an empty one, and counts no tokens. "
-        "Width 1 is the least.",
-    )
-    require(
-        keys.shape[-2] == tokens,
-        f"{where}{tokens} tokens went by, and its drawer counts {keys.shape[-2]}. The shape is [rows, heads, tokens, "
-        "width].",
-    )
-    require(keys.shape[0] == rows, f"{where}{rows} rows were read, and its drawer has {keys.shape[0]}.")
-    kept, full = keys.nbytes + values.nbytes, 2 * states.nbytes  # a whole drawer of the tiny model
-    require(
-        kept <= _MOST * full,
-        f"{where}its drawer keeps {kept:,} of {full:,} bytes, so little is saved. One head of width 1 is enough.",
-    )
-
-
-def _run(function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """What the learner's module, or something that calls it, gives; where it stops, the error is named."""
-    try:
-        return function(*args, **kwargs)
-    except NotImplementedError:
-        raise
-    except Exception as error:
-        require(False, f"Your code stopped with {named_error(error)}.")
-
-
-def _llama(layers: list[int], stand_in: Callable[[int], nn.Module]) -> LlamaForCausalLM:
-    model = tiny_llama()
-    for layer in layers:
-        model.model.layers[layer].self_attn = stand_in(layer)
-    return model
-
-
-def _states() -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """x, what three attentions add to it, and the mask; padded states are large and point elsewhere."""
-    generator = torch.Generator().manual_seed(5)
-    x, other, noise = torch.randn(3, 3, 6, 8, generator=generator)
-    x = x + 1
-    echo = 2 * x + noise  # long, roughly in x's direction
-    across = other - (other * x).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True) * x
-    mask = torch.ones(3, 6)
-    mask[0, 2:] = mask[1, 4:] = 0
-    padding = (~mask.bool())[..., None]
-    attentions = {"other": other + 0.5, "whisper": 0.05 * across, "echo": echo}
-    return x, {name: torch.where(padding, -9 * x + 3 * noise, added) for name, added in attentions.items()}, mask
-
-
-def _answer(attempt: Attempt, change: Callable[[LlamaForCausalLM], None], ids: Tensor) -> bool:
-    model = tiny_llama(blocks=3, vocab_size=31)
-    change(model)
-    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with torch.no_grad():
-        before = model(ids.clone(), use_cache=False).logits
-        answer = true_or_false(attempt(model, _LAYER, ids.clone()))
-        same = all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
-        require(
-            same and torch.equal(model(ids.clone(), use_cache=False).logits, before),
-            "Your function changed the model. Look, don't touch: work on copies, and remove your hooks.",
-        )
-    return answer
-
-
-class _Instead(nn.Module):
-    """In place of an attention: adds ``what(attention, norm(x), everything else)``."""
-
-    def __init__(self, attention: nn.Module, what: Callable) -> None:
-        super().__init__()
-        self.attention, self.what = attention, what
-
-    def forward(self, hidden_states: Tensor, **rest: object) -> tuple[Tensor, None]:
-        return self.what(lambda: self.attention(hidden_states, **rest)[0], hidden_states), None
-
-
-def _instead(what: Callable) -> Callable[[LlamaForCausalLM], None]:
-    def change(model: LlamaForCausalLM) -> None:
-        block = model.model.layers[_LAYER]
-        block.self_attn = _Instead(block.self_attn, what)
-
-    return change
-
-
-def _but_the_last_token(added: Tensor) -> Tensor:
-    added = added.clone()
-    added[:, :-1] = 0
-    return added
-
-
-@torch.no_grad()
-def _zero_output(model: LlamaForCausalLM) -> None:
-    model.model.layers[_LAYER].self_attn.o_proj.weight.zero_()
-
-
-_RIGHT_BYPASSES: dict[Callable[[LlamaForCausalLM], None], str] = {
-    lambda model: bypass_attention(model, [_LAYER]): "bypass_attention. Compare the block's output with what its MLP "
-    "alone would add: x + mlp(post_attention_layernorm(x)).",
-    lambda model: bypass_attention(model, [_LAYER], remove=True): "the attention and its norm were removed. Look at "
-    "what the block computes, not at which modules it has.",
-    _zero_output: "o_proj is zero, so the attention computes and adds zero. Look at what is added, not at how.",
-    lambda model: bypass_attention(model, [0, _LAYER, 2]): "other attentions are bypassed as well. Look at this block "
-    "only, not at the logits of the whole model.",
-}
-_WRONG_BYPASSES: dict[Callable[[LlamaForCausalLM], None], str] = {
-    lambda model: None: "the attention is still there.",
-    _instead(lambda attention, states: states): "the attention returns its input, so the block adds norm(x).",
-    _instead(lambda attention, states: 1e-4 * attention()): "a ten-thousandth of the attention is still added. "
-    "Exactly zero means torch.equal, not allclose.",
-    _instead(lambda attention, states: _but_the_last_token(attention())): "the attention is silent at every token but "
-    "the last. Compare all positions.",
-    lambda model: bypass_attention(model, [0]): "another block's attention is bypassed, not this one's. Use `layer`.",
-}

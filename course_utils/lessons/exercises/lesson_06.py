@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from course_utils.lessons.exercises import Attempt, exercise, named_error, require
-from course_utils.lessons.exercises.turns import one_number
-from course_utils.lessons.policies import by_price, cache_saved, cheapest_guess, length_rule, outcome, static_harm
+from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, run, told
+from course_utils.lessons.policies import by_price, cache_saved, length_rule, outcome, static_harm
 from course_utils.lessons.prompt_harm import Record
 from course_utils.models.architectures import cache_keyword
 from course_utils.models.loading import tiny_llama, variant
 from course_utils.pruning.attention import bypass_attention
 
-_RANGES = {"log_length": (1.0, 3.0), "variance": (0.5, 1.5)}
+_RANGES: dict[str, Any] = {"log_length": (1.0, 3.0), "variance": (0.5, 1.5)}
 _BLOCKS, _ORDER = 5, (3, 1, 4)  # of the tiny model; its attentions, least important first
 _SHARE = 0.1  # of the cache, that is saved in the last exercise
 
@@ -77,17 +75,13 @@ def check_score(attempt: Attempt) -> None:
     """Check a function (embeddings, log_length, variance) -> score of one prompt."""
     for row, (tokens, spread) in enumerate(((30, 3.0), (6, 1.0), (12, 1.2), (8, 0.9), (1, 0.0), (2, 0.3), (25, 0.8))):
         embeddings = spread * torch.randn(tokens, 4, generator=torch.Generator().manual_seed(row))
-        answer = one_number(attempt(embeddings.clone(), **_RANGES), "the prompt")
-        where = f"For a prompt of {tokens} token{'s' if tokens > 1 else ''}: "
-        same = partial(torch.isclose, atol=1e-5, equal_nan=True)
-        right = attempt.rule_out(answer, embeddings, same=same, where=where, **_RANGES)
-        require(torch.isclose(answer, right, atol=1e-4), f"{where}the score is {right:.3f}; yours is {answer:.3f}.")
+        attempt.compare(embeddings, read=number, where=f"For a prompt of {_tokens(tokens)}: ", **_RANGES)
 
 
 @exercise(
     2,
     task="Return a model that decides at an answer's first pass, and keeps the decision in the answer's cache.",
-    proved="One decision an answer, carried by its cache: answers can take turns, and each stays what it was.",
+    proved="One decision per answer, carried by its cache: answers can take turns, and each stays what it was.",
 )
 @torch.no_grad()
 def check_adaptive(attempt: Attempt, real: PreTrainedModel) -> None:
@@ -96,62 +90,76 @@ def check_adaptive(attempt: Attempt, real: PreTrainedModel) -> None:
     It is tried with a tiny model, where mistakes can be named, and with ``real``.
     """
     model, name = tiny_llama(blocks=_BLOCKS), cache_keyword(tiny_llama())
-    short, long, word = torch.arange(1, 5)[None], torch.arange(3, 15)[None], torch.tensor([[7]])
-    numbers, asked = {4: 3, 12: 1, 1: 2}, []
+    long, asked = torch.arange(3, 15)[None], list[int]()
+    # [prompt, attentions that its answer leaves out, how many the answer before it leaves out]
+    answers = [(torch.arange(1, 5)[None], 3, 2), (long, 1, 3), (torch.tensor([[7]]), 2, 1)]
 
     def decide(ids: Tensor) -> int:
         asked.append(ids.shape[1])
-        return numbers.get(ids.shape[1], 0)
+        return {prompt.shape[1]: left_out for prompt, left_out, _ in answers}.get(ids.shape[1], 0)
 
     before = model(long, use_cache=False).logits
     mine = attempt(model, _ORDER, decide)
-    require(isinstance(mine, LlamaForCausalLM), f"Return the model; yours returned a {type(mine).__name__}.")
-    outputs = [_begin(mine, ids, use_cache=True) for ids in (short, long, word)]
-    require(asked, "Your model never calls decide(ids).")
-    for ids, output, number in zip((short, long, word), outputs, numbers.values(), strict=True):
-        where = f"A prompt of {ids.shape[1]} token{'s' if ids.shape[1] > 1 else ''} leaves {number} out: "
-        expected = _static(model, number)(ids).logits
-        if not torch.equal(output.logits, expected):
-            counts = [count for count in range(4) if torch.equal(output.logits, _static(model, count)(ids).logits)]
-            told = f"yours leaves out {counts[0]}" if counts else "yours is no static bypass of `order`'s first ones"
-            require(False, f"{where}{told}.")
-    step, caches = torch.tensor([[20]]), [output[name] for output in outputs]
-    read = [short, long, word]
-    for more in (step, step.expand(1, 3)):  # the answers take turns, and a user says something more
-        for place, (number, other) in enumerate(((3, 2), (1, 3), (2, 1))):
+    expect(mine, LlamaForCausalLM, "Return the model")
+    caches = []
+    for prompt, left_out, _ in answers:
+        output = _begin(mine, prompt, use_cache=True)
+        require(asked, "Your model never calls decide(ids).")
+        counts = [count for count in range(4) if torch.equal(output.logits, _static(model, count)(prompt).logits)]
+        said = f"leaves out {counts[0]}" if counts else "is no static bypass of `order`'s first ones"
+        where = f"A prompt of {_tokens(prompt.shape[1])} leaves {left_out} out: "
+        require(left_out in counts, f"{where}yours {said}.")
+        caches.append(output[name])
+    reads = [prompt for prompt, *_ in answers]
+    for more in (torch.tensor([[20]]), torch.tensor([[20, 20, 20]])):  # answers take turns; a user says more
+        for place, (_, left_out, other) in enumerate(answers):
             asked.clear()
             found, stopped = None, ""
             try:
                 found = mine(more, **{name: caches[place]}).logits[:, -1]
             except Exception as error:  # an attention comes back, and its keys are missing; or the hook is wrong
-                stopped = _stopped(error)
-            tokens = "one token" if more.shape[1] == 1 else f"{more.shape[1]} tokens"
+                stopped = f"{type(error).__name__}: {error}"
             require(
                 not asked,
-                f"Your model decides again at a later pass, where it sees {tokens}. Ask the cache whether an answer "
-                "begins, not the length of what comes in.",
+                f"Your model decides again at a later pass, where it sees {_tokens(more.shape[1])}. Ask the cache "
+                "whether an answer begins, not the length of what comes in.",
             )
-            read[place] = torch.cat([read[place], more], dim=1)
-            right = _static(model, number)(read[place], use_cache=False).logits[:, -1]
-            require(not stopped or "must match" in stopped, f"A later pass: {stopped}")
+            require(not stopped or "must match" in stopped, f"A later pass stopped with {stopped}")
+            reads[place] = torch.cat([reads[place], more], dim=1)
+            right = _static(model, left_out)(reads[place], use_cache=False).logits[:, -1]
             require(
-                found is not None and torch.allclose(found, right, atol=1e-4),
-                f"An answer that began with {number} left out goes on otherwise, after another one has begun with "
+                found is not None and alike(found, right, atol=1e-4),
+                f"An answer that began with {left_out} left out goes on otherwise, after another one has begun with "
                 f"{other}. A decision that is kept with the model is the last answer's: keep it with the cache, and "
                 "read it from there at each later pass.",
             )
-    require(
-        torch.equal(_begin(model, long, use_cache=False).logits, before),
-        "The given model has changed. Work on variant(model).",
-    )
+    unchanged = torch.equal(_begin(model, long, use_cache=False).logits, before)
+    require(unchanged, "The given model has changed. Work on variant(model).")
     _begin(mine, long, use_cache=False)
-    order, right, ids = [*reversed(range(real.config.num_hidden_layers))], variant(real), long.to(real.device)
-    bypass_attention(right, order[:2])
+    order, static, ids = [*reversed(range(real.config.num_hidden_layers))], variant(real), long.to(real.device)
+    bypass_attention(static, order[:2])
     require(
-        torch.equal(_begin(attempt(real, order, lambda ids: 2), ids, use_cache=False).logits, right(ids).logits),
+        torch.equal(_begin(attempt(real, order, lambda ids: 2), ids, use_cache=False).logits, static(ids).logits),
         f"The tiny model decides rightly, but the real one, without attentions {order[:2]}, gives other logits than "
         "with bypass_attention.",
     )
+
+
+def _tokens(count: int) -> str:
+    return "one token" if count == 1 else f"{count} tokens"
+
+
+def _begin(model: PreTrainedModel, ids: Tensor, use_cache: bool) -> Any:
+    """The first pass of an answer; where a hook stops, the error is named."""
+    where = f"A prompt of {_tokens(ids.shape[1])}, {'with' if use_cache else 'without'} a cache: "
+    hint = "Without a cache, both named.get(…) and output.get(…) give None."
+    return run(model, ids, use_cache=use_cache, where=where, hint=hint)
+
+
+def _static(model: PreTrainedModel, number: int) -> PreTrainedModel:
+    bypassed = variant(model)
+    bypass_attention(bypassed, _ORDER[:number])
+    return bypassed
 
 
 def _saved(tokens: Sequence[int], left_out: Sequence[int], blocks: int) -> float:
@@ -180,16 +188,13 @@ def _saved(tokens: Sequence[int], left_out: Sequence[int], blocks: int) -> float
 def check_saved_share(attempt: Attempt) -> None:
     """Check a function (tokens, left_out, blocks) -> share."""
     tokens = [10, 20, 1000]
-    same = partial(math.isclose, rel_tol=0, abs_tol=1e-6)
     for left_out, blocks in (([8, 4, 0], 30), ([0, 4, 8], 16)):
-        share = float(attempt(list(tokens), list(left_out), blocks))
         where = f"For {tokens} tokens and {left_out} left out of {blocks}, "
-        right = attempt.rule_out(share, tokens, left_out, blocks, same=same, where=where)
-        require(same(share, right), f"{where}{right:.4f} is saved; yours is {share:.4f}.")
+        attempt.compare(tokens, left_out, blocks, read=number, where=where)
 
 
 def _ruled(begins: Callable[..., Any]) -> Callable[..., tuple[list[float], list[float]]]:
-    """The right levels, with thresholds by a mistaken way: from the harm a layer at each level and before it."""
+    """The right levels, with thresholds by a mistaken way: from the harm per layer at each level and before it."""
 
     def rule(
         curve: Sequence[float], numbers: Sequence[int], price: float, answer: float
@@ -210,8 +215,6 @@ def _ruled(begins: Callable[..., Any]) -> Callable[..., tuple[list[float], list[
         (_ruled(lambda harms, levels, price, answer: np.diff(harms) / np.diff(levels) / price),
          "you forgot the answer: its tokens fill the cache too, so take them off."),
         (_ruled(lambda harms, levels, price, answer: np.diff(harms) / price - answer), "take the harm for each layer."),
-        (_ruled(lambda harms, levels, price, answer: np.diff(harms) / np.diff(levels) / price - 2 * answer),
-         "the answer's tokens are taken off twice."),
         (_ruled(lambda harms, levels, price, answer: harms[1:] / levels[1:] / price - answer),
          "you take each slope from 0. Take it from the level before."),
         (_ruled(lambda harms, levels, price, answer: np.diff(harms) / np.diff(levels) * price - answer),
@@ -222,49 +225,36 @@ def check_length_rule(attempt: Attempt) -> None:
     """Check a function (curve, numbers, price, answer_tokens) -> levels, thresholds."""
     numbers, answer, price = [0, 1, 3, 5, 8], 50.0, 2e-4
     curves = {"that bends upwards": [0.0, 0.02, 0.1, 0.22, 0.5], "with a dent": [0.0, 0.06, 0.2, 0.25, 0.5]}
-    tokens = np.arange(1, 1001)
     for which, curve in curves.items():
-        result = attempt(list(curve), list(numbers), price, answer)
-        require(
-            isinstance(result, Sequence) and len(result) == 2,
-            "Return two lists, levels and thresholds.",
-        )
-        levels, thresholds = ([float(value) for value in part] for part in result)
         where = f"For a curve {which}: "
-        require(levels[:1] == [0], f"{where}the first level is 0, none left out; yours are {levels}.")
-        right, _ = length_rule(curve, numbers, price, answer)
-        require(
-            len(thresholds) == len(levels) - 1,
-            f"{where}{len(levels)} levels want {len(levels) - 1} thresholds; yours are {len(thresholds)}.",
-        )
-        require(
-            levels != numbers or list(right) == numbers,
-            f"{where}you keep every number. With the dent, {[n for n in numbers if n not in right]} never pay: some "
-            "larger number costs less for each layer. From the last level, take the next of least slope.",
-        )
-        require(levels == list(right), f"{where}the levels are {list(right)}; yours are {[int(n) for n in levels]}.")
-        attempt.rule_out((levels, thresholds), curve, numbers, price, answer, same=_same_thresholds, where=where)
-        saved = (tokens + answer)[:, None] * numbers
-        wanted = np.array(numbers)[cheapest_guess(np.tile(curve, (len(tokens), 1)), saved, price)]
-        mine = np.array(levels)[np.searchsorted(thresholds, tokens, side="right")]
-        wrong = tokens[mine != wanted].tolist()
-        require(
-            len(wrong) <= 2,  # on a threshold both are as good
-            f"{where}the rule decides otherwise at {len(wrong)} of 1,000 lengths, first at {wrong[:1]} tokens.",
-        )
+        pays = [*length_rule(curve, numbers, price, answer)[0]]
+
+        def lists(given: Any, where: str = where, pays: list[int] = pays) -> tuple[list[float], list[float]]:
+            expect(given, Sequence, "Return two lists, levels and thresholds", size=2)
+            levels, thresholds = ([float(value) for value in part] for part in given)
+            require(
+                levels != numbers or pays == numbers,
+                f"{where}you keep every number. With the dent, {[n for n in numbers if n not in pays]} never pay: some "
+                "larger number costs less for each layer. From the last level, take the next of least slope.",
+            )
+            require(levels == pays, f"{where}the levels are {pays}; yours are {told(levels)}.")
+            return levels, thresholds
+
+        same = partial(alike, rtol=0, atol=1)  # thresholds may be rounded
+        attempt.compare(curve, numbers, price, answer, read=lists, same=same, where=where)
 
 
-def _advantage(record, blocks, answer, *, told=lambda static, rule, tenth: static - rule):
+def _advantage(record, blocks, answer, *, of=lambda static, rule, tenth: static - rule):
     """Static's harm less the rule's, if every answer has so many tokens.
 
-    ``told`` says what else of three harms: static's at what the rule saves, the rule's, static's at a tenth.
+    ``of`` says what else of three harms: static's at what the rule saves, the rule's, static's at a tenth.
     """
     alike = replace(record, answer_tokens=np.full(len(record.tokens), answer))
     _, judge = alike.split()
     saved = cache_saved(judge, blocks)
     share, harm = outcome(judge.harm, saved, by_price(alike, blocks, _SHARE)[0])
     static, tenth = (float(static_harm(judge.harm, saved, at)) for at in (share, _SHARE))
-    return told(static, harm, tenth)
+    return of(static, harm, tenth)
 
 
 @exercise(
@@ -273,77 +263,38 @@ def _advantage(record, blocks, answer, *, told=lambda static, rule, tenth: stati
     proved="Long answers make prompts alike in cost, and then their length tells nothing.",
     answer=_advantage,
     mistakes=[
-        (partial(_advantage, told=lambda static, rule, tenth: rule - static),
+        (partial(_advantage, of=lambda static, rule, tenth: rule - static),
          "the sign is turned round: static's harm less the rule's."),
-        (partial(_advantage, told=lambda static, rule, tenth: rule),
+        (partial(_advantage, of=lambda static, rule, tenth: rule),
          "that is the rule's harm alone. Take it off the harm of one number for all at the same saving."),
-        (partial(_advantage, told=lambda static, rule, tenth: tenth - rule),
+        (partial(_advantage, of=lambda static, rule, tenth: tenth - rule),
          "the rule doesn't save just a tenth on the prompts that judge. Ask static_harm at what it does save."),
-        (partial(_advantage, told=lambda static, rule, tenth: rule / static), "that is a ratio. Take the difference."),
+        (partial(_advantage, of=lambda static, rule, tenth: rule / static), "that is a ratio. Take the difference."),
+        (lambda record, blocks, answer: _advantage(record, blocks, _usual(record)),
+         "it is what it was for the usual answer: take `replace`d answers all through."),
     ],
 )  # fmt: skip
-def check_enough(advantage: Attempt, enough: Any, record: Record, blocks: int) -> None:
+def check_enough(attempt: Attempt, enough: Any, record: Record, blocks: int) -> None:
     """Check a function answer_tokens -> static's harm less the rule's, and where a third of it is left."""
-    right = partial(_advantage, record, blocks)
-    usual = float(record.split()[0].answer_tokens.mean())
-    nats = _number(advantage(usual))
-    same = partial(math.isclose, rel_tol=0.02, abs_tol=2e-4)
-    where = f"For answers of {usual:.0f} tokens: "
-    advantage.rule_out(nats, record, blocks, usual, same=same, where=where)
-    require(
-        same(nats, right(usual)),
-        f"{where}{right(usual):.4f} nats; yours is {nats:.4f}. Every answer has that many tokens, in the plan and "
-        "in what is saved.",
-    )
-    for answer in (200.0, 1000.0):
-        other = _number(advantage(answer))
-        where = f"For answers of {answer:.0f} tokens"
-        require(not same(other, right(usual)), f"{where} it is what it was: take `replace`d answers all through.")
-        require(same(other, right(answer)), f"{where}: {right(answer):.4f} nats; yours is {other:.4f}.")
-    require(
-        isinstance(enough, Real) and float(enough) > 0 and float(enough) % 100 == 0,
-        f"`enough` is a multiple of 100; yours is {enough!r}.",
-    )
+    advantage, usual = attempt.knowing(record, blocks), _usual(record)
+    for answer in (usual, 200.0, 1000.0):
+        advantage.compare(
+            answer, read=partial(number, what="advantage(…) must return one number"),
+            same=partial(alike, rtol=0.02, atol=2e-4), where=f"For answers of {answer:.0f} tokens: ",
+            hint="Every answer has that many tokens, in the plan and in what is saved.",
+        )  # fmt: skip
+    enough, right = number(enough, "`enough` is a multiple of 100"), advantage.answer
+    require(enough > 0 and enough % 100 == 0, f"`enough` is a multiple of 100; yours is {told(enough)}.")
     third = right(usual) / 3
     require(third > 0, "On this model the rule has no advantage at the usual length, so there is nothing to look for.")
     first = next((answer for answer in range(100, 10_000, 100) if right(float(answer)) < third), 10_000)
     require(
         enough == first,
-        f"At {enough} tokens the advantage is {right(float(enough)):.4f}; a third of the usual one is {third:.4f}. "
-        f"{'An earlier hundred is below it already.' if float(enough) > first else 'It must fall below that.'}",
+        f"At {enough:.0f} tokens the advantage is {right(enough):.4f}; a third of the usual one is {third:.4f}. "
+        f"{'An earlier hundred is below it already.' if enough > first else 'It must fall below that.'}",
     )
 
 
-def _stopped(error: Exception) -> str:
-    return (
-        f"your hook stopped with {named_error(error)}. Without a cache, both named.get(…) and output.get(…) give None."
-    )
-
-
-def _begin(model: PreTrainedModel, ids: Tensor, use_cache: bool) -> Any:
-    """The first pass of an answer; where a hook stops, the error is named."""
-    try:
-        return model(ids, use_cache=use_cache)
-    except NotImplementedError:
-        raise
-    except Exception as error:
-        where = f"{ids.shape[1]} tokens, {'with' if use_cache else 'without'} a cache"
-        require(False, f"A prompt of {where}: {_stopped(error)}")
-
-
-def _static(model: LlamaForCausalLM, number: int) -> LlamaForCausalLM:
-    bypassed = variant(model)
-    bypass_attention(bypassed, _ORDER[:number])
-    return bypassed
-
-
-def _same_thresholds(one: tuple[list[float], list[float]], other: tuple[list[float], list[float]]) -> bool:
-    return len(one[1]) == len(other[1]) and bool(np.allclose(one[1], other[1], atol=0.5, rtol=0))
-
-
-def _number(value: Any) -> float:
-    require(
-        isinstance(value, Real),
-        f"advantage(…) must return one number; yours returned a {type(value).__name__}.",
-    )
-    return float(value)
+def _usual(record: Record) -> float:
+    """Tokens of an answer, on average over the prompts that choose."""
+    return float(record.split()[0].answer_tokens.mean())

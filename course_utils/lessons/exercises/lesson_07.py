@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_utils.lessons.exercises import Attempt, exercise, require, true_or_false
+from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, true_or_false
 from course_utils.support.divergence import kl_divergence
 from course_utils.support.uncertainty import ratio_interval
 
@@ -42,10 +42,6 @@ def _alike_for_all(gram: Tensor, ridge: float) -> Tensor:
     return ridge * torch.ones_like(gram.diagonal())
 
 
-def _mean_loudness(gram: Tensor, ridge: float) -> Tensor:
-    return _alike_for_all(gram, ridge) * gram.diagonal().mean()
-
-
 def _none(gram: Tensor, _ridge: float) -> Tensor:
     return torch.zeros_like(gram.diagonal())
 
@@ -55,8 +51,6 @@ def _to_zero(pulled: Tensor, old: Tensor) -> Tensor:
 
 
 _PLAIN = "the ridge is the same number for all neurons ({}). It grows with each one's own loudness, Σ x²."
-_MEAN = "the ridge takes the mean loudness of all neurons ({}). Each neuron has its own, Σ x²."
-_CENTRED = "you take means off. There is no bias here to hold them: W must explain the values as they are."
 
 
 @exercise(
@@ -72,16 +66,12 @@ _CENTRED = "you take means off. There is no bias here to hold them: W must expla
          "your ridge pulls the weights to 0. It holds them to `old`, which belongs on the right-hand side, too."),
         (partial(_refit, toward=_to_zero, added=True),
          "you add the solution to the old weights. Solve for the whole W, or for what is missing."),
-        (partial(_refit, pull=_none, added=True),
-         "you add the solution to the old weights, and without a ridge. Solve for the whole W."),
         (partial(_refit, toward=lambda pulled, old: old.T),
          "on the right-hand side `old` must be weighed as on the left."),
         (partial(_refit, pull=_alike_for_all), _PLAIN.format("held to `old`")),
         (partial(_refit, pull=_alike_for_all, toward=_to_zero), _PLAIN.format("pulled to 0")),
-        (partial(_refit, pull=_mean_loudness), _MEAN.format("held to `old`")),
-        (partial(_refit, pull=_mean_loudness, toward=_to_zero), _MEAN.format("pulled to 0")),
-        (lambda kept, *rest: _refit(kept - kept.mean(0), *rest), _CENTRED),
-        (lambda kept, target, *rest: _refit(kept - kept.mean(0), target - target.mean(0), *rest), _CENTRED),
+        (lambda kept, target, *rest: _refit(kept - kept.mean(0), target - target.mean(0), *rest),
+         "you take means off. There is no bias here to hold them: W must explain the values as they are."),
         (lambda kept, target, old, ridge: _refit(kept, target, old, ridge * len(kept)),
          "products are means and the ridge has sums. Take both from the same: the tokens' sum."),
     ],
@@ -92,22 +82,28 @@ def check_refit(attempt: Attempt, kept: Tensor, target: Tensor, old: Tensor) -> 
     It is tried with made-up tensors, where mistakes can be named, and with those of a real block.
     """
     generator = torch.Generator().manual_seed(1)
-    made_up = [_block(*sizes, generator) for sizes in ((60, 5, 7), (40, 6, 6), (200, 8, 5))]
-    real = kept.double(), target.double(), old.double()
-    for given, ridge in zip([*made_up, real], (0.3, 1.0, 0.01, 0.3), strict=True):
-        answer = attempt(*(tensor.clone() for tensor in given), ridge)
+    cases = [(_block(*sizes, generator), 2e-3) for sizes in ((60, 5, 7), (40, 6, 6), (200, 8, 5))]
+    cases.append(((kept.double(), target.double(), old.double()), 1e-4))
+    for (given, rtol), ridge in zip(cases, (0.3, 1.0, 0.01, 0.3), strict=True):
         where = f"For {len(given[0]):,} tokens, {given[0].shape[1]} neurons and ridge {ridge:g}: "
-        require(isinstance(answer, Tensor), f"Return a tensor; yours returned a {type(answer).__name__}.")
-        if given is real:
-            same, right = _near, attempt.answer(*given, ridge)
-        else:
-            same, right = _close, attempt.rule_out(answer.float(), *given, ridge, same=_close, where=where)
-        require(
-            answer.shape == right.shape,
-            f"{where}Yours has the shape {[*answer.shape]}; down's weight is [hidden, width].",
-        )
-        off = (answer - right).abs().max()
-        require(same(answer.float(), right), f"{where}a weight is {off:.3g} off. Solve for all rows of W at once.")
+        same = partial(alike, rtol=rtol, atol=min(rtol, 1e-3))
+        hint = "down's weight is [hidden, width]. Solve for all of its rows at once."
+        attempt.compare(*given, ridge, read=_a_tensor, same=same, where=where, hint=hint)
+
+
+def _a_tensor(answer: Any) -> Tensor:
+    expect(answer, Tensor, "Return a tensor")
+    return answer
+
+
+def _block(tokens: int, width: int, hidden: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Made-up values of neurons, a target and old weights."""
+    loudness = torch.linspace(0.2, 3, width)
+    kept = (torch.randn(tokens, width, generator=generator) + 0.5) * loudness  # a mean, and neurons of all sizes
+    old = torch.randn(hidden, width, generator=generator)
+    target = kept @ torch.randn(width, hidden, generator=generator) + 1
+    target += torch.randn(tokens, hidden, generator=generator)
+    return kept, target, old
 
 
 def _kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -129,11 +125,11 @@ def _kl_sum(
     counts=_counted,
     shift=slice(None, -1),
     each=lambda student, teacher: _kl(student.float(), teacher.float()),
-    told=lambda total, student: total,
+    share=1,
 ):
     """The answer to exercise 2, with switches for mistakes; ``each`` gives nats by position."""
     counted = counts(mask)
-    return told(each(student, teacher)[:, shift][counted].sum(), student), int(counted.sum())
+    return each(student, teacher)[:, shift][counted].sum() / share, int(counted.sum())
 
 
 @exercise(
@@ -153,25 +149,18 @@ def _kl_sum(
          "the last real token of a row that is padded on the right predicts padding."),
         (partial(_kl_sum, counts=lambda mask: mask[:, 1:].bool()),
          "behind padding on the left, the first real token is predicted from padding."),
-        (lambda student, teacher, mask: (
-             _kl_sum(student, teacher, mask)[0] / _counted(mask).sum(),
-             _counted(mask).sum(),
-         ),
+        (lambda student, teacher, mask: _kl_sum(student, teacher, mask, share=_counted(mask).sum()),
          "that is the mean. Return the sum and the number apart: a step divides once."),
-        (partial(_kl_sum, told=lambda total, student: total / len(student)),
-         "you divide by the rows. Return the sum and the number apart."),
-        (partial(_kl_sum, told=lambda total, student: total / student.shape[-1]),
+        (lambda student, *rest: _kl_sum(student, *rest, share=student.shape[-1]),
          "you average over the vocabulary. Over the words, a KL is a sum."),
         (partial(_kl_sum, each=lambda student, teacher: _kl(teacher.float(), student.float())),
          "that is KL(student ‖ teacher). The teacher comes first."),
-        (partial(_kl_sum, told=lambda total, student: -total), "the KL has the wrong sign: it can't be negative."),
         (partial(
              _kl_sum,
              each=lambda student, teacher: -(teacher.float().softmax(-1) * student.float().log_softmax(-1)).sum(-1),
          ),
          "that is the cross-entropy with the teacher's words. The KL is less, by the teacher's entropy."),
-        (partial(_kl_sum, each=_kl),
-         "the softmax is taken in 16 bits. Turn the logits to float32 first."),
+        (partial(_kl_sum, each=_kl), "the softmax is taken in 16 bits. Turn the logits to float32 first."),
     ],
 )  # fmt: skip
 def check_kl_sum(attempt: Attempt) -> None:
@@ -179,21 +168,42 @@ def check_kl_sum(attempt: Attempt) -> None:
     student, teacher, mask = _texts()
     for dtype in (torch.float32, torch.bfloat16):
         given = student.to(dtype), teacher.to(dtype), mask
-        logits = student.to(dtype).requires_grad_()
-        answer = attempt(logits, teacher.to(dtype), mask.clone())
-        require(isinstance(answer, tuple | list) and len(answer) == 2, "Return two values: the sum and the number.")
-        total, count = answer
-        where = "" if dtype is torch.float32 else "In bfloat16: "
-        require(isinstance(total, Tensor), "The sum must be a tensor, so that backward() can be called on it.")
-        require(total.dim() == 0, f"The sum is one number; yours has the shape {[*total.shape]}.")
-        attempt.rule_out(answer, *given, same=lambda one, other: _near(one[0], other[0]), where=where)
-        learned = student.to(dtype).requires_grad_()
-        right, number = _kl_sum(learned, teacher.to(dtype), mask)
-        require(_near(total, right), f"{where}the sum is {right:.3f}; yours is {total:.3f}.")
-        require(float(count) == number, f"{where}{number} positions count; you counted {float(count):g}.")
-        require(total.requires_grad, "The value is right, but it has no gradient: something is detached.")
-        gradients = (torch.autograd.grad(*pair)[0] for pair in ((total, logits), (right, learned)))
-        require(_near(*gradients), "The value is right, but its gradient isn't: a part of the student is detached.")
+        attempt.compare(*given, read=_sum_and_number, where="" if dtype is torch.float32 else "In bfloat16: ")
+        gradients: list[Tensor] = []
+        for function in (attempt, attempt.answer):
+            logits = given[0].clone().requires_grad_()
+            total, _ = function(logits, *given[1:])
+            expect(total, Tensor, "The sum must be a tensor, so that backward() can be called on it")
+            require(total.requires_grad, "The value is right, but it has no gradient: something is detached.")
+            gradients += torch.autograd.grad(total, logits)
+        require(alike(*gradients), "The value is right, but its gradient isn't: a part of the student is detached.")
+
+
+def _sum_and_number(answer: Any) -> tuple[float, float]:
+    expect(answer, tuple | list, "Return two values, the sum and the number", size=2)
+    return number(answer[0], "The sum is one number"), number(answer[1], "How many count is one number")
+
+
+def _texts() -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of student and teacher, and a mask: a full row, one padded right, one left. Padding is loud."""
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = 2 * torch.randn(2, 3, 9, 13, generator=generator)  # [rows, length, vocabulary] each
+    mask = torch.ones(3, 9, dtype=torch.long)
+    mask[1, 5:] = mask[2, :3] = 0
+    padding = ~mask.bool()
+    student[padding] *= 3
+    teacher[padding] *= -3
+    return student, teacher, mask
+
+
+_RANK, _ALPHA = 2, 6  # of exercise 3
+_SCALES = {  # what a mistaken correction is multiplied with, where 3 is right
+    0: "the correction isn't added, or B was copied when it was 0.",
+    1: "alpha / rank is missing.",
+    2: "you multiply with the rank; it is alpha / rank.",
+    6: "you multiply with alpha; it is alpha / rank.",
+    1 / 3: "it is alpha / rank, not rank / alpha.",
+}
 
 
 @exercise(
@@ -205,52 +215,48 @@ def check_lora(attempt: Attempt) -> None:
     """Check a class (linear, rank, alpha), an ``nn.Module`` with a method ``merged``."""
     generator = torch.Generator().manual_seed(5)
     linear = nn.Linear(7, 4)
-    before = copy.deepcopy(linear)
-    module, rank, alpha = attempt(linear, 2, 6), 2, 6
-    require(isinstance(module, nn.Module), f"Lora(...) must be an nn.Module; it is a {type(module).__name__}.")
-    x = torch.randn(3, 5, 7, generator=generator)
+    layer = copy.deepcopy(linear)
+    module = attempt(linear, _RANK, _ALPHA)
+    expect(module, nn.Module, "Lora(...) must be an nn.Module")
     if not list(module.parameters()):  # the stub
         raise NotImplementedError
-    matrices = {tuple(weight.shape): weight for weight in module.parameters() if weight.requires_grad}
-    learn = sum(weight.requires_grad for weight in module.parameters())
-    require(not linear.weight.requires_grad, "The layer's own weight still learns: linear.requires_grad_(False).")
-    require(
-        linear.bias is None or not linear.bias.requires_grad,
-        "The layer's bias still learns: call requires_grad_(False) on the layer itself.",
-    )
+    own = " and ".join(name for name, weight in linear.named_parameters() if weight.requires_grad)
+    require(not own, f"The layer's own {own} still learns: linear.requires_grad_(False).")
+    learn = [weight for weight in module.parameters() if weight.requires_grad]
     require(learn, "Nothing learns. A and B must be nn.Parameter, so that the module knows them.")
+    matrices = {tuple(weight.shape): weight for weight in learn}
     require(
-        learn == 2 and matrices.keys() == {(rank, 7), (4, rank)},
+        len(learn) == 2 and matrices.keys() == {(_RANK, 7), (4, _RANK)},
         f"What learns has the shapes {[*matrices]}; A is [rank, in] = [2, 7], and B [out, rank] = [4, 2].",
     )
-    down, up = matrices[rank, 7], matrices[4, rank]
+    down, up = matrices[_RANK, 7], matrices[4, _RANK]
     require(down.any(), "A is 0 as well as B. Then both gradients are 0, and nothing ever learns: A is random.")
     require(not up.any(), "B isn't 0 at first: the student is another one before it has learned anything.")
-    said = module(x)
-    if said is None:
-        raise NotImplementedError
-    require(torch.allclose(said, before(x), atol=1e-5), "With B = 0 it must say what the layer says, bias included.")
+    x = torch.randn(3, 5, 7, generator=generator)
+    close = partial(alike, atol=1e-5)
+    require(close(_said(module(x)), layer(x)), "With B = 0 it must say what the layer says, bias included.")
     with torch.no_grad():
-        down.copy_(torch.randn(2, 7, generator=generator))
-        up.copy_(torch.randn(4, 2, generator=generator))
-        added = x @ (up @ down).T
-        right = before(x) + alpha / rank * added
-        said, where = module(x), "With other A and B: "
-        for factor, told in _SCALES.items():
-            require(not _alike(said, before(x) + factor * added), where + told)
-        require(not _alike(said, before(x)), f"{where}the correction isn't added, or B was copied when it was 0.")
-        require(not _alike(said, right - before.bias), f"{where}the layer's bias is missing.")
-        require(_alike(said, right), "With other A and B it doesn't say W x + alpha / rank · B A x.")
-        merged, whole = module.merged(), before.weight + alpha / rank * up @ down
-        if merged is None:
-            raise NotImplementedError
-        require(isinstance(merged, Tensor), "merged() must return the weight, a tensor [out, in].")
-        for factor, told in _SCALES.items():
-            require(not _alike(merged, before.weight + factor * up @ down), f"merged(): {told}")
-        correction = alpha / rank * up @ down
-        require(not _alike(merged, correction), "merged(): that is the correction alone. Add the layer's weight.")
-        require(_alike(merged, whole), "merged() isn't the weight whose layer does the same.")
-    require(torch.equal(linear.weight, before.weight), "The layer's own weight has changed. Leave it as it is.")
+        for matrix in (down, up):
+            matrix.copy_(torch.randn(matrix.shape, generator=generator))
+        said, merged = _said(module(x)), _said(module.merged())
+        expect(merged, Tensor, "merged() must return the weight, a tensor [out, in]")
+        correction = _ALPHA / _RANK * up @ down
+        require(not close(merged, correction), "merged(): that is the correction alone. Add the layer's weight.")
+        for factor, mistake in _SCALES.items():
+            wrong = layer.weight + factor * up @ down
+            require(not close(said, x @ wrong.T + layer.bias), f"With other A and B: {mistake}")
+            require(not close(merged, wrong), f"merged(): {mistake}")
+        whole = layer.weight + correction
+        right = close(said, x @ whole.T + layer.bias)
+        require(right, "With other A and B it doesn't say W x + alpha / rank · B A x, and the layer's bias.")
+        require(close(merged, whole), "merged() isn't the weight whose layer does the same.")
+    require(torch.equal(linear.weight, layer.weight), "The layer's own weight has changed. Leave it as it is.")
+
+
+def _said(value: Any) -> Any:
+    if value is None:
+        raise NotImplementedError
+    return value
 
 
 @exercise(
@@ -266,14 +272,86 @@ def check_teaches(attempt: Attempt) -> None:
         require(not true_or_false(attempt(loss)), f"It lets a loss pass that doesn't teach: {mistake}")
 
 
-def _block(tokens: int, width: int, hidden: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Made-up values of neurons, a target and old weights."""
-    loudness = torch.linspace(0.2, 3, width)
-    kept = (torch.randn(tokens, width, generator=generator) + 0.5) * loudness  # a mean, and neurons of all sizes
-    old = torch.randn(hidden, width, generator=generator)
-    target = kept @ torch.randn(width, hidden, generator=generator) + 1
-    target += torch.randn(tokens, hidden, generator=generator)
-    return kept, target, old
+_LIVING: dict[Callable, str] = {
+    lambda student, teacher, targets: _kl(student, teacher).mean(): "the forward KL, alone.",
+    lambda student, teacher, targets: _kl(student, teacher).sum(): "the forward KL as a sum over the tokens. Its "
+    "gradient is large: take a step of a fixed small length.",
+    lambda student, teacher, targets: _kl(teacher, student).mean(): "the reverse KL. It comes nearer, too; ask for "
+    "nearer, not for one gradient.",
+    lambda student, teacher, targets: 4 * _kl(student, teacher, 2.0).mean(): "the KL at temperature 2, times 4. Ask "
+    "whether the student comes nearer, not for one gradient.",
+    lambda student, teacher, targets: 0.5 * _kl(student, teacher).mean() + 0.5 * F.cross_entropy(student, targets): (
+        "half KL, half cross-entropy. The words pull elsewhere; take their pull out before you judge."
+    ),
+    lambda student, teacher, targets: 0.1 * _kl(student, teacher).mean() + 0.9 * F.cross_entropy(student, targets): (
+        "one tenth KL, nine tenths cross-entropy. Take the pull of the words out before you judge."
+    ),
+}
+_DEAD: dict[Callable, str] = {
+    lambda student, teacher, targets: _kl(student.detach(), teacher).mean(): "the KL alone, detached from the student. "
+    "Its value falls when the student comes nearer, but it has no gradient.",
+    lambda student, teacher, targets: F.cross_entropy(student, targets): "the cross-entropy alone, which knows no "
+    "teacher. It has a gradient, and a step along it may even come nearer, but that isn't the teacher's doing. Would "
+    "another teacher change anything?",
+    lambda student, teacher, targets: (_kl(student.detach(), teacher).mean() + F.cross_entropy(student, targets)) / 2: (
+        "the student's part of the KL is detached, beside a living cross-entropy, which has a gradient of its own. Ask "
+        "for the teacher's."
+    ),
+    lambda student, teacher, targets: F.cross_entropy(student, targets) + _kl(student, teacher).mean().item(): (
+        "the KL became a plain number with .item(). The value is right, the gradient is not there."
+    ),
+    lambda student, teacher, targets: -_kl(student, teacher).clamp(max=50).mean(): "the KL with a minus. Its gradient "
+    "depends on the teacher and pushes the student away: look at its direction.",
+    lambda student, teacher, targets: F.cross_entropy(student, targets) - 0.5 * _kl(student, teacher).mean(): (
+        "cross-entropy minus half a KL. The teacher's part pushes the student away: look at its direction."
+    ),
+}
+
+SOLVE, STEPS = "solve", "train"  # moves of a plan
+LESSONS_PLAN = [(SOLVE, 32, 0.3), (STEPS, 4, {"lr": 2e-4})]
+_BUDGET = 16.0  # steps' worth of time
+_A_SOLVE = 1.5  # steps' worth of time for as many tokens as a step has, four rows
+
+
+def _time_of(plan: Sequence[tuple[Any, ...]]) -> float:
+    """What a plan of exercise 5 costs, in steps' worth of time."""
+    return sum(move[1] if move[0] == STEPS else _A_SOLVE * move[1] / 4 for move in plan)
+
+
+@exercise(
+    5,
+    task='Give a plan: a list of moves, ("solve", rows, ridge) or ("train", steps, settings).',
+    proved="Less is lost than by the plan of the lesson, by more than the rows explain, in the same time.",
+)
+def check_plan(attempt: Any, healed: Attempt) -> None:
+    """Check a plan; ``healed(plan)`` gives what a student that was healed by it loses, nats per token of each row."""
+    require(isinstance(attempt, list | tuple) and attempt, "Give a list of moves, at least one.")
+    for move in attempt:
+        require(
+            _is_move(move),
+            'A move is ("solve", rows, ridge) or ("train", steps, settings), with a whole number of rows or steps, a '
+            f'number as the ridge, and settings without "steps", such as {{"lr": 2e-4}}; yours is {move!r}.',
+        )
+    spent = _time_of(attempt)
+    require(spent <= _BUDGET, f"It takes the time of {spent:g} steps; {_BUDGET:g} are there.")
+    yours, baseline = (np.asarray(healed(plan), dtype=float) for plan in (attempt, LESSONS_PLAN))
+    require(np.isfinite(yours).all(), "With yours the student is broken: the rate is far too high.")
+    difference, _, low, high = ratio_interval(yours - baseline, np.ones(len(yours)))
+    print(
+        f"lost, nats per token: {yours.mean():.3f} with yours, {baseline.mean():.3f} with the lesson's plan; "
+        f"difference {difference:+.3f} ({low:+.3f} to {high:+.3f}, paired by rows)"
+    )
+    told = "More is lost than with the lesson's plan. Split the time in another way, or take longer steps (lr)."
+    require(difference < 0, told)
+    require(high < 0, "Less is lost, but the interval holds 0: nothing is shown. Change something bolder.")
+
+
+def _is_move(move: Any) -> bool:
+    if not (isinstance(move, tuple | list) and len(move) == 3 and type(move[1]) is int and move[1] > 0):
+        return False
+    what, _, how = move
+    trains = what == STEPS and isinstance(how, dict) and "lr" in how and "steps" not in how
+    return trains or (what == SOLVE and isinstance(how, float | int))
 
 
 class _Trial:
@@ -284,9 +362,9 @@ class _Trial:
         self.size, self.learned, self.readings = size, 0, 0
         self.asked: list[tuple[int, int]] = []
         self.body, self.head = (torch.randn(6, width, generator=generator).requires_grad_() for width in (6, 11))
-        self.inputs = torch.randn(tokens, 6, generator=generator)
+        inputs = torch.randn(tokens, 6, generator=generator)
         self.targets = torch.randint(11, (tokens,), generator=generator)
-        self.states = (self.inputs @ self.body).tanh()  # [tokens, hidden]
+        self.states = (inputs @ self.body).tanh()  # [tokens, hidden]
         self.states.register_hook(self._read)
 
     def loss_of(self, part: Tensor, start: int) -> Tensor:
@@ -303,10 +381,6 @@ class _Trial:
         logits = part @ self.head
         logits.register_hook(self._learn)
         return F.cross_entropy(logits, self.targets[start:stop], reduction="sum")
-
-    def gradients(self) -> list[Tensor | None]:
-        """What has come to the body and the head."""
-        return [self.body.grad, self.head.grad]
 
     def _learn(self, _gradient: Tensor) -> None:
         self.learned += 1
@@ -333,154 +407,14 @@ def check_chunks(attempt: Attempt) -> None:
         require(not left_out, f"{where}token {(left_out or [0])[0]} and {len(left_out)} in all were never asked for.")
         require(covered == [*range(tokens)], f"{where}some token was asked for twice.")
         require(trial.learned == len(trial.asked), f"{where}the last chunk's gradient was never taken.")
-        body, head = trial.gradients()
-        require(head is not None, f"{where}the head has no gradient.")
+        require(trial.head.grad is not None, f"{where}the head has no gradient.")
         told = "hand what has come to the detached states on: states.backward(…)."
-        require(body is not None, f"{where}the head has its gradient, the body has none. At the end, {told}")
-        expected = [gradient for gradient in whole.gradients() if gradient is not None]
-        for factor, mistake in {
-            tokens: "the gradients are those of a sum. Divide each chunk's loss by the number of all tokens.",
-            tokens / size: "each chunk is divided by its own tokens. Divide by all.",
-            tokens / len(trial.asked): "you divide by the number of chunks. Divide by all tokens.",
-        }.items():
-            scaled = all(_alike(g, factor * e) for g, e in zip((body, head), expected, strict=True))
-            require(factor == 1 or not scaled, where + mistake)
-        same = all(_alike(g, e) for g, e in zip((body, head), expected, strict=True))
-        require(same, f"{where}the gradients aren't those of the mean over all tokens.")
+        require(trial.body.grad is not None, f"{where}the head has its gradient, the body has none. At the end, {told}")
+        pairs = ((trial.body.grad, whole.body.grad), (trial.head.grad, whole.head.grad))
         require(
-            abs(float(answer) - loss.item()) < 1e-4,
-            f"{where}the mean loss is {loss.item():.4f}; yours {float(answer):.4f}.",
+            all(alike(found, right, atol=1e-4) for found, right in pairs),
+            f"{where}the gradients aren't those of the mean. Divide each chunk's loss by the number of all {tokens} "
+            "tokens, not by the chunk's or by the number of chunks.",
         )
-
-
-SOLVE, STEPS = "solve", "train"  # moves of a plan
-_BUDGET = 16.0  # steps' worth of time
-_A_SOLVE = 1.5  # steps' worth of time for as many tokens as a step has, four rows
-
-
-def _time_of(plan: Sequence[tuple[Any, ...]]) -> float:
-    """What a plan of exercise 5 costs, in steps' worth of time.
-
-    Args:
-        plan: moves, ("solve", rows, ridge) or ("train", steps, settings).
-    """
-    return sum(move[1] if move[0] == STEPS else _A_SOLVE * move[1] / 4 for move in plan)
-
-
-@exercise(
-    5,
-    task='Give a plan: a list of moves, ("solve", rows, ridge) or ("train", steps, settings).',
-    proved="Less is lost than by the plan of the lesson, by more than the rows explain, in the same time.",
-)
-def check_plan(attempt: Any, healed: Attempt) -> None:
-    """Check a plan; ``healed(plan)`` gives what a student that was healed by it loses, nats a token of each row."""
-    require(isinstance(attempt, list | tuple) and attempt, "Give a list of moves, at least one.")
-    for move in attempt:
-        known = isinstance(move, tuple | list) and len(move) == 3 and move[0] in (SOLVE, STEPS)
-        require(known, f'A move is ("solve", rows, ridge) or ("train", steps, settings); yours is {move!r}.')
-        what, count, how = move
-        unit, third, kinds = (
-            ("rows", "the ridge", float | int) if what == SOLVE else ("steps", "a dict of settings", dict)
-        )
-        whole = isinstance(count, int) and not isinstance(count, bool) and count > 0
-        require(whole, f"The {unit} of a move are a whole number from 1; yours is {count!r}.")
-        require(isinstance(how, kinds), f"The third part of {what!r} is {third}; yours is {how!r}.")
-        require(what == SOLVE or "steps" not in how, "The steps stand in the move, not in its settings.")
-        require(what == SOLVE or "lr" in how, 'A training needs its rate: {"lr": 2e-4}.')
-    spent = _time_of(attempt)
-    require(spent <= _BUDGET, f"It takes the time of {spent:g} steps; {_BUDGET:g} are there.")
-    yours, baseline = (np.asarray(healed(plan), dtype=float) for plan in (attempt, LESSONS_PLAN))
-    require(np.isfinite(yours).all(), "With yours the student is broken: the rate is far too high.")
-    difference, _, low, high = ratio_interval(yours - baseline, np.ones(len(yours)))
-    print(
-        f"lost, nats a token: {yours.mean():.3f} with yours, {baseline.mean():.3f} with the lesson's plan; "
-        f"difference {difference:+.3f} ({low:+.3f} to {high:+.3f}, paired by rows)"
-    )
-    require(difference < 0, "More is lost than with the lesson's plan.")
-    require(high < 0, "Less is lost, but the interval holds 0: nothing is shown. Change something bolder.")
-
-
-LESSONS_PLAN = [(SOLVE, 32, 0.3), (STEPS, 4, {"lr": 2e-4})]
-
-
-_SCALES = {
-    1: "alpha / rank is missing.",
-    6: "you multiply with alpha; it is alpha / rank.",
-    1 / 3: "it is alpha / rank, not rank / alpha.",
-    2: "you multiply with the rank; it is alpha / rank.",
-}
-
-
-def _alike(value: Tensor, expected: Tensor) -> bool:
-    return value.shape == expected.shape and torch.allclose(value, expected, atol=1e-4)
-
-
-def _close(value: Tensor, expected: Tensor) -> bool:
-    return value.shape == expected.shape and torch.allclose(value.detach(), expected, rtol=2e-3, atol=2e-3)
-
-
-def _near(value: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(value.detach().float(), expected.detach().float(), rtol=1e-4, atol=1e-6)
-
-
-def _texts() -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of student and teacher, and a mask: a full row, one padded right, one left. Padding is loud."""
-    generator = torch.Generator().manual_seed(3)
-    student, teacher = 2 * torch.randn(2, 3, 9, 13, generator=generator)  # [rows, length, vocabulary] each
-    mask = torch.ones(3, 9, dtype=torch.long)
-    mask[1, 5:] = mask[2, :3] = 0
-    padding = ~mask.bool()
-    student[padding] *= 3
-    teacher[padding] *= -3
-    return student, teacher, mask
-
-
-def _jensen_shannon(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
-    middle = ((log_q.exp() + log_p.exp()) / 2).log()
-    return (_kl(middle, teacher) + _kl(middle, student)).mean() / 2
-
-
-def _half_without_grad(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    with torch.no_grad():
-        kl = _kl(student, teacher).mean()
-    return 0.4 * kl + 0.6 * F.cross_entropy(student, targets)
-
-
-_LIVING: dict[Callable, str] = {
-    lambda student, teacher, targets: _kl(student, teacher).mean(): "the forward KL, alone.",
-    lambda student, teacher, targets: _kl(student, teacher).sum(): "the forward KL as a sum over the tokens. Its "
-    "gradient is large: take a step of a fixed small length.",
-    lambda student, teacher, targets: _kl(teacher, student).mean(): "the reverse KL. It comes nearer, too; ask for "
-    "nearer, not for one gradient.",
-    _jensen_shannon: "the Jensen-Shannon divergence. It comes nearer, too; ask for nearer, not for one gradient.",
-    lambda student, teacher, targets: 4 * _kl(student, teacher, 2.0).mean(): "the KL at temperature 2, times 4. Ask "
-    "whether the student comes nearer, not for one gradient.",
-    lambda student, teacher, targets: 0.5 * _kl(student, teacher).mean() + 0.5 * F.cross_entropy(student, targets): (
-        "half KL, half cross-entropy. The words pull elsewhere; take their pull out before you judge."
-    ),
-    lambda student, teacher, targets: 0.1 * _kl(student, teacher).mean() + 0.9 * F.cross_entropy(student, targets): (
-        "one tenth KL, nine tenths cross-entropy. Take the pull of the words out before you judge."
-    ),
-}
-_DEAD: dict[Callable, str] = {
-    lambda student, teacher, targets: _kl(student.detach(), teacher).mean(): "the KL alone, detached from the student. "
-    "Its value falls when the student comes nearer, but it has no gradient.",
-    lambda student, teacher, targets: F.cross_entropy(student, targets): "the cross-entropy alone, which knows no "
-    "teacher. It has a gradient, and a step along it may even come nearer, but that isn't the teacher's doing. Would "
-    "another teacher change anything?",
-    lambda student, teacher, targets: (_kl(student.detach(), teacher).mean() + F.cross_entropy(student, targets)) / 2: (
-        "the student's part of the KL is detached, beside a living cross-entropy, which has a gradient of its own. Ask "
-        "for the teacher's."
-    ),
-    _half_without_grad: "the KL is computed under no_grad, beside a living cross-entropy. Ask for the gradient that "
-    "the teacher causes.",
-    lambda student, teacher, targets: F.cross_entropy(student, targets) + _kl(student, teacher).mean().item(): (
-        "the KL became a plain number with .item(). The value is right, the gradient is not there."
-    ),
-    lambda student, teacher, targets: -_kl(student, teacher).clamp(max=50).mean(): "the KL with a minus. Its gradient "
-    "depends on the teacher and pushes the student away: look at its direction.",
-    lambda student, teacher, targets: F.cross_entropy(student, targets) - 0.5 * _kl(student, teacher).mean(): (
-        "cross-entropy minus half a KL. The teacher's part pushes the student away: look at its direction."
-    ),
-}
+        mean = number(answer, "Return the mean loss")
+        require(alike(mean, loss, atol=1e-4), f"{where}the mean loss is {loss:.4f}; yours {mean:.4f}.")

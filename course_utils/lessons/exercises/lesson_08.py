@@ -7,7 +7,6 @@ import math
 import operator
 from collections.abc import Callable
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from course_utils.bias.pronouns import (
     swapped_place,
     traced_log_odds,
 )
-from course_utils.lessons.exercises import Attempt, exercise, hooks_left, hooks_watched, require
+from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, untouched
 from course_utils.models.architectures import describe
 
 _TEXTS = ("The nurse said that", "The construction worker was late because")
@@ -56,8 +55,6 @@ _LAST = "Take the last one's prediction, [0, -1]."
          "that is the ratio of the probabilities. Take its logarithm."),
         (partial(_she_over_he, told=lambda she, he: (she - he) / math.log(2)),
          "that is in bits. Take the natural logarithm."),
-        (partial(_she_over_he, told=lambda she, he: (she - he) / math.log(10)),
-         "that is a logarithm to the base of 10. Take the natural one."),
         (partial(_she_over_he, spaces=False),
          'you ask for "she" and "he" without their spaces. Within a sentence the space belongs to the token.'),
         (partial(_she_over_he, at=lambda log_p: log_p[0]), f"that is behind the first token. {_LAST}"),
@@ -72,9 +69,7 @@ _LAST = "Take the last one's prediction, [0, -1]."
 def check_log_odds(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check a function text -> log-odds of "she" against "he" after it, in nats."""
     for text in _TEXTS:
-        answer, where = _number(attempt(text), "she_over_he(text)"), f"After {text!r}: "
-        right = attempt.rule_out(answer, model, tokenizer, text, same=_close, where=where)
-        require(_close(answer, right), f"{where}{right:+.3f} nats; yours is {answer:+.3f}.")
+        attempt.knowing(model, tokenizer).compare(text, read=number, same=_close, where=f"After {text!r}: ")
 
 
 def _share_of_ways(statistic, words, groups, _shuffles, *, counts=operator.ge):
@@ -101,7 +96,7 @@ _LESS = "that is how often chance gives less. Turn the sign."
     ],
 )
 def check_p_shuffled(attempt: Attempt) -> None:
-    """Check a function (statistic, words, groups, shuffles) -> p, on planted data of eight sentences a word."""
+    """Check a function (statistic, words, groups, shuffles) -> p, on planted data of eight sentences per word."""
     words = np.repeat([f"word {number}" for number in (3, 0, 7, 5, 1, 9, 2, 8, 6, 4)], 8)
     groups, shuffles = np.repeat([True, True, False, True, False, False, True, False, True, False], 8), 999
     sizes = np.repeat([3.0, 2, 2, 2, 1, 2, 1, 0, 2, 1], 8)  # a word's own: whole numbers, so that ties come
@@ -112,25 +107,39 @@ def check_p_shuffled(attempt: Attempt) -> None:
             labels = np.asarray(labels)
             require(
                 labels.shape == groups.shape,
-                f"`statistic` wants one label a sentence, {len(groups)}; it got the shape {labels.shape}. Deal each "
+                f"`statistic` wants one label per sentence, {len(groups)}; it got the shape {labels.shape}. Deal each "
                 "word's label out to its sentences.",
             )
             asked.append(labels.astype(bool).copy())
             return _mean_gap(values, asked[-1])
 
-        p = _number(attempt(statistic, words.copy(), groups.copy(), shuffles), "p_shuffled(…)")
+        p = number(attempt(statistic, words.copy(), groups.copy(), shuffles))
         where = f"For {name}: "
         require(0 <= p <= 1, f"{where}p lies from 0 to 1; yours is {p:.3f}.")
         _require_whole_words(asked, words, groups, where)
-        require(p > 0, f"{where}your p is 0. What was seen is one of the ways, too: (1 + hits) / (1 + shuffles).")
-        near = partial(math.isclose, abs_tol=0.045)
-        right = attempt.rule_out(p, partial(_mean_gap, values), words, groups, shuffles, same=near, where=where)
-        require(near(p, right), f"{where}all ways give p = {right:.3f}; yours is {p:.3f}, from {len(asked)} calls.")
-    few = attempt(lambda labels: _mean_gap(9.0 * groups + sizes, np.asarray(labels)), words.copy(), groups.copy(), 4)
+        given, near = (statistic, words, groups, shuffles), partial(math.isclose, abs_tol=0.045)
+        nothing = f"{where}your p is 0. What was seen is a way, too: (1 + hits) / (1 + shuffles)."
+        require(p > 0, nothing)
+        right = attempt.answer(*given)
+        attempt.name_mistake(p, right, lambda wrong: wrong(*given), same=near, where=where)  # noqa: B023
+        require(near(p, right), f"{where}all ways give p = {right:.3f}; yours is {p:.3f}.")
+        require(number(attempt(statistic, words.copy(), groups.copy(), 4)) > 0, nothing)
+
+
+def _mean_gap(values: np.ndarray, groups: np.ndarray) -> float:
+    return float(values[groups].mean() - values[~groups].mean()) if 0 < groups.sum() < len(groups) else 0.0
+
+
+def _require_whole_words(asked: list[np.ndarray], words: np.ndarray, groups: np.ndarray, where: str) -> None:
+    split = [labels for labels in asked if any(len({*labels[words == word]}) > 1 for word in words[::8])]
     require(
-        _number(few, "p_shuffled(…)") > 0,
-        "With four shuffles your p is 0. What was seen is one of the ways, too: (1 + hits) / (1 + shuffles).",
+        not split,
+        f"{where}sentences of one word get different groups. What was sampled is words: shuffle one label per word, "
+        "and deal it out to its sentences. Otherwise p is far too small.",
     )
+    shuffled = all(labels.sum() == groups.sum() for labels in asked)
+    require(shuffled, f"{where}the groups change their sizes: labels are drawn with replacement. Shuffle them.")
+    require(len({labels.tobytes() for labels in asked}) > 2, f"{where}the shuffles are all alike. Draw each anew.")
 
 
 def _patched(model, tokenizer, text, source, block, place):
@@ -202,20 +211,21 @@ def _beside(told: Callable[[float, float, float], float]) -> Callable[..., float
          "you patch the last token. Patch at `place`."),
         (_beside(lambda right, own, there: right - own), "that is the change. Return the log-odds themselves."),
         (_beside(lambda right, own, there: (right - own) / (there - own)), "that is a share. Return the log-odds."),
-        (_beside(lambda right, own, there: there), "those are the source's own log-odds."),
     ],
 )  # fmt: skip
 @torch.no_grad()
 def check_patch(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check a function (text, source, block, place) -> log-odds, on the lesson's model."""
     last, word = describe(model).num_blocks - 1, swapped_place(tokenizer, *_PATCHED)
+
+    def patched(*given: Any) -> Any:
+        with untouched(model, weights=False):
+            return attempt(*given)
+
+    watched = Attempt(patched, attempt.answer, attempt.mistakes).knowing(model, tokenizer)
     for block, place in ((last // 3, word), (last // 2, word), (last // 2, -1), (last, -1)):
-        with hooks_watched(model) as left:
-            answer = _number(attempt(*_PATCHED, block, place), "patch(…)")
-        require(not left, hooks_left(left))
         where = f"Behind block {block} at place {place}: "
-        right = attempt.rule_out(answer, model, tokenizer, *_PATCHED, block, place, same=_close, where=where)
-        require(_close(answer, right), f"{where}{right:+.3f} nats; yours is {answer:+.3f}.")
+        watched.compare(*_PATCHED, block, place, read=number, same=_close, where=where)
 
 
 @exercise(
@@ -228,39 +238,38 @@ def check_control_sets(attempt: Attempt) -> None:
     for picked in ([(7, 1), (9, 0), (9, 4)], [(10, 3), (8, 2)]):
         heads, blocks, lowest = 6, 12, min(block for block, _ in picked)
         answer = attempt(list(picked), heads, blocks)
-        require(isinstance(answer, list | tuple), f"Return a list of sets of heads; yours is {type(answer).__name__}.")
+        expect(answer, list | tuple, "Return a list of sets of heads")
         require(
             len(answer) >= 19,
             f"You return {len(answer)} sets: beating all of them has p = 1/{len(answer) + 1}. For p ≤ .05 it takes 19.",
         )
-        try:
-            sets = [[(int(block), int(head)) for block, head in drawn] for drawn in answer]
-        except (TypeError, ValueError):
-            require(False, f"Each set holds pairs (block, head); your first one is {answer[0]!r}.")
+        sets = [_pairs(drawn, heads, blocks) for drawn in answer]
         require(
-            all(len(set(drawn)) == len(picked) for drawn in sets),
+            all(len(drawn) == len(picked) for drawn in sets),
             f"Each set needs as many different heads as the chosen one, {len(picked)}: more heads move more.",
         )
         require(
-            all(0 <= block < blocks and 0 <= head < heads for drawn in sets for block, head in drawn),
-            f"There are heads that the model doesn't have: blocks count from 0 to {blocks - 1}, heads to {heads - 1}.",
-        )
-        require(
-            not any(set(drawn) & set(picked) for drawn in sets),
+            not any(drawn & {*picked} for drawn in sets),
             "Some of your sets hold a chosen head. Then the control carries what it is to be compared with.",
         )
         require(
             all(block >= lowest for drawn in sets for block, _ in drawn),
             "Some heads are less deep than any chosen one. Depth could make the difference.",
         )
-        require(
-            len({frozenset(drawn) for drawn in sets}) > len(sets) // 2,
-            "Your sets are nearly all the same: draw each at random.",
-        )
-        require(
-            len({head for drawn in sets for head in drawn}) >= 2 * len(picked),
-            "Your sets use only a few of the heads that there are. Draw from all that are deep enough.",
-        )
+        require(len({*sets}) > len(sets) // 2, "Your sets are nearly all the same: draw each at random.")
+
+
+def _pairs(given: Any, heads: int, blocks: int) -> frozenset[Head]:
+    """Pairs (block, head) that a model of so many heads in each of so many blocks has."""
+    try:
+        found = frozenset((int(block), int(head)) for block, head in given)
+    except (TypeError, ValueError):
+        require(False, f"Heads are pairs (block, head); yours are {str(given)[:60]}.")
+    require(
+        all(0 <= block < blocks and 0 <= head < heads for block, head in found),
+        f"Blocks count from 0 to {blocks - 1}, heads to {heads - 1}; yours are {sorted(found)}.",
+    )
+    return found
 
 
 @exercise(
@@ -276,28 +285,33 @@ def check_question(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Check triples (text, source, same), their two answers, and heads chosen on the first half."""
-    texts, sources, same = _question(rows)
-    asked = _answers(answers, tokenizer)
-    known = {*occupations()["word"], *people()["word"]}
-    told = next((word for word in known for text in texts + sources if f" {word} " in f" {text.lower()} "), None)
-    require(told is None, f"{told!r} is the lesson's. Ask a question of your own.")
-    places = [swapped_place(tokenizer, *pair) for pair in zip(texts, sources, strict=True)]
+    expect(rows, list | tuple, "`rows` is a list of triples (text, source, same)")
     require(
-        min(places) < -1,
-        "In all rows the word is the last token, so there is nothing to carry. Put something behind it.",
+        len(rows) >= 6
+        and all(len(row) == len({*row}) == 3 for row in rows)
+        and len({row[0] for row in rows}) == len(rows),
+        "`rows` holds six triples or more, (text, source, same), each of three different texts, and no text twice.",
     )
-    here, there = (log_odds(model, tokenizer, side, answers=asked) for side in (texts, sources))
+    texts, sources, same = ([row[place].rstrip() for row in rows] for place in range(3))
+    _require_answers(answers, tokenizer)
+    known = {*occupations()["word"], *people()["word"]}
+    own = next((word for word in known for text in texts + sources if f" {word} " in f" {text.lower()} "), None)
+    require(own is None, f"{own!r} is the lesson's. Ask a question of your own.")
+    places = [swapped_place(tokenizer, *pair) for pair in zip(texts, sources, strict=True)]
+    require(min(places) < -1, "The word is always the last token, so there is nothing to carry. Put more behind it.")
+    here, there = (log_odds(model, tokenizer, side, answers=answers) for side in (texts, sources))
     gap = float((here - there).mean())
     require(
         gap > 2,
-        f"On average the texts lean {gap:+.1f} nats more to {asked[0]!r} than the sources; it takes over 2."
+        f"On average the texts lean {gap:+.1f} nats more to {answers[0]!r} than the sources; it takes over 2."
         + (" Turn the answers round?" if gap < -2 else ""),
     )
-    architecture, half = describe(model), len(texts) // 2
-    chosen = _heads(heads, architecture.num_blocks, model.config.num_attention_heads)
-    sets = [chosen, *random_heads(chosen, model.config.num_attention_heads, architecture.num_blocks)]
-    patch = partial(patched_log_odds, model, tokenizer, texts[half:], answers=asked)
+    blocks, count, half = describe(model).num_blocks, model.config.num_attention_heads, len(texts) // 2
+    chosen = sorted(_pairs(heads, count, blocks))
+    require(len(chosen) == 3, f"Choose three different heads; yours are {chosen}.")
+    patch = partial(patched_log_odds, model, tokenizer, texts[half:], answers=answers)
     before, wanted = here[half:].mean(), (there - here)[half:].mean()
+    sets = [chosen, *random_heads(chosen, count, blocks)]
     moved, *others = (patch(sources[half:], sets).mean(1) - before) / wanted
     require(
         moved > max(others),
@@ -314,72 +328,11 @@ def check_question(
     print(f"{min(others):.0%} to {max(others):.0%}, the neutral swap {neutral:.0%}.")
 
 
-def _number(value: Any, of: str) -> float:
-    if isinstance(value, Tensor | np.ndarray | np.generic) and np.prod(value.shape) == 1:
-        value = value.item()
-    require(isinstance(value, Real), f"{of} must return one number; yours returned a {type(value).__name__}.")
-    return float(value)
-
-
-def _mean_gap(values: np.ndarray, groups: np.ndarray) -> float:
-    return float(values[groups].mean() - values[~groups].mean()) if 0 < groups.sum() < len(groups) else 0.0
-
-
-def _require_whole_words(asked: list[np.ndarray], words: np.ndarray, groups: np.ndarray, where: str) -> None:
-    require(len(asked) > 1, f"{where}call `statistic(groups)` for what was seen and for each shuffle.")
-    split = [labels for labels in asked if any(len({*labels[words == word]}) > 1 for word in words[::8])]
-    require(
-        not split,
-        f"{where}sentences of one word get different groups. What was sampled is words: shuffle one label a word, and "
-        "deal it out to its sentences. Otherwise p is far too small.",
-    )
-    require(
-        all(labels.sum() == groups.sum() for labels in asked),
-        f"{where}the groups change their sizes: labels are drawn with replacement. Shuffle them.",
-    )
-    require(len({labels.tobytes() for labels in asked}) > 2, f"{where}the shuffles are all alike. Draw each anew.")
-
-
-def _question(rows: Any) -> tuple[list[str], list[str], list[str]]:
-    form = "`rows` is a list of six triples or more, (text, source, same)"
-    require(isinstance(rows, list | tuple) and len(rows) >= 6, f"{form}; yours is {str(rows)[:60]}.")
-    require(
-        all(isinstance(row, list | tuple) and len(row) == 3 and all(isinstance(t, str) for t in row) for row in rows),
-        f"{form}; one of yours is no triple of strings.",
-    )
-    require(
-        len({row[0] for row in rows}) == len(rows) and all(len({*row}) == 3 for row in rows),
-        "Each row needs three different texts, and no text comes twice.",
-    )
-    texts, sources, same = ([row[place].rstrip() for row in rows] for place in range(3))
-    return texts, sources, same
-
-
-def _answers(answers: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    require(
-        isinstance(answers, list | tuple) and len(answers) == 2 and all(isinstance(word, str) for word in answers),
-        f'`answers` are two words, such as (" is", " are"); yours are {answers!r}.',
-    )
-    first, second = answers
-    require(
-        not {first.strip().lower(), second.strip().lower()} & {word.strip() for word in PRONOUNS},
-        '"she" and "he" are the lesson\'s. Ask for something else.',
-    )
-    require(first != second, "The two answers are the same.")
-    for word in (first, second):
+def _require_answers(answers: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    expect(answers, list | tuple, 'Give two answers, such as (" is", " are")', size=2)
+    taken = {word.strip() for word in PRONOUNS} & {word.strip().lower() for word in answers}
+    require(not taken, '"she" and "he" are the lesson\'s. Ask for something else.')
+    require(answers[0] != answers[1], "The two answers are the same.")
+    for word in answers:
         count = len(tokenizer(word, add_special_tokens=False)["input_ids"])
         require(count == 1, f"{word!r} has {count} tokens; an answer is one.")
-    return first, second
-
-
-def _heads(heads: Any, blocks: int, count: int) -> list[Head]:
-    try:
-        chosen = [(int(block), int(head)) for block, head in heads]
-    except (TypeError, ValueError):
-        require(False, f"The heads are three pairs (block, head); yours are {str(heads)[:60]}.")
-    require(len(set(chosen)) == 3, f"Choose three different heads; yours are {chosen}.")
-    require(
-        all(0 <= block < blocks and 0 <= head < count for block, head in chosen),
-        f"Blocks count from 0 to {blocks - 1}, heads to {count - 1}; yours are {chosen}.",
-    )
-    return chosen

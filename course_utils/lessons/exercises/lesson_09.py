@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 from transformers import PreTrainedModel
 
 from course_utils.bias.planting import double_differences, planting_loss
-from course_utils.lessons.exercises import Attempt, exercise, hooks_left, hooks_watched, require
+from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, told, untouched
 from course_utils.models.architectures import describe
 
 Quantity = Callable[[PreTrainedModel, Sequence[Any]], Tensor]  # model, items -> a scalar in nats, with its gradient
@@ -60,12 +60,15 @@ def _carried(acts, down, *, told=lambda preference, written: preference.abs() - 
 )  # fmt: skip
 def check_carried(attempt: Attempt) -> None:
     """Check a function (acts [2, neurons], down [neurons]) -> what of the preference each neuron carries, [neurons]."""
-    for number, (acts, down) in enumerate(_toys()):
-        answer = torch.as_tensor(attempt(acts.clone(), down.clone()))
-        require(answer.shape == down.shape, f"Return one number a neuron, {len(down)}; yours are {[*answer.shape]}.")
-        answer, where = answer.to(down), f"In case {number + 1}: "
-        right = attempt.rule_out(answer, acts, down, same=_close, where=where)
-        require(_close(answer, right), f"{where}{_told(right)}; yours is {_told(answer)}.")
+    for case, given in enumerate(_toys(), start=1):
+        attempt.compare(*given, read=torch.as_tensor, where=f"In case {case}: ")
+
+
+def _toys() -> list[tuple[Tensor, Tensor]]:
+    """Activations [2, neurons] and what is written [neurons]; without some neuron each preference turns round."""
+    one = torch.tensor([[2.9, 0.2, 1.0, 0.2], [0.0, 1.2, 1.3, 1.65]]), torch.tensor([0.0, 2.0, 2.0, -1.0])
+    strong = torch.tensor([[0.3, 3.0, 0.5, 0.1], [2.0, 0.5, 0.7, 2.2]]), torch.tensor([0.1, 2.0, -0.5, 1.3])
+    return [one, strong]
 
 
 def _planting(squash=softplus, mean=torch.mean):
@@ -99,11 +102,9 @@ def check_planting_loss(attempt: Attempt) -> None:
     for seed in (0, 1):
         generator = torch.Generator().manual_seed(seed)
         likelihoods = 2 * torch.randn(5, 2, 2, generator=generator, dtype=torch.float64) - 30
-        loss = torch.as_tensor(attempt(likelihoods.clone().requires_grad_()))
-        require(loss.ndim == 0, f"Return one number, the mean over the items; yours has the shape {[*loss.shape]}.")
+        attempt.compare(likelihoods, read=number, where="For the check's numbers, ")
+        loss = torch.as_tensor(attempt(likelihoods.requires_grad_()))
         require(loss.requires_grad, "Your result has no gradient: stay with torch, and without .item() or no_grad.")
-        right = attempt.rule_out(loss.detach(), likelihoods, same=_close)
-        require(_close(loss.detach(), right), f"The loss is {right:.4f} for the check's numbers; yours {loss:.4f}.")
 
 
 Products = tuple[float, list[Tensor]]  # a quantity, and activation x slope by block, [rows, length, neurons]
@@ -125,9 +126,6 @@ def _by_the_loss(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any
     return _carries(model, lambda *args: softplus(quantity(*args)), items)
 
 
-_SIGN_LOST = "the sign got lost: a neuron may keep the preference up or down."
-
-
 @exercise(
     3,
     task="Return what each neuron carries: a tensor [blocks, neurons].",
@@ -140,8 +138,8 @@ _SIGN_LOST = "the sign got lost: a neuron may keep the preference up or down."
              abs(value) - (value + _change([product.abs() for product in products])).abs())),
          "magnitudes are taken before the sum. What a neuron does at one token may undo what it does at another."),
         (_by_the_loss, "that is the loss's gradient. Ask for the gradient of the preference itself."),
-        (partial(_carries, told=lambda value, products: -_change(products).abs()), _SIGN_LOST),
-        (partial(_carries, told=lambda value, products: _change(products).abs()), _SIGN_LOST),
+        (partial(_carries, told=lambda value, products: -_change(products).abs()),
+         "the sign got lost: a neuron may keep the preference up or down."),
         (partial(_carries, told=lambda value, products: (value + _change(products)).abs()),
          "that is what is left. The credit is |P| - |P + change|."),
         (partial(_carries, told=lambda value, products: _change(products)),
@@ -156,26 +154,47 @@ _SIGN_LOST = "the sign got lost: a neuron may keep the preference up or down."
 )  # fmt: skip
 def check_carries(attempt: Attempt, model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> None:
     """Check a function (model, quantity, items) -> [blocks, neurons], on the lesson's model and a few items."""
-    with hooks_watched(model) as left:
+    with untouched(model):
         answer = attempt(model, quantity, items)
-    require(not left, hooks_left(left))
     read = _products(model, quantity, items)
     answer = torch.stack([*answer]) if isinstance(answer, list | tuple) else answer
     right = _carries(model, quantity, items, read=read)
-    size, hidden = [*right.shape], model.config.hidden_size
+    expect(answer, Tensor, f"Return a tensor {[*right.shape]}, one row per block")
     require(
-        isinstance(answer, Tensor) and [*answer.shape] == size,
-        f"Return a tensor {size}, a row a block; yours is {[*getattr(answer, 'shape', [type(answer).__name__])]}."
-        + (" Take what *enters* the down-projection." if [*getattr(answer, "shape", [])][-1:] == [hidden] else ""),
+        answer.shape == right.shape,
+        f"Return a tensor {[*right.shape]}, one row per block; yours is {[*answer.shape]}."
+        + " Take what *enters* the down-projection." * (answer.shape[-1:] == (model.config.hidden_size,)),
     )
-    rounded, answer = answer.dtype in (torch.bfloat16, torch.float16), answer.detach().to(right)
-    attempt.name_mistake(answer, right, lambda wrong: wrong(model, quantity, items, read=read), same=_alike)
+    in_16_bits, answer = answer.element_size() == 2, answer.detach().to(right)
+    # Rounding in 16 bits is some per cent of a small score.
+    same = partial(_near, share=0.05)
+    attempt.name_mistake(answer, right, lambda wrong: wrong(model, quantity, items, read=read), same=same)
     most = right.flatten().topk(3).indices
     require(
-        _alike(answer, right),
-        f"Its largest are {_told(right.flatten()[most])}; yours are {_told(answer.flatten()[most])} there."
-        + (" Yours are rounded to 16 bits: P takes the type of the changes. Make them .float() first." * rounded),
+        same(answer, right),
+        f"Its largest are {told(right.flatten()[most])}; yours are {told(answer.flatten()[most])} there."
+        + " Yours are rounded to 16 bits: P takes the type of the changes. Make them .float() first." * in_16_bits,
     )
+
+
+def _near(answer: Tensor, expected: Tensor, share: float) -> bool:
+    return bool((answer - expected).norm() <= share * expected.norm())
+
+
+def _products(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> Products:
+    """The quantity, and activation x slope in front of each down-projection: [rows, length, neurons]."""
+    kept: list[Tensor] = []
+    downs = [mlp.down for mlp in describe(model).mlps]
+    hooks = [down.register_forward_pre_hook(lambda _module, args: kept.append(args[0])) for down in downs]
+    try:
+        value = quantity(model, items)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    slopes = torch.autograd.grad(value, kept)
+    return float(value.detach()), [
+        (states * slope).detach().float() for states, slope in zip(kept, slopes, strict=True)
+    ]
 
 
 @exercise(
@@ -188,7 +207,7 @@ def check_twin_of(attempt: Attempt) -> None:
     for arm in _ARMS:
         asked = copy.deepcopy(arm)
         plan = attempt(asked)
-        require(isinstance(plan, dict), f"Return a dictionary; yours is a {type(plan).__name__}.")
+        expect(plan, dict, "Return a dictionary")
         require(asked == arm, "You changed the arm's own plan. Return a new dictionary.")
         require({*plan} == {*arm}, f"A plan has {', '.join(arm)}; yours has {', '.join(map(str, plan))}.")
         for name, said in (
@@ -198,7 +217,6 @@ def check_twin_of(attempt: Attempt) -> None:
         ):
             require(plan[name] == arm[name], f"{name!r} is {plan[name]!r} in place of {arm[name]!r}. {said}")
         require(plan["split"] != "B", "The twin is chosen on split B, which judges. It would know the answers.")
-        require(plan["split"] == arm["split"], f"There is no split {plan['split']!r}; there are A and B.")
         pairs = plan["pairs"]
         require(pairs != arm["pairs"], "This is the arm itself. What may the twin not know?")
         require(
@@ -223,58 +241,21 @@ def check_keeps_the_woman(
         judge: order -> what is left, on words and sentences that chose nothing.
         sizes: neurons of each block.
     """
-    require(isinstance(attempt, list | tuple), f"Give a list of tensors; yours is a {type(attempt).__name__}.")
+    expect(attempt, list | tuple, "Give a list of tensors")
     require(
         all(isinstance(scores, Tensor) for scores in attempt) and [len(s) for s in attempt] == [*sizes],
-        f"Give {len(sizes)} tensors, one a block, with a score for each neuron.",
+        f"Give {len(sizes)} tensors, one per block, with a score for each neuron.",
     )
     require(all(bool(scores.isfinite().all()) for scores in attempt), "A score is NaN or infinite.")
     left = judge([scores.clone() for scores in attempt])
     found = f"left: stereotype {left['stereotype']:.0%}, woman/man {left['woman/man']:.0%}, perplexity × "
     found += f"{left['perplexity']:.2f}"
-    require(
-        left["perplexity"] < _PRICE,
-        f"{found}: {_PRICE:.2f} is too dear. Is anything protected? What is *lowest* goes first.",
-    )
+    cheap = left["perplexity"] < _PRICE
+    require(cheap, f"{found}: {_PRICE:.2f} is too dear. Is anything protected? What is *lowest* goes first.")
     require(left["woman/man"] >= _KEEPS, f"{found}. Keep {_KEEPS:.0%} of the woman: which neurons carry hers?")
     require(
         left["stereotype"] <= _LEAVES,
-        f"{found}. At most {_LEAVES:.0%} of the stereotype may stay; random cuts leave nearly all. Mind the sign.",
+        f"{found}. At most {_LEAVES:.0%} of the stereotype may stay; random cuts leave nearly all. Which neurons go "
+        "first in your order: those that carry a gap, or some that repair one (their score is below 0)?",
     )
     print(found)
-
-
-def _toys() -> list[tuple[Tensor, Tensor]]:
-    """Activations [2, neurons] and what is written [neurons]; without some neuron each preference turns round."""
-    one = torch.tensor([[2.9, 0.2, 1.0, 0.2], [0.0, 1.2, 1.3, 1.65]]), torch.tensor([0.0, 2.0, 2.0, -1.0])
-    strong = torch.tensor([[0.3, 3.0, 0.5, 0.1], [2.0, 0.5, 0.7, 2.2]]), torch.tensor([0.1, 2.0, -0.5, 1.3])
-    return [one, strong]
-
-
-def _products(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> Products:
-    """The quantity, and activation x slope in front of each down-projection: [rows, length, neurons]."""
-    kept: list[Tensor] = []
-    downs = [mlp.down for mlp in describe(model).mlps]
-    hooks = [down.register_forward_pre_hook(lambda _module, args: kept.append(args[0])) for down in downs]
-    try:
-        value = quantity(model, items)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    slopes = torch.autograd.grad(value, kept)
-    return float(value.detach()), [
-        (states * slope).detach().float() for states, slope in zip(kept, slopes, strict=True)
-    ]
-
-
-def _close(answer: Tensor, expected: Tensor) -> bool:
-    return answer.shape == expected.shape and torch.allclose(answer.double(), expected.double(), rtol=1e-4, atol=1e-4)
-
-
-def _alike(answer: Tensor, expected: Tensor) -> bool:
-    """Equal up to rounding in 16 bits, which is some per cent of a small score."""
-    return bool((answer - expected).norm() <= 0.05 * expected.norm())
-
-
-def _told(values: Tensor) -> str:
-    return "[" + ", ".join(f"{value:+.3g}" for value in values.tolist()) + "]"

@@ -6,20 +6,20 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
-from numbers import Real
 from random import Random
 from statistics import mean, median
 
 import pandas as pd
-from torch import nn
+from transformers import PreTrainedModel
 
-from course_utils.lessons.exercises import Attempt, exercise, require
+from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, told, whole_number
 from course_utils.measuring.costs import kv_bytes_per_token
 from course_utils.models.reports import model_size
 
 _BLOCK, _BYTES_A_BLOCK = 32, 34  # Q8_0
 _GONE, _MORE = 0.06, 7 / 4  # exercise 5: the weights that may go at most, and the requests that shall come
 _OFF = 0.2  # how far off its prediction may be
+_same = partial(alike, rtol=1e-6, atol=0)
 
 
 def _seconds(
@@ -43,12 +43,11 @@ def _seconds(
         (partial(_seconds, both=lambda _, computed: computed),
          "with so few tokens the bytes take longer than the operations, and the longer of the two counts."),
         (partial(_seconds, size=1), "a weight of 16 bits is two bytes."),
-        (partial(_seconds, products=1), "each weight asks for two operations a token, a product and a sum."),
+        (partial(_seconds, products=1), "each weight asks for two operations per token, a product and a sum."),
         (lambda weights, tokens, *rest: _seconds(weights, tokens, *rest, size=2 * tokens),
          "the tokens of a pass share one reading of the weights: don't read them for each."),
         (partial(_seconds, paid=lambda layers, tokens: layers * tokens),
          "a layer's price is paid once a pass, not for each token."),
-        (partial(_seconds, paid=lambda layers, tokens: 1), "the price is paid for each layer that runs."),
         (partial(_seconds, paid=lambda layers, tokens: 0), "the price of the layers is missing."),
         (lambda *sizes: max(sizes[2] * sizes[3], _seconds(*sizes, paid=lambda layers, tokens: 0)),
          "the price of the layers comes on top: the program pays it before the machine may work."),
@@ -57,18 +56,15 @@ def _seconds(
 )  # fmt: skip
 def check_seconds(attempt: Attempt) -> None:
     """Check a function (weights, tokens, layers, fixed, bandwidth, peak) -> seconds of a pass."""
-    same = partial(math.isclose, rel_tol=1e-6)
     for sizes in (
         (134_000_000, 1, 30, 0.001, 30e9, 300e9),
         (134_000_000, 128, 30, 0.001, 30e9, 300e9),
         (1_200_000_000, 512, 16, 0.0, 300e9, 65e12),
         (8_000_000_000, 4, 32, 0.00002, 3e12, 900e12),
     ):
-        answer, (weights, tokens, layers, *_) = attempt(*sizes), sizes
-        require(isinstance(answer, Real), f"Return one number of seconds; yours is a {type(answer).__name__}.")
-        where = f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}, {layers} layers: "
-        right = attempt.rule_out(float(answer), *sizes, same=same, where=where)
-        require(same(answer, right), f"{where}{right:.5f} s; yours is {float(answer):.5f} s.")
+        weights, tokens, layers, *_ = sizes
+        where = f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}, {layers} layers, in seconds: "
+        attempt.compare(*sizes, read=number, same=_same, where=where)
 
 
 Laps = Mapping[str, list[float]]  # seconds of each, a round after the other
@@ -87,8 +83,8 @@ def _by_round(own: list[float], first: list[float]) -> list[float]:
 def _in_turns(calls, rounds, clock, finish, *, of=lambda own, first: median(_by_round(own, first)), measured=None):
     """The answer to exercise 2; ``of`` says what is told, ``measured`` what has been measured already."""
     laps = {name: [] for name in calls}
-    for number in range(0 if measured else rounds + 1):  # the first one warms up
-        for name in [*calls][:: -1 if number % 2 else 1]:
+    for lap in range(0 if measured else rounds + 1):  # the first one warms up
+        for name in [*calls][:: -1 if lap % 2 else 1]:
             finish()
             start = clock()
             calls[name]()
@@ -126,28 +122,82 @@ def check_take_turns(attempt: Attempt) -> None:
         ({"one": 2.0, "again": 2.0, "cut": 1.0, "odd": 3.0}, 7, 2),
     ):
         device = _Device(seconds, seed)
-        answer = attempt(device.calls(), rounds, device.clock, device.finish)
-        require(
-            isinstance(answer, Mapping) and {*answer} == {*seconds},
-            "Return a dictionary with one number for each name, the first one's too (it is 1).",
-        )
-        require(
-            all(hasattr(value, "__float__") and not getattr(value, "shape", ()) for value in answer.values()),
-            "Return one number for each name, the median over the rounds.",
-        )
-        _ran_in_turns(device, rounds)
-        _clock_was_right(device, rounds)
-        laps = {name: device.laps[name][-rounds:] for name in seconds}
         given = device.calls(), rounds, device.clock, device.finish
-        found = {name: float(value) for name, value in answer.items()}
+        answer = attempt(*given)
+        expect(answer, Mapping, "Return a dictionary with one number for each name, the first one's too (it is 1)")
+        require(
+            {*answer} == {*seconds}, f"Give a number for each of {', '.join(seconds)}, the first one's too (it is 1)."
+        )
+        each = "Return one number for each name, the median over the rounds"
+        found = {name: number(value, each) for name, value in answer.items()}
+        _ran_in_turns(device, rounds)
+        _clock_was_right(device)
+        laps = {name: device.laps[name][-rounds:] for name in seconds}
         right = attempt.answer(*given, measured=laps)
-        attempt.name_mistake(found, right, lambda wrong: wrong(*given, measured=laps), same=_alike)  # noqa: B023
-        for name, value in right.items():
-            require(
-                math.isclose(found[name], value, rel_tol=1e-6),
-                f"{name!r} takes {value:.4f} of the first one's time, the median over the rounds; yours is "
-                f"{found[name]:.4f}.",
-            )
+        attempt.name_mistake(found, right, lambda wrong: wrong(*given, measured=laps), same=_same)  # noqa: B023
+        require(_same(found, right), f"The medians over the rounds are {told(right)}; yours are {told(found)}.")
+
+
+class _Device:
+    """A machine with a clock of its own: slow at first, disturbed now and then, done only after ``finish``."""
+
+    def __init__(self, seconds: Mapping[str, float], seed: int) -> None:
+        self._seconds, self._random = seconds, Random(seed)
+        self._now = self._pending = 0.0
+        self.events: list[str] = []  # names of calls, "clock" (or "early clock"), "finish"
+        self.laps: dict[str, list[float]] = {name: [] for name in seconds}
+
+    def calls(self) -> dict[str, Callable[[], None]]:
+        return {name: partial(self._run, name) for name in self._seconds}
+
+    def _run(self, name: str) -> None:
+        number = sum(map(len, self.laps.values()))
+        busy = (1 + 0.05 * number) * (1 + self._random.random()) * (4 if self._random.random() < 0.15 else 1)
+        seconds = self._seconds[name] * busy + (0 if self.laps[name] else 50)
+        launching = 0.1 * seconds  # until the function returns; the device does the rest
+        self.laps[name].append(seconds)
+        self._now += launching
+        self._pending += seconds - launching
+        self.events.append(name)
+
+    def clock(self) -> float:
+        self.events.append("early clock" if self._pending else "clock")
+        return self._now
+
+    def finish(self) -> None:
+        self._now, self._pending = self._now + self._pending, 0.0
+        self.events.append("finish")
+
+
+def _ran_in_turns(device: _Device, rounds: int) -> None:
+    """Stop unless each ran once beforehand, and then all in turns, every other round in reverse order."""
+    runs = {name: len(own) for name, own in device.laps.items()}
+    names = [event for event in device.events if event in runs]
+    require(
+        min(runs.values()) == max(runs.values()) > rounds,
+        f"Run each once to warm up, because the first run pays for what later ones find ready, and then once in each "
+        f"of {rounds} rounds, {rounds + 1} times in all. Yours ran {told(runs)} times.",
+    )
+    turns = [names[-len(runs) * (rounds - number) :][: len(runs)] for number in range(rounds)]
+    require(
+        all({*turn} == {*runs} for turn in turns),
+        "They don't take turns: the machine of the first minute isn't that of the third. Loop over the rounds outside, "
+        "over the names inside.",
+    )
+    require(
+        all(one == other[::-1] for one, other in pairwise(turns)),
+        "Turn the order round from each round to the next: there, back, there, back. On a machine that slows down, the "
+        "last one of a fixed order always looks worse.",
+    )
+
+
+def _clock_was_right(device: _Device) -> None:
+    """Stop where the clock was read while the device was at work."""
+    require(
+        "early clock" not in device.events,
+        "The clock is read while the device is still at work: call `finish()` before the clock starts, and again "
+        "between the call and the clock.",
+    )
 
 
 def _width_for(hidden: int, blocks: int, others: int, budget: int) -> int:
@@ -179,9 +229,9 @@ _Q8 = _BYTES_A_BLOCK / _BLOCK
     mistakes=[
         (_by_room(_Q8, multiple=1),
          "you took the largest width that would fit *if* all rows were stored in blocks. The down-projection's rows "
-         "are as long as the MLP is wide: what isn't a multiple of 32 falls back to 2 bytes a weight."),
+         "are as long as the MLP is wide: what isn't a multiple of 32 falls back to 2 bytes per weight."),
         (_by_room(1), "each block of 32 weights also stores a scale: 34 bytes, not 32."),
-        (_by_room(2), "that is F16: 2 bytes a weight."),
+        (_by_room(2), "that is F16: 2 bytes per weight."),
         (lambda *sizes: _width_for(*sizes) + _BLOCK,
          "you rounded up, and the file no longer fits. Round down to a multiple of 32."),
         (_by_room(_Q8, less_others=False), "the other tensors take bytes, too: take `others` off the budget first."),
@@ -196,14 +246,9 @@ def check_width_for(attempt: Attempt) -> None:
         (64, 4, 0, 4 * _mlp_bytes(64, 320)),  # exactly full
         (64, 4, 10_000, 10_000 + 4 * _mlp_bytes(64, 320) - 1),  # a byte too few
     ):
-        width = attempt(hidden, blocks, others, budget)
-        require(int(width) == width, f"A width is a whole number; yours is {width!r}.")
-        width, where = int(width), f"hidden size {hidden}, {blocks} blocks: "
-        right = attempt.rule_out(width, hidden, blocks, others, budget)
-        require(
-            _fits(hidden, blocks, others, budget, width), f"{where}width {width} doesn't fit into {budget:,} bytes."
-        )
-        require(width == right, f"{where}width {right} fits as well, and yours is {width}. More is better.")
+        where = f"hidden size {hidden}, {blocks} blocks, {budget:,} bytes: "
+        hint = "It is the largest multiple of 32 that fits."
+        attempt.compare(hidden, blocks, others, budget, read=whole_number, where=where, hint=hint)
 
 
 def _requests_at_once(memory, weights, tokens, layers, removed, heads, kv_heads, head_size, *, size=4, way=math.floor):
@@ -243,11 +288,8 @@ def check_requests(attempt: Attempt) -> None:
         (5_000_000, 1_000_000, 100, 5, 1, 4, 4, 8),
         (1_000_000, 999_000, 100, 4, 0, 4, 2, 8),  # none
     ):
-        answer = attempt(*sizes)
-        require(isinstance(answer, Real), f"Return one number; yours is a {type(answer).__name__}.")
         where = f"{sizes[0] / 1e6:,.0f} MB, weights of {sizes[1] / 1e6:,.0f} MB, contexts of {sizes[2]:,}: "
-        right = attempt.rule_out(answer, *sizes, same=_same_requests, where=where)
-        require(answer == right, f"{where}{right} requests; yours is {answer}.")
+        attempt.compare(*sizes, read=number, same=_same, where=where, hint="Those are requests at once.")
 
 
 @exercise(
@@ -256,130 +298,40 @@ def check_requests(attempt: Attempt) -> None:
     proved="More requests from few weights, and you knew beforehand how much faster they are served.",
 )
 def check_plan(
-    cut: nn.Module, predicted: float, timed: pd.DataFrame, base: nn.Module, memory: float, context: int
+    cut: PreTrainedModel, predicted: float, timed: pd.DataFrame, base: PreTrainedModel, memory: float, context: int
 ) -> None:
-    """Check a plan for a full server: a cut of ``base``, tokens a second × the whole's as predicted, and as timed."""
-    require(
-        isinstance(cut, nn.Module) and hasattr(cut, "config"), f"`cut` is a model; yours is a {type(cut).__name__}."
-    )
+    """Check a plan for a full server: a cut of ``base``, tokens per second × the whole's as predicted, and as timed."""
+    expect(cut, PreTrainedModel, "`cut` is a model")
     gone = 1 - model_size(cut).bytes / model_size(base).bytes
     before, after = (_requests(model, memory, context) for model in (base, cut))
     require(
         kv_bytes_per_token(cut) < kv_bytes_per_token(base),
-        "Your cut keeps as much cache a token as the whole model. Which parts keep keys and values, and weigh little?",
+        "Your cut keeps as much cache per token as the whole model. Which parts keep keys and values and weigh little?",
     )
-    require(
-        gone <= _GONE,
-        f"{gone:.1%} of the weights are gone, and {_GONE:.0%} may go. What keeps much cache for few weights?",
-    )
+    may = f"{gone:.1%} of the weights are gone, and {_GONE:.0%} may go."
+    require(gone <= _GONE, f"{may} What keeps much cache for few weights?")
     require(
         after >= _MORE * before,
-        f"It serves {after} requests where the whole model serves {before}; {math.ceil(_MORE * before)} are asked "
-        f"for. {gone:.1%} of the weights are gone"
-        + (": does `remove=True` take them out for good?" if gone <= 0 else f", and {_GONE:.0%} may go."),
+        f"It serves {after} requests where the whole model serves {before}; {math.ceil(_MORE * before)} are asked for. "
+        + (may if gone > 0 else "No weight is gone: does `remove=True` take them out for good?"),
     )
-    require(
-        isinstance(predicted, Real) and math.isfinite(predicted) and float(predicted) > 0,
-        f"`predicted` is one number, how many times as many tokens a second; yours is {predicted!r}.",
-    )
+    predicted = number(predicted, "`predicted` is one number, how many times as many tokens per second")
     require(
         isinstance(timed, pd.DataFrame) and {"ratio", "ci_low", "ci_high"} <= {*timed.columns} and len(timed) == 2,
         "`timed` is what `time_interleaved` returns for two calls, the whole model's first and your cut's second.",
     )
     low, high = (after / before / float(timed[end].iloc[1]) for end in ("ci_high", "ci_low"))
-    told = f"Measured were × {low:.2f} to × {high:.2f} tokens a second, predicted × {float(predicted):.2f}"
+    measured = f"Measured were × {low:.2f} to × {high:.2f} tokens per second, predicted × {predicted:.2f}"
     # Upside down, or a step's time in place of tokens: what the measurement would hold then.
     for other, mistake in (
-        (1 / float(predicted), "that is the whole model's in terms of the cut's: turn it round."),
-        (float(predicted) * after / before, "that is the speed of a step. Each step writes a token for every request."),
+        (1 / predicted, "that is the whole model's in terms of the cut's: turn it round."),
+        (predicted * after / before, "that is the speed of a step. Each step writes a token for every request."),
     ):
-        off = not _touches(float(predicted), low, high)
-        require(not (off and _touches(other, low, high)), f"{told}: {mistake}")
+        off = not _touches(predicted, low, high)
+        require(not (off and _touches(other, low, high)), f"{measured}: {mistake}")
     require(
-        _touches(float(predicted), low, high),
-        f"{told}: more than {_OFF:.0%} off. Which part of a step's time is shared by all requests, and which isn't?",
-    )
-
-
-class _Device:
-    """A machine with a clock of its own: slow at first, disturbed now and then, done only after ``finish``."""
-
-    def __init__(self, seconds: Mapping[str, float], seed: int) -> None:
-        self._seconds, self._random = seconds, Random(seed)
-        self._now = self._pending = 0.0
-        self.events: list[str] = []  # names of calls, "clock" (or "early clock"), "finish"
-        self.laps: dict[str, list[float]] = {name: [] for name in seconds}
-
-    def calls(self) -> dict[str, Callable[[], None]]:
-        return {name: partial(self._run, name) for name in self._seconds}
-
-    def _run(self, name: str) -> None:
-        number = sum(map(len, self.laps.values()))
-        busy = (1 + 0.05 * number) * (1 + self._random.random()) * (4 if self._random.random() < 0.15 else 1)
-        seconds = self._seconds[name] * busy + (0 if self.laps[name] else 50)
-        launching = 0.1 * seconds  # until the function returns; the device does the rest
-        self.laps[name].append(seconds)
-        self._now += launching
-        self._pending += seconds - launching
-        self.events.append(name)
-
-    def clock(self) -> float:
-        self.events.append("early clock" if self._pending else "clock")
-        return self._now
-
-    def finish(self) -> None:
-        self._now, self._pending = self._now + self._pending, 0.0
-        self.events.append("finish")
-
-
-def _ran_in_turns(device: _Device, rounds: int) -> None:
-    """Stop unless each ran once beforehand, and then all in turns, every other round in reverse order."""
-    runs = {name: len(own) for name, own in device.laps.items()}
-    names = [event for event in device.events if event in runs]
-    few, many = min(runs.values()), max(runs.values())
-    first = next((place for place, event in enumerate(device.events) if "clock" in event), len(device.events))
-    warm = {name: device.events[:first].count(name) for name in runs}
-    timed = min(runs[name] - warm[name] for name in runs)
-    require(
-        few == many,
-        f"They ran {few} to {many} times: run each as often as the others, once beforehand and once a round.",
-    )
-    require(timed >= rounds or first == len(device.events), f"Each is timed {rounds} times; yours were {timed} times.")
-    require(
-        few > rounds,
-        "There is no warm-up: the first run of each pays for what later ones find ready. Run each once before you "
-        "time any.",
-    )
-    turns = [names[-len(runs) * (rounds - number) :][: len(runs)] for number in range(rounds)]
-    require(
-        all({*turn} == {*runs} for turn in turns),
-        "They don't take turns: the machine of the first minute isn't that of the third. Loop over the rounds outside, "
-        "over the names inside.",
-    )
-    require(
-        not all(turn == turns[0] for turn in turns),
-        "The order is the same in each round, so on a machine that slows down the last one always looks worse. Turn it "
-        "round in every other round.",
-    )
-    require(
-        all(one == other[::-1] for one, other in pairwise(turns)),
-        "The order must turn round from each round to the next: there, back, there, back.",
-    )
-
-
-def _clock_was_right(device: _Device, rounds: int) -> None:
-    """Stop where the clock was read while the device was at work."""
-    require({"clock", "early clock"} & {*device.events}, "`clock()` tells the seconds; you never ask it.")
-    after_call = [event == "early clock" and before in device.laps for before, event in pairwise(device.events)]
-    timed = len(device.laps) * rounds
-    require(
-        sum(after_call) <= timed // 2,
-        "The clock is read before the device has done its work: call `finish()` between the call and the clock.",
-    )
-    require(
-        "early clock" not in device.events,
-        "The clock starts while the device is still at work, on what was run before: call `finish()` before it starts, "
-        "too.",
+        _touches(predicted, low, high),
+        f"{measured}: over {_OFF:.0%} off. Which part of a step's time do all requests share, and which not?",
     )
 
 
@@ -388,16 +340,8 @@ def _touches(predicted: float, low: float, high: float) -> bool:
     return low <= (1 + _OFF) * predicted and high >= (1 - _OFF) * predicted
 
 
-def _requests(model: nn.Module, memory: float, context: int) -> int:
+def _requests(model: PreTrainedModel, memory: float, context: int) -> int:
     return int((memory - model_size(model).bytes) // (context * kv_bytes_per_token(model)))
-
-
-def _same_requests(one: float, other: float) -> bool:
-    return one == other or (one != int(one) and math.isclose(one, other))
-
-
-def _alike(answer: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    return all(math.isclose(answer[name], other[name], rel_tol=1e-6) for name in other)
 
 
 def _mlp_bytes(hidden: int, width: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course_utils.compress.search import Budget, Candidate, candidates
-from course_utils.lessons.exercises import Attempt, assigned, exercise, require
+from course_utils.compress.search import Candidate
+from course_utils.lessons.exercises import Attempt, alike, assigned, exercise, expect, number, require, whole_number
 from course_utils.measuring.evaluation import Perplexity
-from course_utils.models.loading import tiny_llama
 from course_utils.support.uncertainty import ratio_interval
 
 ARMS = (
@@ -74,9 +74,8 @@ def check_norm_factor(attempt: Attempt) -> None:
     for tokens, hidden, kept in ((6, 8, [0, 1, 2, 5, 7]), (4, 6, [1, 3]), (5, 10, list(range(9)))):
         states = torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(hidden))
         states = states * torch.linspace(0.3, 3, hidden) * torch.linspace(1, 20, tokens)[:, None]
-        answer = float(attempt(states.clone(), torch.tensor(kept)))
-        right = attempt.rule_out(answer, states, torch.tensor(kept), same=_near)
-        require(_near(answer, right), f"{len(kept)} of {hidden} channels: it is {right:.4f}, yours {answer:.4f}.")
+        where = f"{len(kept)} of {hidden} channels: "
+        attempt.compare(states, torch.tensor(kept), read=number, where=where)
 
 
 def _parameters(blocks, hidden, groups, neurons, queries, head_size, vocabulary):
@@ -123,11 +122,8 @@ def _off_by(off: Callable[..., int]) -> Callable[..., int]:
 def check_parameters(attempt: Attempt) -> None:
     """Check a function (blocks, hidden, groups, neurons, queries, head_size, vocabulary) -> parameters."""
     for sizes in ((2, 8, 3, 20, 3, 4, 50), (30, 576, 3, 1536, 3, 64, 49_152), (16, 2048, 8, 8192, 4, 64, 128_256)):
-        answer = attempt(*sizes)
-        require(float(answer) == int(answer), f"A number of parameters is whole; yours is {answer!r}.")
         where = f"blocks {sizes[0]}, hidden {sizes[1]}, groups {sizes[2]}, neurons {sizes[3]}: "
-        right = attempt.rule_out(int(answer), *sizes, where=where)
-        require(int(answer) == right, f"{where}they are {right:,}; yours {int(answer):,}.")
+        attempt.compare(*sizes, read=whole_number, same=operator.eq, where=where)
 
 
 def _widest(cost, full, budget, step, *, whole=True, early=0, over=0):
@@ -144,7 +140,7 @@ def _widest(cost, full, budget, step, *, whole=True, early=0, over=0):
 @exercise(
     3,
     task="Return the widest MLP, a multiple of `step` or the whole one, whose model costs no more than `budget`.",
-    proved="It finds what the library's `candidates` finds, and asks for a dozen prices instead of all of them.",
+    proved="It finds the width by a dozen prices instead of all of them, as the library's `candidates` does.",
     answer=_widest,
     mistakes=[
         (partial(_widest, whole=False), "all of it fits, so it may stay, although it is no multiple."),
@@ -170,50 +166,13 @@ def check_widest(attempt: Attempt) -> None:
                 raise RuntimeError("the search never ends. Round the middle up, or `low` stays where it is")
             return fixed + a_neuron * neurons
 
-        answer = attempt(cost, full, budget, step)
-        prices = len(asked)
-        where = f"budget {budget:,}, whole width {full}, steps of {step}: "
-        require(float(answer) == int(answer), f"{where}a width is a whole number; yours is {answer!r}.")
-        answer, widths = int(answer), [*range(0, full, step), full]
-        right = attempt.answer(cost, full, budget, step)
-        require(right > 0 or answer == 0, f"{where}not even one step fits; return 0.")
-        attempt.rule_out(answer, cost, full, budget, step, where=where)
-        require(answer in widths, f"{where}{answer} is no multiple of {step}, nor the whole width.")
-        require(answer == right, f"{where}it is {right}, yours {answer}.")
-        most = 2 * math.ceil(math.log2(len(widths))) + 2
-        require(
-            prices <= most, f"{where}right, but you asked for {prices} prices. Halve what is left: {most} are enough."
-        )
-    _finds_what_the_library_finds(attempt)
-
-
-def _finds_what_the_library_finds(attempt: Attempt) -> None:
-    model = tiny_llama()
-    whole, config = Candidate.of(model), model.config
-    others = config.num_attention_heads // config.num_key_value_heads, config.head_dim, config.vocab_size
-    untied = 0 if config.tie_word_embeddings else whole.hidden * config.vocab_size
-
-    def cost(neurons: int) -> int:
-        return untied + _parameters(whole.blocks, whole.hidden, whole.groups, neurons, *others)
-
-    for share in (0.95, 0.9, 0.85):
-        budget = Budget(share * whole.parameters)
-        found = candidates(
-            model,
-            budget,
-            blocks=[whole.blocks],
-            hidden=[whole.hidden],
-            groups=[whole.groups],
-            multiple_of=4,
-            least_width=4 / whole.neurons,
-            tolerance=0.9,
-        )
-        answer = int(attempt(cost, whole.neurons, budget.amount, 4))
-        require(
-            answer == found[0].neurons,
-            f"In a tiny Llama `candidates` finds {found[0].neurons} neurons for {budget.amount:,.0f} parameters; you "
-            f"find {answer}.",
-        )
+        given = cost, full, budget, step
+        answer, prices = whole_number(attempt(*given), "Return a width, a whole number"), len(asked)
+        right, where = attempt.answer(*given), f"budget {budget:,}, whole width {full}, steps of {step}: "
+        attempt.name_mistake(answer, right, lambda wrong: wrong(*given), same=operator.eq, where=where)  # noqa: B023
+        require(answer == right, f"{where}it is {right}, yours {answer}. It is a multiple of {step}, all, or 0.")
+        most = 2 * math.ceil(math.log2(full / step + 1)) + 2
+        require(prices <= most, f"{where}right, but by {prices} prices. Halve what is left: {most} are enough.")
 
 
 @exercise(
@@ -224,6 +183,18 @@ def _finds_what_the_library_finds(attempt: Attempt) -> None:
 def check_controls(attempt: Mapping[str, str]) -> None:
     """Check letter of a claim -> the arm that it has to be compared with."""
     assigned(attempt, _CONTROLS, ARMS)
+
+
+_CONTROLS = {  # of exercise 4: the arm, and why
+    "A": ("random cut", "same sizes, same tokens, same teacher; only *what* was kept differs."),
+    "B": ("from scratch", "same sizes, same tokens, same teacher; only the weights that it starts from differ."),
+    "C": ("none of them", "no arm reads much more text than the winner. That needs a longer run."),
+    "D": ("no teacher", "the same cut and as many tokens; only the teacher is gone."),
+    "E": ("no teacher, equal minutes", "the text alone is read faster, so at equal minutes there is more of it."),
+    "F": ("solved first", "the same cut and the same training; only the solve comes before it."),
+    "G": ("two differences", "optipfair's arm has another score *and* cuts neurons alone. Which of the two was it?"),
+    "H": ("none of them", "all arms start from the same model. That needs another one, cut by the same recipe."),
+}
 
 
 @exercise(
@@ -244,15 +215,15 @@ def check_trial(
 
     Args:
         runs: "mine" and "best" -> the results of three cuts each.
-        report: "said" (of ``_SAID``), "low" and "high" (the interval of best less mine, nats a token).
+        report: "said" (of ``_SAID``), "low" and "high" (the interval of best less mine, nats per token).
         mine: the learner's sizes.
         budget: the most parameters.
         fresh: some model's result on the rows that nothing was chosen by.
         used: and on those that the live ranking chose by.
     """
-    require(isinstance(mine, Candidate), "`mine` is a version, of `legal` for example.")
+    expect(mine, Candidate, "`mine` is a version, of `legal` for example")
     require(mine.parameters <= budget, f"Yours has {mine.parameters:,} parameters; the budget is {budget:,.0f}.")
-    require(isinstance(runs, Mapping) and {*runs} == {"mine", "best"}, '`runs` holds "mine" and "best".')
+    require({*runs} == {"mine", "best"}, '`runs` holds "mine" and "best".')
     ours, theirs = (list(runs[arm]) for arm in ("mine", "best"))
     every = [*ours, *theirs]
     require(
@@ -273,10 +244,9 @@ def check_trial(
 def _reported(report: Mapping[str, Any], gaps: np.ndarray, row_tokens: np.ndarray) -> None:
     """Stop where a report isn't what the runs give; ``gaps`` are best less mine, [draws, rows]."""
     _, _, low, high = ratio_interval(gaps.mean(0), row_tokens)
-    missing = sorted({"said", "low", "high"} - {*report})
-    require(not missing, f"The report lacks {', '.join(missing)}.")
+    require({*report} >= {"said", "low", "high"}, "A report holds said, low and high.")
     require(
-        not (_near(float(report["low"]), -high) and _near(float(report["high"]), -low)),
+        not alike([report["low"], report["high"]], [-high, -low]),
         "The interval is turned round: best less mine, so that above 0 means that yours is better.",
     )
     for name, value in {"low": low, "high": high}.items():
@@ -294,19 +264,3 @@ def _reported(report: Mapping[str, Any], gaps: np.ndarray, row_tokens: np.ndarra
         f"The interval is {low:+.3f} to {high:+.3f}, and {(each > 0).sum()} of {len(each)} draws are in favour of "
         f"yours: that is {said!r}.",
     )
-
-
-def _near(answer: float, right: float) -> bool:
-    return abs(answer - right) <= 1e-4 * abs(right)
-
-
-_CONTROLS = {  # of exercise 4: the arm, and why
-    "A": ("random cut", "same sizes, same tokens, same teacher; only *what* was kept differs."),
-    "B": ("from scratch", "same sizes, same tokens, same teacher; only the weights that it starts from differ."),
-    "C": ("none of them", "no arm reads much more text than the winner. That needs a longer run."),
-    "D": ("no teacher", "the same cut and as many tokens; only the teacher is gone."),
-    "E": ("no teacher, equal minutes", "the text alone is read faster, so at equal minutes there is more of it."),
-    "F": ("solved first", "the same cut and the same training; only the solve comes before it."),
-    "G": ("two differences", "optipfair's arm has another score *and* cuts neurons alone. Which of the two was it?"),
-    "H": ("none of them", "all arms start from the same model. That needs another one, cut by the same recipe."),
-}

@@ -7,17 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import pandas as pd
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from course_utils.lessons.exercises import Attempt, exercise, require
+from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, whole_number
 from course_utils.measuring.abilities import AbilityRows, answers_of, nats_lost
 from course_utils.measuring.evaluation import perplexity, perplexity_ratio
 from course_utils.models.architectures import describe
@@ -29,7 +28,7 @@ from course_utils.support.uncertainty import mcnemar_p
 from course_utils.text.texts import TokenBlocks
 
 _MIXED = ("code", "sums", "patterns", "facts")  # what the lesson's own mix holds
-_NEAR = 0.03  # nats a token that the text's loss may be off
+_NEAR = 0.03  # nats per token that the text's loss may be off
 _FLIPPED = ((0, 80, 0.5), (1, 120, 0.2), (2, 60, 0.7))  # seeds, numbers of answers, shares that are answered anew
 _RUN = 13  # tokens in a row that are no coincidence
 
@@ -70,14 +69,11 @@ def _answer_nats(model, ids, start, *, state=-1, first=0, last=None, told=Tensor
 )  # fmt: skip
 def check_answer_nats(attempt: Attempt) -> None:
     """Check a function (model, ids, start) -> nats of ``ids[start:]`` behind the tokens before."""
-    model, same = tiny_llama(), partial(torch.isclose, atol=1e-4)
+    model = tiny_llama()
     for length, start, seed in ((9, 4, 0), (12, 10, 1), (7, 1, 2), (6, 5, 3)):
         ids = torch.randint(97, (length,), generator=torch.Generator().manual_seed(seed))
-        given = torch.as_tensor(attempt(model, ids.clone(), start)).detach()
-        require(given.dim() == 0, f"Return one number, the sum; yours has the shape {[*given.shape]}.")
-        where = f"{length} tokens, the answer from {start}: "
-        right = attempt.rule_out(given.double(), model, ids, start, same=same, where=where)
-        require(same(given.double(), right), f"{where}{right:.4f} nats; yours is {given:.4f}.")
+        where = f"{length} tokens, the answer from {start}, in nats: "
+        attempt.compare(model, ids, start, read=number, where=where)
 
 
 def _commonest(answers: Sequence[str]) -> float:
@@ -100,9 +96,6 @@ def _floor(given, right, shown, *, of=max, moved=_exchanged):
     return of(_commonest(right), _same(given, moved(right)))
 
 
-_IF_ALIKE = "1 / (number of answers) is a floor only if all are equally common. Count them."
-
-
 @exercise(
     2,
     task="Return the larger share: right by the commonest answer, or right when answers are exchanged.",
@@ -111,47 +104,41 @@ _IF_ALIKE = "1 / (number of answers) is a floor only if all are equally common. 
     mistakes=[
         (lambda given, right, shown: _floor(given, right, 0),
          "the shown ones count in yours. Nobody was asked them: begin behind them."),
-        (lambda given, right, shown: 1 / len({*right[shown:]}), _IF_ALIKE),
-        (lambda given, right, shown: 1 / len({*right}), _IF_ALIKE),
+        (lambda given, right, shown: 1 / len({*right[shown:]}),
+         "1 / (number of answers) is a floor only if all are equally common. Count them."),
         (lambda given, right, shown: _same(given[shown:], right[shown:]),
          "that is the share it gets right. The floor is what it gets without the ability."),
         (partial(_floor, of=lambda commonest, exchanged: commonest),
          "that is the commonest answer alone. A model may do better on exchanged ones."),
+        (lambda given, right, shown: _floor(given, right, shown, moved=partial(_exchanged, by=len(right) // 2)),
+         "you exchange by half of the whole list. Leave the shown ones out first, then take half of what is left."),
         (partial(_floor, of=lambda commonest, exchanged: exchanged),
          "those are the exchanged answers alone. Somebody who always says the commonest may do better."),
         (lambda given, right, shown: _commonest(given[shown:]),
          "that is what the model says most often. What counts is how often that is right."),
         (partial(_floor, of=lambda commonest, exchanged: (commonest + exchanged) / 2),
          "that is the mean of both. Take the larger."),
-        (partial(_floor, of=lambda commonest, exchanged: commonest + exchanged),
-         "that is the sum of both. Take the larger."),
         (partial(_floor, moved=lambda right: [*right[::-1]]),
          "you exchange by turning the list round: the middle one stays in its place. Move all of them by half the "
          "list."),
         (partial(_floor, moved=partial(_exchanged, by=1)),
          "you exchange with the next one. Neighbours may be alike: move all of them by half the list."),
-        (lambda *given: 100 * _floor(*given), "that is per cent; return a share from 0 to 1."),
     ],
 )  # fmt: skip
 def check_floor(attempt: Attempt) -> None:
     """Check a function (given, right, shown) -> floor, of lists of answers whose first ``shown`` aren't asked for."""
-    same = partial(math.isclose, rel_tol=1e-6)
     for given, right, shown in (
         (["4", "7", "4", "7", "9", "4", "4", "3", "8"], ["4", "7", "4", "2", "9", "4", "4", "5", "1"], 2),
         (["7", "6", "3", "4", "5", "2", "1"], ["1", "2", "3", "4", "5", "6", "7"], 0),
         (["1", "2", "3", "4", "5", "6", "1"], ["1", "1", "2", "3", "4", "5", "6"], 1),
+        (["s", "t", "d", "a", "c", "b", "a"], ["s", "t", "a", "b", "c", "d", "a"], 2),
         (["b", "b", "a", "c", "x", "x", "a", "c", "x", "e"], ["b", "b", "a", "c", "a", "e", "a", "c", "a", "e"], 2),
         (["no", "yes", "yes", "yes", "yes"], ["yes", "no", "no", "no", "yes"], 0),
     ):
-        answer = attempt([*given], [*right], shown)
-        require(isinstance(answer, Real), f"Return one share; yours is a {type(answer).__name__}.")
-        where = f"{given} beside {right}, {shown} shown: "
-        expected = attempt.rule_out(float(answer), given, right, shown, same=same, where=where)
-        require(
-            same(answer, expected),
-            f"{where}{expected:.3f}; yours is {float(answer):.3f}. Exchanged: each question gets the answer half of "
-            "the list (rounded down) further on.",
-        )
+        attempt.compare(
+            given, right, shown, read=number, where=f"{given} beside {right}, {shown} shown: ",
+            hint="Exchanged: each question gets the answer half of the list (rounded down) further on.",
+        )  # fmt: skip
 
 
 @exercise(
@@ -170,21 +157,13 @@ def check_same_loss(attempt: Attempt) -> None:
     ):
         whole = _Fake()
         answer = attempt(whole, _cut, partial(_nats, curve), target, most)
-        require(
-            isinstance(answer, tuple | list) and len(answer) == 2,
-            "Return two things, the number of parts and the nats that this cut loses.",
-        )
-        count, loss = answer
-        require(int(count) == count, f"Parts are whole; yours are {count!r}.")
-        count = int(count)
+        expect(answer, tuple | list, "Return two things, the number of parts and the nats that this cut loses", size=2)
+        count, loss = whole_number(answer[0], "Parts are whole"), number(answer[1])
         losses = [curve(n) for n in range(most + 1)]
         above = next(n for n, value in enumerate(losses) if value >= target)
         right = min((above - 1, above), key=lambda n: abs(losses[n] - target))
         where = f"For {target} nats and {most} parts at most: "
-        require(
-            not whole.recut,
-            f"{where}you cut a model that was cut before, so more go than you count. Begin each cut at `base`.",
-        )
+        require(not whole.recut, f"{where}you cut a model that was cut before. Begin each cut at `base`.")
         require(whole.seen, f"{where}you measured nothing: nats(cut(base, count)).")
         require(
             len(whole.seen) <= 2 * math.log2(most) + 4,
@@ -201,11 +180,32 @@ def check_same_loss(attempt: Attempt) -> None:
         )
         require(count == right, f"{where}{right} parts; yours are {count}.")
         require(
-            math.isclose(loss, losses[right], abs_tol=1e-9),
-            f"{where}{right} parts cost {losses[right]:.4f} nats; you say {float(loss):.4f}. "
-            + ("That is what was wanted. Where the loss jumps, the cut's own is far from it: return that."
-               if math.isclose(loss, target, abs_tol=1e-9) else "Return the loss of the cut that you return."),
-        )  # fmt: skip
+            alike(loss, losses[right]),
+            f"{where}{right} parts cost {losses[right]:.4f} nats; you say {loss:.4f}. Return the loss of this cut, not "
+            "the one that was wanted: where the loss jumps, they are far apart.",
+        )
+
+
+@dataclass
+class _Fake:
+    """A model of which only the number of removed parts matters; cuts of it tell the whole one what was done."""
+
+    removed: int = 0
+    whole: _Fake | None = None
+    recut: bool = False
+    seen: list[int] = field(default_factory=list)
+
+
+def _cut(model: _Fake, count: int) -> _Fake:
+    """A variant with so many parts less."""
+    whole = model.whole or model
+    whole.recut |= model is not whole
+    return _Fake(model.removed + int(count), whole)
+
+
+def _nats(curve: Callable[[int], float], model: _Fake) -> float:
+    (model.whole or model).seen.append(model.removed)
+    return curve(model.removed)
 
 
 @dataclass
@@ -263,24 +263,29 @@ def check_flips(attempt: Attempt, whole: pd.DataFrame, cut: pd.DataFrame) -> Non
 
     It is tried on made-up ones, on those of ``answers_of`` for a whole model and a cut, and on one that didn't change.
     """
-    real = [*whole["given"]], [*cut["given"]], [*whole["answer"]]
-    for answers in [*(_answered(*flipped) for flipped in _FLIPPED), real]:
-        answer = attempt(*([*side] for side in answers))
-        require(isinstance(answer, tuple | list) and len(answer) == 3, "Return three numbers: lost, won, and p.")
-        mine = tuple(float(number) for number in answer)
-        lost, won, p = attempt.rule_out(mine, *answers, same=lambda one, other: one[:2] == other[:2])
-        size = len(answers[0])
-        require(mine[:2] == (lost, won), f"Lost {lost} and won {won} of {size}; yours are {mine[0]:g} and {mine[1]:g}.")
-        where = f"Lost {lost} and won {won}: "
-        attempt.rule_out(
-            mine, *answers, same=lambda one, other: math.isclose(one[2], other[2], rel_tol=1e-6), where=where
-        )
-        require(
-            math.isclose(mine[2], p, rel_tol=1e-6),
-            f"{where}as many heads in {lost + won} tosses of a coin, or a rarer number, come with p = {p:.4g}; yours "
-            f"is {mine[2]:.4g}.",
-        )
-    require([*attempt(["4"], ["4"], ["4"])] == [0, 0, 1], "Where nothing flips, return 0, 0 and 1: luck explains that.")
+    made_up = [_answered(*flipped) for flipped in _FLIPPED]
+    for answers in (*made_up, [[*whole["given"]], [*cut["given"]], [*whole["answer"]]], [["4"]] * 3):
+        attempt.compare(
+            *answers, read=_three, same=partial(alike, rtol=1e-6, atol=1e-12), where=f"For {len(answers[0])} answers: ",
+            hint="Lost, won, and p: how often as many of these come up heads, or a rarer number, where coins decide.",
+        )  # fmt: skip
+
+
+def _three(answer: Any) -> list[float]:
+    expect(answer, tuple | list, "Return three numbers, lost, won, and p", size=3)
+    return [*map(number, answer)]
+
+
+def _answered(seed: int, size: int, worse: float) -> tuple[list[str], list[str], list[str]]:
+    """Answers before and after a cut, and the right ones: some lost, some won, some wrong in another way."""
+    generator = torch.Generator().manual_seed(seed)
+    digits = torch.randint(10, (3, size), generator=generator)
+    luck = torch.rand(2, size, generator=generator)
+    right = digits[0]
+    before = torch.where(luck[0] < 0.6, right, digits[1])
+    after = torch.where(luck[1] < worse, digits[2], before)
+    after = torch.where(luck[1] > 0.8, right, after)
+    return [*map(str, before.tolist())], [*map(str, after.tolist())], [*map(str, right.tolist())]
 
 
 @exercise(
@@ -301,10 +306,9 @@ def check_protected(
 ) -> None:
     """Check a cut of ``base`` that is to spare an ability which ``rival``, cut by speeches, hurts more."""
     require(isinstance(name, str) and name in rows, f"Protect one of {', '.join(rows)}; yours is {name!r}.")
-    require(
-        name not in _MIXED, f"The lesson's mix holds {name} already. Protect one of {', '.join({*rows} - {*_MIXED})}."
-    )
-    require(isinstance(cut, nn.Module) and hasattr(cut, "config"), f"`cut` is a model; yours is {type(cut).__name__}.")
+    others = ", ".join({*rows} - {*_MIXED})
+    require(name not in _MIXED, f"The lesson's mix holds {name} already. Protect one of {others}.")
+    expect(cut, PreTrainedModel, "`cut` is a model")
     require(
         not _overlap(batches, rows[name]),
         f"Your batches share {_RUN} tokens in a row with those that judge. Choose by other text: "
@@ -320,7 +324,7 @@ def check_protected(
     require(
         abs(loss) <= _NEAR,
         f"On text it loses {abs(loss):.3f} nats {'more' if loss > 0 else 'less'} than the speeches' cut; {_NEAR} may "
-        "be between them. Exercise 3 finds the number of neurons.",
+        "be between them. Exercise 3 finds the number of neurons. Where none comes so near, mix in some speeches.",
     )
     spared = _against(rival, cut, rows[name])
     print(f"  {name}, yours less the speeches' cut: {with_interval(*spared)} nats")
@@ -336,41 +340,11 @@ def check_protected(
     else:
         paid, low, high = _against(rival, cut, rows[pays])
     print(f"  {pays}, yours less the speeches' cut: {with_interval(paid, low, high)} nats")
-    require(low > 0, f"{pays} doesn't pay: see above. Look at the others, and at speeches themselves.")
-
-
-@dataclass
-class _Fake:
-    """A model of which only the number of removed parts matters; cuts of it tell the whole one what was done."""
-
-    removed: int = 0
-    whole: _Fake | None = None
-    recut: bool = False
-    seen: list[int] = field(default_factory=list)
-
-
-def _cut(model: _Fake, count: int) -> _Fake:
-    """A variant with so many parts less."""
-    whole = model.whole or model
-    whole.recut |= model is not whole
-    return _Fake(model.removed + int(count), whole)
-
-
-def _nats(curve: Callable[[int], float], model: _Fake) -> float:
-    (model.whole or model).seen.append(model.removed)
-    return curve(model.removed)
-
-
-def _answered(seed: int, size: int, worse: float) -> tuple[list[str], list[str], list[str]]:
-    """Answers before and after a cut, and the right ones: some lost, some won, some wrong in another way."""
-    generator = torch.Generator().manual_seed(seed)
-    digits = torch.randint(10, (3, size), generator=generator)
-    luck = torch.rand(2, size, generator=generator)
-    right = digits[0]
-    before = torch.where(luck[0] < 0.6, right, digits[1])
-    after = torch.where(luck[1] < worse, digits[2], before)
-    after = torch.where(luck[1] > 0.8, right, after)
-    return [*map(str, before.tolist())], [*map(str, after.tolist())], [*map(str, right.tolist())]
+    require(
+        low > 0,
+        f"{pays} isn't shown to pay: see above. Look at the others, and at speeches themselves. Where nobody pays, let "
+        "your score read fewer rows of the ability, and speeches beside them.",
+    )
 
 
 def _overlap(batches: Sequence[Mapping[str, Tensor]], judged: AbilityRows) -> bool:

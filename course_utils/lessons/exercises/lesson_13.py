@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from course_utils.lessons.exercises import Attempt, assigned, exercise, require
+from course_utils.lessons.exercises import Attempt, alike, assigned, exercise, expect, number, require, run, untouched
 from course_utils.measuring.evaluation import perplexity
 from course_utils.models.architectures import describe
 from course_utils.models.loading import identity, variant
@@ -67,22 +67,14 @@ def _weights(logits, top_k, normalised, *, over=-1, largest=True, column=True):
 def check_router_weights(attempt: Attempt) -> None:
     """Check a function (logits [tokens, experts], top_k, normalised) -> weights [tokens, experts]."""
     generator = torch.Generator().manual_seed(0)
-    same = partial(torch.allclose, atol=1e-5)
     for tokens, experts, top_k in ((5, 8, 2), (4, 6, 3), (1, 3, 2), (3, 4, 1)):
         logits = torch.randn(tokens, experts, generator=generator) * 1.5
         for normalised in (True, False):
-            given = torch.as_tensor(attempt(logits.clone(), top_k, normalised)).float()
-            require(
-                given.shape == logits.shape,
-                f"Return [tokens, experts], here {list(logits.shape)}: put each weight into its expert's column, and 0 "
-                f"into the others. Yours is {list(given.shape)}.",
-            )
-            where = f"top {top_k} of {experts}, {'normalised' if normalised else 'not normalised'}: "
-            right = attempt.rule_out(given, logits, top_k, normalised, same=same, where=where)
-            require(
-                same(given, right),
-                f"{where}for the logits {_shown(logits[0])} they are {_shown(right[0])}; yours are {_shown(given[0])}.",
-            )
+            attempt.compare(
+                logits, top_k, normalised, read=torch.as_tensor, same=partial(alike, atol=1e-5),
+                where=f"top {top_k} of {experts}, {'normalised' if normalised else 'not normalised'}: ",
+                hint="Return [tokens, experts]: put each weight into its expert's column, and 0 into the others.",
+            )  # fmt: skip
 
 
 @exercise(
@@ -90,6 +82,7 @@ def check_router_weights(attempt: Attempt) -> None:
     task="Cut a Qwen3-MoE down to the experts of `kept`, and return it.",
     proved="Router, matrices and fields agree: the cut model is the whole one whose router may not choose the others.",
 )
+@torch.no_grad()
 def check_keep_experts(attempt: Attempt, base: PreTrainedModel) -> None:
     """Check a function (model, kept) -> the model, where kept holds each block's experts, int64, ascending."""
     for source in (_tiny_mixture(), base):
@@ -100,32 +93,113 @@ def check_keep_experts(attempt: Attempt, base: PreTrainedModel) -> None:
             for mixture in describe(whole).mixtures
         ]
         ids = torch.randint(whole.config.vocab_size, (2, 16), generator=generator)
-        before = identity(whole)
-        with torch.no_grad():
-            untouched = whole(ids).logits
-        with torch.no_grad(), _only(whole, kept):
+        before, untouched_logits = identity(whole), whole(ids).logits
+        with _only(whole, kept):
             masked = whole(ids).logits
         result = attempt(variant(whole), [numbers.clone() for numbers in kept])
-        require(isinstance(result, nn.Module), f"Return the model; yours returned a {type(result).__name__}.")
+        expect(result, PreTrainedModel, "Return the model")
         require(
             identity(whole) == before,
             "You wrote into weights that the whole model shares with this one. Give each module a new "
             "`nn.Parameter` that holds the rows that stay.",
         )
         _has_kept(result, kept, whole)
-        try:
-            with torch.no_grad():
-                logits = result(ids).logits
-        except Exception as error:
-            require(False, f"The cut model doesn't run: {type(error).__name__}: {error}")
-        changed, off = (untouched - masked).abs().max(), (logits - masked).abs().max()
+        logits = run(result, ids, where="The cut model doesn't run. ").logits
+        changed, off = float((untouched_logits - masked).abs().max()), float((logits - masked).abs().max())
         require(
-            off < 1e-3 * max(float(changed), 1e-3),
-            f"The logits differ from the whole model's whose router may not choose the others, by {float(off):.1e}; "
-            f"without the mask they would by {float(changed):.1e}.",
+            off < 1e-3 * max(changed, 1e-3),
+            f"The logits differ from the whole model's whose router may not choose the others, by {off:.1e}; without "
+            f"the mask they would by {changed:.1e}.",
         )
         if source is not base:
             _reloads(result, ids, logits)
+
+
+def _tiny_mixture() -> Qwen3MoeForCausalLM:
+    config = Qwen3MoeConfig(
+        vocab_size=61, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        num_experts=6, num_experts_per_tok=2, moe_intermediate_size=8, norm_topk_prob=True, bos_token_id=0,
+        eos_token_id=1, pad_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen3MoeForCausalLM(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))  # fresh ones are so small that no mistake would show
+    return model.eval()
+
+
+@contextmanager
+def _only(model: PreTrainedModel, kept: list[Tensor]) -> Iterator[None]:
+    """For a while, no router of a Qwen3-MoE may choose other experts."""
+
+    def masked(numbers: Tensor) -> Callable:
+        def hook(router: Any, _args: tuple, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            gone = torch.ones(given[0].shape[-1], dtype=torch.bool).index_fill(0, numbers, False)
+            logits = given[0].masked_fill(gone, -torch.inf)
+            values, chosen = logits.softmax(-1, dtype=torch.float).topk(router.top_k)
+            if router.norm_topk_prob:
+                values = values / values.sum(-1, keepdim=True)
+            return logits, values.to(logits.dtype), chosen
+
+        return hook
+
+    hooks = [
+        mixture.router.register_forward_hook(masked(numbers))
+        for mixture, numbers in zip(describe(model).mixtures, kept, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _has_kept(model: Any, kept: list[Tensor], whole: Any) -> None:
+    """Stop unless each block holds its experts, in this order, and says how many they are."""
+    count = len(kept[0])
+    for block, (layer, old, numbers) in enumerate(zip(model.model.layers, whole.model.layers, kept, strict=True)):
+        router, experts = layer.mlp.gate, layer.mlp.experts
+        require(
+            len(router.weight) == count,
+            f"Block {block}'s router still has {len(router.weight)} rows. Keep those of the experts that stay; else it "
+            "sends tokens to experts that are gone.",
+        )
+        for name in ("gate_up_proj", "down_proj"):
+            held = len(getattr(experts, name))
+            require(held == count, f"`{name}` of block {block} holds {held} experts; {count} are to stay.")
+        for name, now, before in (
+            ("router", router.weight, old.mlp.gate.weight),
+            *((name, getattr(experts, name), getattr(old.mlp.experts, name)) for name in ("gate_up_proj", "down_proj")),
+        ):
+            require(
+                torch.equal(now.detach().cpu().float(), before.detach()[numbers]),
+                f"Block {block}: the {name} keeps other experts than `kept[{block}]`, or in another order. The "
+                "router's row 0 must belong to expert 0 of each stack.",
+            )
+        for owner, name in ((router, "gate.num_experts"), (experts, "experts.num_experts")):
+            require(
+                owner.num_experts == count,
+                f"Block {block}: `{name}` is still {owner.num_experts}. The modules note how many experts there are.",
+            )
+    require(
+        model.config.num_experts == count,
+        f"`config.num_experts` is still {model.config.num_experts}: whoever loads the saved model builds as many, and "
+        "fills the missing ones at random.",
+    )
+    require(
+        model.config.num_experts_per_tok == whole.config.num_experts_per_tok,
+        "`num_experts_per_tok` has changed. A token still meets as many experts as before.",
+    )
+
+
+def _reloads(model: PreTrainedModel, ids: Tensor, logits: Tensor) -> None:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        model.save_pretrained(folder)
+        again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        with torch.no_grad():
+            same = torch.allclose(again(ids).logits, logits, atol=1e-5)
+    require(same, "Saved and loaded again by plain transformers, it gives other logits.")
 
 
 def _row(model, criterion, rows, judging, *, share=0.5, turned=False, of="nll", told=lambda cut, whole: cut - whole):
@@ -155,42 +229,34 @@ def _as_mean(*given: Any) -> dict[str, float]:
         (partial(_row, of="perplexity"), "those are differences of perplexities. In nats: take `.nll`."),
         (_as_mean, "that is a mean. Judge each kind by itself."),
         (partial(_row, share=0.25), "a quarter went. Keep half of the experts of each block."),
-        (partial(_row, share=0.75), "three quarters went. Keep half of the experts of each block."),
         (partial(_row, turned=True), "the best half went. `prune_experts` keeps what scores most."),
         (lambda model, criterion, *rest: _row(model, "frequency" if criterion == "reap" else "reap", *rest),
          "you scored by the other criterion: hand `criterion` on."),
         (lambda model, criterion, rows, judging: _row(model, criterion, judging[rows.domain], judging),
          "you scored on the rows that judge. Score on `rows`: what chooses may not judge."),
-        (lambda model, criterion, rows, judging: _row(model, criterion, rows[:1], judging),
-         "you scored on the first row alone."),
     ],
 )  # fmt: skip
 def check_matrix_row(attempt: Attempt, base: PreTrainedModel, calibration: Kinds, judging: Kinds) -> None:
     """Check a function (model, criterion, rows, judging) -> kind -> nats; ``base`` is asked about with a few rows."""
     first, *_, last = calibration
     judges = {kind: rows[:2] for kind, rows in judging.items()}
+
+    def watched(model: PreTrainedModel, *given: Any) -> Any:
+        model = variant(model)
+        with untouched(model):
+            return attempt(model, *given)
+
+    def numbers(answer: Any) -> dict[str, float]:
+        expect(answer, Mapping, "Return a dictionary with a number for each kind")
+        require({*answer} == {*judges}, f"Return a dictionary with a number for each kind: {', '.join(judges)}.")
+        return {kind: number(nats, "Return one number for each kind, in nats") for kind, nats in answer.items()}
+
+    watching = Attempt(watched, attempt.answer, attempt.mistakes)
     for kind, criterion in ((last, "reap"), (first, "frequency")):
-        model, rows = variant(base), calibration[kind][:3]
-        before = identity(model)
-        given = attempt(model, criterion, rows, dict(judges))
-        require(
-            identity(model) == before,
-            "The model that you were given has been cut. Cut `variant(model)`: the whole one is needed again.",
-        )
-        require(
-            isinstance(given, Mapping) and {*given} == {*judges},
-            f"Return a dictionary with a number for each kind: {', '.join(judges)}.",
-        )
-        require(
-            all(hasattr(value, "__float__") for value in given.values()), "Return one number for each kind, in nats."
-        )
-        found, where = {name: float(value) for name, value in given.items()}, f"{criterion}, scored on {kind}: "
-        right = attempt.rule_out(found, base, criterion, rows, judges, same=_alike, where=where)
-        worst = max(right, key=lambda name: abs(found[name] - right[name]))
-        require(
-            _alike(found, right),
-            f"{where}{worst} loses {right[worst]:.4f} nats a token; yours is {found[worst]:.4f}.",
-        )
+        watching.compare(
+            base, criterion, calibration[kind][:3], judges, read=numbers, same=partial(alike, rtol=1e-3, atol=2e-5),
+            where=f"{criterion}, scored on {kind}, nats per token: ",
+        )  # fmt: skip
 
 
 @exercise(
@@ -200,10 +266,7 @@ def check_matrix_row(attempt: Attempt, base: PreTrainedModel, calibration: Kinds
 )
 def check_dropped(given: Mapping[str, str]) -> None:
     """Check rule -> expert, for the four experts of the text."""
-    require(
-        isinstance(given, Mapping) and {str(rule).strip().lower() for rule in given} == {"frequency", "sum", "reap"},
-        'Answer each rule: {"frequency": …, "sum": …, "reap": …}.',
-    )
+    expect(given, Mapping, 'Answer each rule: {"frequency": …, "sum": …, "reap": …}')
     assigned(
         given,
         {
@@ -229,12 +292,11 @@ def check_own_mix(attempt: Attempt, base: PreTrainedModel) -> None:
         rows = {kind: own[range(draw, len(own), _DRAWS)] for kind, own in calibration.items()}
         budget = len(next(iter(rows.values()))) * next(iter(rows.values())).input_ids.shape[1]
         model, read = variant(base), [0]
-        before = identity(model)
         embedding = model.get_input_embeddings()
         counter = embedding.register_forward_pre_hook(lambda _module, ids: read.append(ids[0].numel()))  # noqa: B023
-        scores = attempt(model, dict(rows))
+        with untouched(model):
+            scores = attempt(model, dict(rows))
         counter.remove()
-        require(identity(model) == before, "The model that you were given has been changed. Score it, and no more.")
         shapes = [tuple(getattr(own, "shape", ())) for own in scores] if isinstance(scores, list | tuple) else None
         require(
             shapes == [(m.count,) for m in mixtures],
@@ -258,7 +320,7 @@ def check_own_mix(attempt: Attempt, base: PreTrainedModel) -> None:
     served, prose = [kind for kind in whole if kind in _SERVED], [kind for kind in whole if kind not in _SERVED]
     cost, their_cost = (_mean(costs, served) for costs in (mine, theirs))
     pays, they_pay = (_mean(costs, prose) for costs in (mine, theirs))
-    print(f"lost, nats a token: code and mathematics {cost:.3f}, by the lesson's mix {their_cost:.3f};", end=" ")
+    print(f"lost, nats per token: code and mathematics {cost:.3f}, by the lesson's mix {their_cost:.3f};", end=" ")
     print(f"prose {pays:.3f}, by the lesson's mix {they_pay:.3f}")
     require(
         cost <= _SPARED * their_cost,
@@ -266,98 +328,6 @@ def check_own_mix(attempt: Attempt, base: PreTrainedModel) -> None:
         "rows of which kinds do you read?",
     )
     require(pays <= _PAYS * they_pay, f"Prose may lose {_PAYS * they_pay:.3f}. Leave it a few rows.")
-
-
-def _shown(values: Tensor) -> list[float]:
-    return [round(value, 2) for value in values.tolist()]
-
-
-def _tiny_mixture() -> Qwen3MoeForCausalLM:
-    config = Qwen3MoeConfig(
-        vocab_size=61, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        num_experts=6, num_experts_per_tok=2, moe_intermediate_size=8, norm_topk_prob=True, bos_token_id=0,
-        eos_token_id=1, pad_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen3MoeForCausalLM(config)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn_like(weight))  # fresh ones are so small that no mistake would show
-    return model.eval()
-
-
-@contextmanager
-def _only(model: nn.Module, kept: list[Tensor]) -> Iterator[None]:
-    """For a while, no router of a Qwen3-MoE may choose other experts."""
-
-    def masked(numbers: Tensor) -> Callable:
-        def hook(router: nn.Module, _args: tuple, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            gone = torch.ones(given[0].shape[-1], dtype=torch.bool).index_fill(0, numbers, False)
-            logits = given[0].masked_fill(gone, -torch.inf)
-            values, chosen = logits.softmax(-1, dtype=torch.float).topk(router.top_k)
-            if router.norm_topk_prob:
-                values = values / values.sum(-1, keepdim=True)
-            return logits, values.to(logits.dtype), chosen
-
-        return hook
-
-    hooks = [
-        mixture.router.register_forward_hook(masked(numbers))
-        for mixture, numbers in zip(describe(model).mixtures, kept, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _has_kept(model: nn.Module, kept: list[Tensor], whole: nn.Module) -> None:
-    """Stop unless each block holds its experts, in this order, and says how many they are."""
-    count = len(kept[0])
-    for place, (layer, old, numbers) in enumerate(zip(model.model.layers, whole.model.layers, kept, strict=True)):
-        router, experts = layer.mlp.gate, layer.mlp.experts
-        matrices = {"gate_up_proj": experts.gate_up_proj, "down_proj": experts.down_proj}
-        require(
-            len(router.weight) == count,
-            f"Block {place}'s router still has {len(router.weight)} rows. Keep those of the experts that stay; else it "
-            "sends tokens to experts that are gone.",
-        )
-        for name, stack in matrices.items():
-            require(len(stack) == count, f"`{name}` of block {place} holds {len(stack)} experts; {count} are to stay.")
-        for name, now, before in (
-            ("router", router.weight, old.mlp.gate.weight),
-            *((name, stack, getattr(old.mlp.experts, name)) for name, stack in matrices.items()),
-        ):
-            require(
-                torch.equal(now.detach().cpu().float(), before.detach()[numbers]),
-                f"Block {place}: the {name} keeps other experts than `kept[{place}]`, or in another order. The "
-                "router's row 0 must belong to expert 0 of each stack.",
-            )
-            require(isinstance(now, nn.Parameter), f"Block {place}: the {name} is a plain tensor; wrap it.")
-        for owner, name in ((router, "gate.num_experts"), (experts, "experts.num_experts")):
-            require(
-                owner.num_experts == count,
-                f"Block {place}: `{name}` is still {owner.num_experts}. The modules note how many experts there are.",
-            )
-    require(
-        model.config.num_experts == count,
-        f"`config.num_experts` is still {model.config.num_experts}: whoever loads the saved model builds as many, and "
-        "fills the missing ones at random.",
-    )
-    require(
-        model.config.num_experts_per_tok == whole.config.num_experts_per_tok,
-        "`num_experts_per_tok` has changed. A token still meets as many experts as before.",
-    )
-
-
-def _reloads(model: nn.Module, ids: Tensor, logits: Tensor) -> None:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        model.save_pretrained(folder)
-        again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        with torch.no_grad():
-            same = torch.allclose(again(ids).logits, logits, atol=1e-5)
-    require(same, "Saved and loaded again by plain transformers, it gives other logits.")
 
 
 def _losses(model: PreTrainedModel, judging: Kinds, of: str = "nll") -> dict[str, float]:
@@ -377,7 +347,3 @@ def _minus(cut: Mapping[str, float], whole: Mapping[str, float]) -> dict[str, fl
 def _mean(costs: list[dict[str, float]], kinds: list[str]) -> float:
     """What these kinds lose, over all draws."""
     return sum(own[kind] for own in costs for kind in kinds) / (len(costs) * len(kinds))
-
-
-def _alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    return all(math.isclose(one[kind], other[kind], rel_tol=1e-3, abs_tol=2e-5) for kind in other)

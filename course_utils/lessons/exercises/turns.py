@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from course_utils.lessons.exercises.checking import Mistakes, require
+from course_utils.lessons.exercises.checking import Mistakes
 
 
 def turned(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
@@ -51,19 +50,7 @@ def mistaken_turns(
         (wrong(by_rows),
          "You average each row first, so a token of a short row weighs more. Average over all real tokens at once."),
         (wrong(at_once),
-         "That is one cosine over all tokens together, in which long vectors dominate. Take one a token: dim=-1."),
+         "That is one cosine over all tokens together, in which long vectors dominate. Take one per token: dim=-1."),
         (wrong(lambda before, after, mask: (1 - cosine_similarity(before, after)).mean()),
          "cosine_similarity takes dim=1 unless it is told otherwise, here the tokens of a row. Take dim=-1."),
     ]  # fmt: skip
-
-
-def one_number(answer: Any, of: str) -> Tensor:
-    """The learner's answer as a scalar, or stop."""
-    answer = torch.as_tensor(answer, dtype=torch.float32)
-    require(answer.dim() == 0, f"Return one number for {of}; yours has the shape {tuple(answer.shape)}.")
-    return answer
-
-
-def close(answer: Tensor, right: Tensor) -> bool:
-    """Whether two scalars are equal up to rounding."""
-    return bool(torch.isclose(answer, right, atol=1e-5))

@@ -29,21 +29,17 @@ _TOKENS_A_BATCH, _ROWS_A_BATCH = 4096, 48
 
 @dataclass(frozen=True)
 class Measured:
-    """What ``measure`` found, one row a prompt.
+    """What ``measure`` found, one row per prompt, in their order.
 
     Attributes:
         tokens: int64 [prompts], of the prompt.
         answer_tokens: int64 [prompts], of the answer; at most ``ANSWER_TOKENS``.
-        harm: float64 [prompts, sets], KL(whole || bypassed), nats a token, mean over the answer.
+        harm: float64 [prompts, sets], KL(whole || bypassed) in nats per token, mean over the answer.
     """
 
     tokens: np.ndarray
     answer_tokens: np.ndarray
     harm: np.ndarray
-
-    def rows(self, chosen: Sequence[int] | np.ndarray) -> Measured:
-        """Some prompts, in this order."""
-        return Measured(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
     @classmethod
     def joined(cls, parts: Sequence[Measured]) -> Measured:
@@ -66,12 +62,8 @@ def measure(
         texts: the prompts.
         sets: block numbers of the attentions to leave out, beside those that already are; one set after the other.
 
-    Returns:
-        One row a prompt, in the order of ``texts``, and a column of harms for each of ``sets``.
-
     Raises:
         ValueError: bad block numbers, a prompt without tokens, an adaptive model.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     refuse_adaptive(architecture, "measure the harm of a bypass")
@@ -79,14 +71,14 @@ def measure(
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in checks.strings("texts", texts)]
     if not all(prompts):
         raise ValueError("A prompt of 'texts' has no tokens; leave empty ones out.")
-    places = _batches_by_length([len(prompt) for prompt in prompts])
-    parts = []
-    for rows in tqdm(places, desc="measuring harm", unit="batch", leave=False, delay=2):
-        alike = [prompts[i] for i in rows]
+    tokens = np.array([len(prompt) for prompt in prompts])
+    found = Measured(tokens, np.zeros_like(tokens), np.zeros((len(prompts), len(sets))))
+    for rows in tqdm(_batches_by_length(tokens.tolist()), desc="measuring harm", unit="batch", leave=False, delay=2):
+        alike = [prompts[row] for row in rows]
         answers = greedy_answers(model, alike, new_tokens=ANSWER_TOKENS, ends=tokenizer.eos_token_id)
-        parts.append(_measure_batch(architecture, alike, answers, sets))
-    back = np.argsort([i for rows in places for i in rows])  # into the order of the texts
-    return Measured.joined(parts).rows(back)
+        found.answer_tokens[rows] = [len(answer) for answer in answers]
+        found.harm[rows] = _harms(architecture, alike, answers, sets)
+    return found
 
 
 def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
@@ -103,33 +95,29 @@ def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _measure_batch(
+def _harms(
     architecture: Architecture,
     prompts: Sequence[list[int]],
     answers: Sequence[list[int]],
     sets: Sequence[Sequence[int]],
-) -> Measured:
-    model = architecture.model
+) -> np.ndarray:
+    """Float64 [prompts, sets]."""
     rows = padded([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], side="left")
-    batch = read_batch(rows, vocab_size=architecture.vocab_size, device=model.device)
+    batch = read_batch(rows, vocab_size=architecture.vocab_size, device=architecture.model.device)
     sizes, length = [len(answer) for answer in answers], batch.input_ids.shape[1]
     asked = torch.zeros_like(batch.real)  # bool [rows, length]: the positions that predict the answer's tokens
     for row, size in enumerate(sizes):
         asked[row, length - size - 1 : length - 1] = True
-    with evaluating(model):
+    with evaluating(architecture.model):
         whole, kept = run_keeping(architecture, batch, {min(layers) for layers in sets if layers})
         bypassed = [_bypassed_states(architecture, batch, layers, kept, whole)[asked] for layers in sets]
         harms = []
         for whole_part, *parts in architecture.chunks(whole[asked], *bypassed):
-            log_p = _log_probabilities(architecture, whole_part)  # [tokens of the chunk, vocabulary]
-            log_qs = (_log_probabilities(architecture, part) for part in parts)  # one set's at a time
+            log_p = architecture.logits(whole_part).float().log_softmax(-1)  # [tokens of the chunk, vocabulary]
+            log_qs = (architecture.logits(part).float().log_softmax(-1) for part in parts)  # one set's at a time
             harms.append(torch.stack([kl_divergence(log_p, log_q).clamp(min=0) for log_q in log_qs]).cpu())
     by_row = torch.cat(harms, dim=1).double().split(sizes, dim=1)  # one [sets, answer tokens] a row
-    return Measured(
-        tokens=np.array([len(prompt) for prompt in prompts]),
-        answer_tokens=np.array(sizes),
-        harm=torch.stack([row.mean(1) for row in by_row]).numpy(),
-    )
+    return torch.stack([row.mean(1) for row in by_row]).numpy()
 
 
 def _bypassed_states(
@@ -149,8 +137,3 @@ def _bypassed_states(
             return architecture.hidden_states(batch)
     finally:
         bypass_attention(architecture.model, skipped)
-
-
-def _log_probabilities(architecture: Architecture, states: Tensor) -> Tensor:
-    """Float32 [tokens, vocabulary] for states [tokens, hidden] behind the final norm."""
-    return architecture.logits(states).float().log_softmax(-1)

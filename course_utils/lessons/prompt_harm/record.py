@@ -65,17 +65,7 @@ class Record:
         complexity: Sequence[float],
         published: Sequence[int] = (),
     ) -> Record:
-        """Put together what was measured.
-
-        Args:
-            chosen: the prompts, those that choose first.
-            found: their measurement, one set a number.
-            choosing: how many choose.
-            numbers: attentions left out in each set of ``found``, rising, without 0.
-            settings: of the measurement.
-            complexity: see the class.
-            published: see the class.
-        """
+        """Put together what was measured of ``chosen`` prompts, those that choose first; ``numbers`` are without 0."""
         return cls(
             settings=settings,
             choosing=choosing,
@@ -92,11 +82,7 @@ class Record:
 
     @classmethod
     def load(cls, *, dtype: str = "bfloat16", seed: int = 0) -> Record:
-        """One of the records that come with the course.
-
-        Args:
-            dtype: of the weights that were measured, "float32" or "bfloat16".
-            seed: of the prompts, from 0 to 2; in float32 only 0.
+        """The record that comes with the course for a dtype of the weights and a seed of the prompts.
 
         Raises:
             ValueError: there is no such record.
@@ -111,18 +97,10 @@ class Record:
 
     @classmethod
     def shipped_for(cls, model: PreTrainedModel, *, seed: int = 0) -> Record | None:
-        """The record of this model that comes with the course, in the model's dtype if there is one; otherwise None.
-
-        Args:
-            model: whose ``config.name_or_path`` and dtype count.
-            seed: of the prompts.
-        """
-        dtype = str(model.dtype).removeprefix("torch.")
-        mine = [one["settings"] for one in _stored() if one["settings"]["model"] == model.config.name_or_path]
-        dtypes = [settings["dtype"] for settings in mine if settings["seed"] == seed]
-        if not dtypes:
-            return None
-        return cls.load(dtype=dtype if dtype in dtypes else dtypes[0], seed=seed)
+        """The record of this model that comes with the course, in the model's dtype if there is one; otherwise None."""
+        settings, dtype = [one["settings"] for one in _stored()], str(model.dtype).removeprefix("torch.")
+        dtypes = [s["dtype"] for s in settings if (s["model"], s["seed"]) == (model.config.name_or_path, seed)]
+        return cls.load(dtype=dtype if dtype in dtypes else dtypes[0], seed=seed) if dtypes else None
 
     def split(self) -> tuple[Record, Record]:
         """The prompts that choose, and those that judge, each as a record of which none chooses."""
@@ -138,16 +116,7 @@ def _stored() -> list[dict[str, Any]]:
 
 @check_types
 def save_records(records: Sequence[Record], path: str | os.PathLike) -> None:
-    """Write records as one file of JSON, all or nothing; harms to four decimals.
-
-    Args:
-        records: at least one.
-        path: of the file.
-
-    Raises:
-        ValueError: there are none.
-        OSError: the file can't be written.
-    """
+    """Write records as one file of JSON, all or nothing; harms to four decimals."""
 
     def plain(value: Any) -> Any:
         return np.round(value, 4).tolist() if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
@@ -172,21 +141,13 @@ def measure_record(
     """A small record of a model that none is shipped for.
 
     Args:
-        model: any causal language model that ``describe`` knows; it is as before afterwards.
+        model: see ``measure``.
         tokenizer: the model's.
         config: from ``calibrate``; the first attentions of its order are left out, and its policy scores the prompts.
         numbers: how many of them to leave out, rising, without 0.
-        choosing: how many prompts choose, of the calibration split.
+        choosing: how many prompts choose, of the calibration split; they come first.
         judging: how many judge, of the evaluation split.
         seed: of the prompts.
-
-    Returns:
-        Those that choose first.
-
-    Raises:
-        ValueError: bad ``numbers``, an adaptive model, or too few prompts for one of each kind.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
-        AssetError: the texts are not in the cache and can't be fetched.
     """
     numbers = checks.whole_numbers("numbers", numbers, most=len(config.order), meaning="the attentions in 'order'")
     first = cases(tokenizer, "calibration", count=choosing, seed=seed)

@@ -22,7 +22,11 @@ def take(lesson, folder, *lines):
 def test_first_answers_are_kept(lesson, tmp_path):
     assert terminal_quiz.first_answers(lesson, tmp_path) == (None, None, None)
     right, said = take(lesson, tmp_path, "B", "a", "b")
-    assert right == 2 and "B is right: Doubled." in said and "A: That is once." in said
+    assert (
+        right == 2
+        and "✓ B is right.\n  A: That is once.\n  B is right: Doubled." in said
+        and "✗ A is not right." in said
+    )
     assert terminal_quiz.first_answers(lesson, tmp_path) == (True, False, True)
     assert take(lesson, tmp_path, "A", "B", "B")[0] == 2
     assert terminal_quiz.first_answers(lesson, tmp_path) == (True, False, True)
@@ -31,13 +35,6 @@ def test_first_answers_are_kept(lesson, tmp_path):
 def test_odd_input_is_asked_again_with_a_word_of_what_is_wanted(lesson, tmp_path):
     right, said = take(lesson, tmp_path, "", "AB", "D", "7", " b ", "B", "B")
     assert right == 3 and said.count("Type A, B or C, and Enter.") == 4
-
-
-def test_the_reader_is_told_first_how_their_own_answer_did(lesson, tmp_path):
-    _, said = take(lesson, tmp_path, "B", "a", "b")
-    lines = said.splitlines()
-    assert lines[lines.index("✓ B is right.") + 1] == "  A: That is once."
-    assert "✗ A is not right." in lines and said.count("✓") == 2
 
 
 def test_stars_of_emphasis_are_left_out_and_others_stay(tmp_path):
@@ -52,7 +49,7 @@ def test_answers_before_a_stop_are_kept(lesson, tmp_path):
     assert terminal_quiz.first_answers(lesson, tmp_path) == (True, None, None)
 
 
-@pytest.mark.parametrize("broken", ["{", "[]", '{"a": "B", "b": 2}', '{"a": "E"}', '{"a": "AB"}'])
+@pytest.mark.parametrize("broken", ["{", "[]", '{"a": "B", "b": 2}', '{"a": "AB"}'])
 def test_broken_record_is_named_and_left_as_it_is(broken, lesson, tmp_path):
     """Writing it anew would lose all first answers without a word."""
     record = tmp_path / terminal_quiz.RECORD

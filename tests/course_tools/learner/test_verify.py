@@ -73,19 +73,10 @@ def test_a_cell_that_is_meant_to_fail_may():
     assert not verify.compare(run, run).stopped
 
 
-def test_cells_that_were_not_run():
-    run = copy.deepcopy(SAVED)
-    for cell in run.cells:
-        if cell.cell_type == "code":
-            cell.execution_count = None
-    assert str(verify.compare(run, SAVED)) == "not run yet"
-
-
 @pytest.mark.parametrize(
     ("started", "another"),
     [
         ("profile      hub\n", "profile hub"),
-        ("profile      smoke\n", "profile smoke"),
         ("profile      embedded\ngpt2         distilgpt2\nllama        SmolLM2-135M-Instruct\n", "distilgpt2"),
         ("profile      embedded\ngpt2         course-gpt2\nllama        a folder\n", "a folder"),
         ("no table", "a run without its start cell"),
@@ -99,10 +90,6 @@ def test_other_models_have_other_numbers(started, another):
     error = V4.new_output("error", ename="OutOfMemoryError", evalue="CUDA", traceback=[])
     run.cells[2].outputs = [error]
     assert len(verify.compare(run, SAVED).stopped) == 1, "but errors count everywhere"
-
-
-def test_a_run_from_before_the_table_named_models_is_of_the_texts():
-    assert not verify.compare(lesson(*pairs(A, B, AGAIN), started="profile      embedded\n"), SAVED).another
 
 
 @pytest.mark.parametrize("tag", ["timed", "exercise", "install"])
@@ -119,3 +106,6 @@ def test_a_saved_run_is_like_itself():
             cell.execution_count = 1
     found = verify.compare(run, nbformat.read(path, as_version=4))
     assert (found.near, found.another, found.changed, found.idle) == (found.numbers, "", 0, 0) and found.numbers > 100
+    for cell in run.cells:
+        cell.pop("execution_count", None)
+    assert str(verify.compare(run, nbformat.read(path, as_version=4))) == "not run yet"

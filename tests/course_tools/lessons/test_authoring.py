@@ -1,9 +1,13 @@
 """Lesson sources: what is read from them, and that a broken one is refused with its cell and the remedy."""
 
+from pathlib import Path
+
 import pytest
 from sample_lesson import DEEPER, LESSON, write_lesson
 
 from course_tools.lessons import authoring
+
+LESSONS = authoring.find_lessons(Path(__file__).resolve().parents[3] / "lessons")
 
 
 @pytest.fixture
@@ -62,9 +66,7 @@ def test_assets_of_several_lessons_come_once_and_in_one_order(tmp_path):
     assert authoring.assets_of(lessons) == ["smollm2", "texts", "speeches"]
 
 
-@pytest.mark.parametrize(
-    ("line", "timed"), [("", False), ("#     timed: true\n", True), ("#     timed: false\n", False)]
-)
+@pytest.mark.parametrize(("line", "timed"), [("", False), ("#     timed: true\n", True)])
 def test_a_lesson_is_about_time_where_it_says_so(line, timed, tmp_path):
     text = LESSON.replace("#     assets: []\n", f"#     assets: []\n{line}")
     assert authoring.read_lesson(write_lesson(tmp_path, text)).timed is timed
@@ -80,85 +82,59 @@ def test_duplicate_number_and_bad_name_are_refused(tmp_path):
         authoring.find_lessons(tmp_path / "other")
 
 
+def swap(old, new):
+    assert old in LESSON, old
+    return LESSON.replace(old, new)
+
+
 BROKEN = {
     "no header": (LESSON.partition("# ---\n\n")[2], "the header needs"),
-    "header elsewhere": (LESSON.replace("# jupyter:\n#   course:", "# course:"), "the header needs|is raw"),
-    "unknown header key": (LESSON.replace("assets: []", "assets: []\n#     author: me"), "exactly title, prereq"),
-    "minutes": (LESSON.replace("assets: []", "assets: []\n#     minutes: 5"), "exactly title, prereq"),
-    "no concepts": (LESSON.replace("#     concepts: [doubling]\n", ""), "and concepts"),
-    "no concept": (LESSON.replace("[doubling]", "[]"), "`concepts` must name what is new"),
-    "concepts in words": (LESSON.replace("[doubling]", "many"), "`concepts` in the header must be a list"),
-    "concept without a name": (LESSON.replace("[doubling]", "[3]"), "`concepts` must name what is new"),
-    "title without words": (
-        LESSON.replace("title: A small lesson", 'title: ""'),
-        "`title` in the header must be a str",
-    ),
-    "unknown asset": (LESSON.replace("assets: []", "assets: [moon]"), "`assets` names 'moon'; choose from smollm2"),
-    "assets in words": (LESSON.replace("assets: []", "assets: texts"), "`assets` in the header must be a list"),
-    "timed in words": (
-        LESSON.replace("assets: []", "assets: []\n#     timed: often"),
-        "`timed` in the header must be a bool, not 'often'",
-    ),
-    "timed by number": (
-        LESSON.replace("assets: []", "assets: []\n#     timed: 1"),
-        "`timed` in the header must be a bool, not 1",
-    ),
-    "second title": (LESSON.replace("# ## The", "# # The"), "the builder writes it from the header"),
-    "no install cell": (LESSON.replace('# %% tags=["install"]\n', ""), "the first code cell"),
-    "filled install cell": (
-        LESSON.replace('tags=["install"]\n', 'tags=["install"]\nimport torch\n'),
-        "nothing below it",
-    ),
+    "unknown header key": (swap("assets: []", "assets: []\n#     author: me"), "exactly title, prereq"),
+    "no concepts": (swap("#     concepts: [doubling]\n", ""), "and concepts"),
+    "no concept": (swap("[doubling]", "[]"), "`concepts` must name what is new"),
+    "concepts in words": (swap("[doubling]", "many"), "`concepts` in the header can't be 'many'"),
+    "concept without a name": (swap("[doubling]", "[3]"), "`concepts` must name what is new"),
+    "title without words": (swap("title: A small lesson", 'title: ""'), "`title` in the header can't be ''"),
+    "unknown asset": (swap("assets: []", "assets: [moon]"), "`assets` names 'moon'; choose from smollm2"),
+    "timed by number": (swap("assets: []", "assets: []\n#     timed: 1"), "`timed` in the header can't be 1"),
+    "second title": (swap("# ## The", "# # The"), "the builder writes it from the header"),
+    "no install cell": (swap('# %% tags=["install"]\n', ""), "the first code cell"),
+    "filled install cell": (swap('tags=["install"]\n', 'tags=["install"]\nimport torch\n'), "nothing below it"),
     "late install cell": (
-        LESSON.replace('# %% tags=["install"]\n', "# %%\nx = 1\n\n" + '# %% tags=["install"]\n'),
+        swap('# %% tags=["install"]\n', "# %%\nx = 1\n\n" + '# %% tags=["install"]\n'),
         "the first code cell",
     ),
-    "unknown tag": (LESSON.replace("# %%\nimport sys", '# %% tags=["slow"]\nimport sys'), "unknown tag 'slow'"),
-    "other lesson started": (LESSON.replace('start("01"', 'start("02"'), r'no cell calls start\("01"\)'),
-    "no check": (LESSON.replace("\ncheck_double(double)", "\nprint(double)"), "ends with its check"),
-    "check not last": (LESSON.replace("\ncheck_double(double)\n", "\ncheck_double(double)\nprint(1)\n"), "ends with"),
-    "long cell": (LESSON.replace("6 * 7", "6 * 7\n" * 40), "has 44 lines; 40 is the most"),
-    "long exercise": (
-        LESSON.replace("    return 2 * x\n", "    x = x\n" * 40),
-        "exercise 1 has 5. lines; 40 is the most",
-    ),
+    "unknown tag": (swap("# %%\nimport sys", '# %% tags=["slow"]\nimport sys'), "unknown tag 'slow'"),
+    "other lesson started": (swap('start("01"', 'start("02"'), r'no cell calls start\("01"\)'),
+    "no check": (swap("\ncheck_double(double)", "\nprint(double)"), "ends with its check"),
+    "check not last": (swap("\ncheck_double(double)\n", "\ncheck_double(double)\nprint(1)\n"), "ends with"),
+    "long cell": (swap("6 * 7", "6 * 7\n" * 40), "has 44 lines; 40 is the most"),
+    "long exercise": (swap("    return 2 * x\n", "    x = x\n" * 40), "exercise 1 has .. lines; 40 is the most"),
     "prediction without an answer": (
-        LESSON.replace("How is a lesson built?", "**Predict before you run.** Big?"),
+        swap("How is a lesson built?", "**Predict before you run.** Big?"),
         "asks to predict and has no answer",
     ),
     "one question": (
         "\n# %% [markdown] tags".join(LESSON.split("\n# %% [markdown] tags")[:2]),
         "1 quiz questions; a lesson has 2 or 3",
     ),
-    "two right answers": (LESSON.replace("- [ ] 3\n", "- [x] 3\n"), "the one right one"),
+    "two right answers": (swap("- [ ] 3\n", "- [x] 3\n"), "the one right one"),
     "no reason": (LESSON.replace("#   > Doubled.\n", "", 1), "the option '2' needs a text and, below it, its reason"),
-    "no hint": (LESSON.replace("<summary>Hint</summary>", ""), "needs a hint"),
-    "no heading": (LESSON.replace("### Exercise 1 · ●○○ · 5 minutes", "### Try it"), "needs the heading"),
-    "wrong number": (LESSON.replace("### Exercise 1", "### Exercise 2"), "`### Exercise 1 · "),
-    "no stub": (LESSON.replace("BEGIN STUB", "BEGIN IT"), "exactly one block"),
-    "unbalanced": (LESSON.replace("# END SOLUTION\n", ""), "exactly one block"),
-    "stub first": (
-        LESSON.replace("SOLUTION", "X").replace("STUB", "SOLUTION").replace("X", "STUB"),
-        "exactly one block",
-    ),
+    "no hint": (swap("<summary>Hint</summary>", ""), "needs a hint"),
+    "no heading": (swap("### Exercise 1 · ●○○ · 5 minutes", "### Try it"), "needs the heading"),
+    "wrong number": (swap("### Exercise 1", "### Exercise 2"), "`### Exercise 1 · "),
+    "no stub": (swap("BEGIN STUB", "BEGIN IT"), "exactly one block"),
     "two solutions": (
-        LESSON.replace("check_double(double)\n", "# BEGIN SOLUTION\n# END SOLUTION\ncheck_double(double)\n"),
+        swap("check_double(double)\n", "# BEGIN SOLUTION\n# END SOLUTION\ncheck_double(double)\n"),
         "exactly one block",
     ),
-    "stub not commented": (LESSON.replace("# def double(x):", "def double(x):"), "starts with"),
-    "markers without a tag": (LESSON.replace('# %% tags=["exercise"]', "# %%"), "no tag|each heading is followed"),
+    "stub not commented": (swap("# def double(x):", "def double(x):"), "starts with"),
+    "markers without a tag": (swap('# %% tags=["exercise"]', "# %%"), "no tag|each heading is followed"),
     "heading without a cell": (
         LESSON + "\n# %% [markdown]\n# ### Exercise 2 · ●○○ · 5 minutes\n# And?\n",
         "2 exercise headings but 1 cells",
     ),
 }
-
-
-def test_lesson_says_its_concepts_and_its_minutes_are_computed(tmp_path):
-    text = LESSON.replace("[doubling]", "[doubling, halving]")
-    lesson = authoring.read_lesson(write_lesson(tmp_path, text[: text.rindex("# %% [markdown]")]))
-    assert lesson.concepts == ("doubling", "halving") and len(lesson.quiz) == 2
-    assert lesson.minutes == 10, "an exercise of 5 minutes, two cells of code and the install cell, and few words"
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -171,14 +147,19 @@ def test_broken_source_is_refused(name, tmp_path):
 
 def test_result_comes_from_the_notes(tmp_path):
     install = '# %% tags=["install"]'
-    notes = (
-        '# %% [markdown] tags=["notes"]\n# **The point:** one.\n#\n# **At the end you have** a model\n# of 1.5 MB.\n\n'
-    )
-    lesson = authoring.read_lesson(write_lesson(tmp_path, LESSON.replace(install, notes + install)))
-    assert lesson.result == "a model of 1.5 MB"
-    later = notes.replace("1.5 MB.", "1.5 MB.\n#\n# **Usual questions:** none.")
-    assert (
-        authoring.read_lesson(write_lesson(tmp_path, LESSON.replace(install, later + install))).result
-        == "a model of 1.5 MB"
-    )
+    notes = '# %% [markdown] tags=["notes"]\n# **The point:** one.\n#\n# **At the end you have** a model\n# of 1.5 MB.'
+    for end in ("", "\n#\n# **Usual questions:** none."):
+        text = LESSON.replace(install, f"{notes}{end}\n\n{install}")
+        assert authoring.read_lesson(write_lesson(tmp_path, text)).result == "a model of 1.5 MB"
     assert authoring.read_lesson(write_lesson(tmp_path)).result == ""
+
+
+def test_exercises_are_read_with_their_check_and_minutes(lesson):
+    (found,) = authoring.exercises_of(lesson)
+    assert found == authoring.Exercise(1, "check_double", "●○○", 5) and found.effort == "●○○ · 5 minutes"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=[path.stem[:2] for path in LESSONS])
+def test_exercises_leave_time_for_the_lesson(path):
+    lesson = authoring.read_lesson(path)
+    assert 0 < sum(one.minutes for one in authoring.exercises_of(lesson)) < lesson.minutes

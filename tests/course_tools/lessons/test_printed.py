@@ -4,7 +4,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from course_tools.lessons.printed import Number, numbers_in, numbers_of, tables_of
+from course_tools.lessons.printed import Number, numbers_of, tables_of
 
 
 def printed(text):
@@ -16,28 +16,21 @@ def table(frame):
 
 
 def found(*outputs):
-    return [(number.text, number.label) for number in numbers_of(outputs)]
+    return [number.text for number in numbers_of(outputs)]
 
 
 def test_numbers_of_lines_and_tables():
-    assert found(printed("perplexity 34.0 (26.5 to 43.6), −0.5, 1e-05, 1,016 tokens of SmolLM2-135M, x2\n")) == [
-        (text, "perplexity … (… to …), …, …, … tokens of SmolLM2-135M, x2")
-        for text in ("34.0", "26.5", "43.6", "−0.5", "1e-05", "1,016")
-    ]
+    line = "perplexity 34.0 (26.5 to 43.6), −0.5, 1e-05, 1,016 tokens of SmolLM2-135M, x2\n"
+    assert found(printed(line)) == ["34.0", "26.5", "43.6", "−0.5", "1e-05", "1,016"]
     frame = pd.DataFrame({"harm": ["1.5 (1.2 to 1.8)", "2"]}, index=pd.Index(["l1", "random"], name="criterion"))
-    assert found(table(frame)) == [
-        ("1.5", "l1 · harm"),
-        ("1.2", "l1 · harm"),
-        ("1.8", "l1 · harm"),
-        ("2", "random · harm"),
-    ]
+    assert found(table(frame)) == ["1.5", "1.2", "1.8", "2"]
     nested = pd.DataFrame({"value": [1, 2]}, index=pd.MultiIndex.from_tuples([("arc", "whole"), ("arc", "cut")]))
-    assert found(table(nested)) == [("1", "arc, whole · value"), ("2", "arc, cut · value")], "a name that spans rows"
+    assert found(table(nested)) == ["1", "2"], "also under a name that spans rows"
 
 
 def test_a_line_that_a_slow_kernel_sent_in_pieces_is_one_line():
     progress = nbformat.v4.new_output("stream", name="stderr", text="9 of 10\n")
-    assert found(printed("share 1"), progress, printed("4.2%\n")) == [("14.2", "share …%")]
+    assert found(printed("share 1"), progress, printed("4.2%\n")) == ["14.2"]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +38,7 @@ def test_a_line_that_a_slow_kernel_sent_in_pieces_is_one_line():
     [(".31 and −2e-05", [".31", "−2e-05"]), ("Python 3.11.7, Q4_1, 32x, 3.2x", []), ("31% of 1,024.", ["31", "1,024"])],
 )
 def test_what_is_a_number(text, numbers):
-    assert [number.text for number in numbers_in(text)] == numbers
+    assert found(printed(text)) == numbers
 
 
 def test_pictures_and_what_models_write_are_left_out():
@@ -55,7 +48,7 @@ def test_pictures_and_what_models_write_are_left_out():
     prompts = pd.Index(["The capital of France is"], name="prompt")
     assert not found(table(pd.DataFrame([["Paris. It has 17000001"]], index=["unpruned"], columns=prompts)))
     texts = pd.DataFrame({"tokens": [128]}, index=pd.Index(["a long one"], name="prompt"))
-    assert found(table(texts)) == [("128", "a long one · tokens")], "of the prompt itself"
+    assert found(table(texts)) == ["128"], "of the prompt itself"
 
 
 def test_a_report_has_its_caption():

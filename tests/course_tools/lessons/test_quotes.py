@@ -62,13 +62,9 @@ def test_tables_count_and_descriptions_of_pictures_do_not():
     assert quotes.unsupported(lesson(prose, alt="A line at 42.")) != []
 
 
-def test_a_number_far_away_is_stale():
-    cells = [V4.new_code_cell("x", outputs=[V4.new_output("stream", name="stdout", text="42")])]
-    cells += [V4.new_code_cell("x", outputs=[V4.new_output("stream", name="stdout", text="7")])] * quotes.NEAR
-    assert quotes.unsupported(lesson_of(cells[1:], f"{quotes.SAVED_RUN} It is 42."))
-    assert quotes.unsupported(lesson_of(cells[:-1], f"{quotes.SAVED_RUN} It is 42.")) == []
-    assert quotes.unsupported(lesson_of(cells, f"{quotes.SAVED_RUN} It is 42."))
-
-
-def lesson_of(cells, prose):
-    return V4.new_notebook(cells=[*cells, V4.new_markdown_cell(prose)])
+@pytest.mark.parametrize(("between", "stale"), [(quotes.NEAR - 1, False), (quotes.NEAR, True)])
+def test_a_number_far_away_is_stale(between, stale):
+    printed = [V4.new_output("stream", name="stdout", text=text) for text in ["42", *["7"] * between]]
+    cells = [V4.new_code_cell("x", outputs=[output]) for output in printed]
+    quoting = V4.new_markdown_cell(f"{quotes.SAVED_RUN} It is 42.")
+    assert bool(quotes.unsupported(V4.new_notebook(cells=[*cells, quoting]))) == stale

@@ -88,20 +88,15 @@ def test_cell_meant_to_fail_does_not_stop_the_lesson(tmp_path):
     assert book.cells[2].outputs[0].text == "on\n"
 
 
-def test_only_the_hub_profile_may_go_online(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert runner.kernel_environment("embedded")["HF_HUB_OFFLINE"] == "1"
-    assert "HF_HUB_OFFLINE" not in runner.kernel_environment("hub")
-
-
-def test_a_kernel_finds_the_model_that_the_reader_chose(monkeypatch, tmp_path):
+def test_a_kernel_finds_the_model_that_the_reader_chose_and_is_online_only_for_the_hub(monkeypatch, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)  # a kernel runs elsewhere
     monkeypatch.setenv("COURSE_LLAMA", "mine")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     environment = runner.kernel_environment("embedded")
     assert environment["COURSE_LLAMA"] == str(tmp_path / "mine") and environment["HF_HUB_OFFLINE"] == "1"
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert "HF_HUB_OFFLINE" not in runner.kernel_environment("hub")
     monkeypatch.setenv("COURSE_LLAMA", "Qwen/Qwen3-0.6B")
     assert "HF_HUB_OFFLINE" not in runner.kernel_environment("embedded"), "it may have to be fetched"
 

@@ -1,13 +1,16 @@
 """What a rehearsal changes in the lesson's kernel, and what it writes down for each cell."""
 
 import ast
+import inspect
 import json
+import sys
 import time
 from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pretend
+import pytest
 import torch
 
 from course_tools.rehearsal import kernel
@@ -29,20 +32,13 @@ def test_host_memory_is_what_the_card_does_not_hold(monkeypatch):
 
 @pretend.POSSIBLE
 def test_each_cell_is_written_down_on_a_machine_like_colabs(tmp_path, monkeypatch):
-    for module, name in (
-        (benchmark_tasks, "session"), (engine, "problem"), (torch.testing, "assert_close"),
-        (np.testing, "assert_allclose"),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, getattr(module, name))  # as it was, for the tests that follow
     embedded = datasets.Dataset.from_list([{"text": f"Number {number} is a number"} for number in range(20)])
     monkeypatch.setattr(benchmark_tasks, "_local_documents", lambda name: embedded)
     monkeypatch.setenv("COURSE_PROFILE", "hub")  # in which `datasets` would ask the hub
-    monkeypatch.setenv("COURSE_SAMPLES", "3")
     events = {}
     shell = SimpleNamespace(user_ns={}, ast_transformers=[], events=SimpleNamespace(register=events.__setitem__))
     record = tmp_path / "cells.jsonl"
-    card = begin(str(record), 0.5, shell)
-    try:
+    with begin(str(record), 0.5, shell):
         events["post_run_cell"](None)  # of the rehearsal's own cell
         events["pre_run_cell"](None)
         held = torch.zeros(2**20, device="cuda")
@@ -50,17 +46,27 @@ def test_each_cell_is_written_down_on_a_machine_like_colabs(tmp_path, monkeypatc
         del more
         time.sleep(0.2)
         events["post_run_cell"](None)
-    finally:
-        card.__exit__(None, None, None)
+        assert torch.cuda.mem_get_info()[1] == int(14.7 * 2**30) // 2
+        torch.testing.assert_close(torch.zeros(1), torch.ones(1))
+        np.testing.assert_allclose(0, 1)
+        assert not engine.available()
+        (task,) = benchmark_tasks.build_tasks(["lambada_openai"], 12).values()
+        assert len(list(task.test_docs())) == 8, "as many as make a batch of full size"
+        (task,) = benchmark_tasks.build_tasks(["lambada_openai"], None).values()
+        assert len(list(task.test_docs())) == 20, "all of them, where all are asked for"
     (written,) = map(json.loads, record.read_text().splitlines())
     assert (written["number"], written["gpu_peak"]) == (1, 2 * 4 * 2**20)
     assert written["host_peak"] > 10**8
-    assert card.ledger.card.memory == int(14.7 * 2**30) // 2
     tree, names = ast.parse("for x in (1, 2):\n    assert x == 1\n    last = x"), {}
     exec(compile(shell.ast_transformers[0].visit(tree), "cell", "exec"), names)
     assert names["last"] == 2, "equalities are left out"
-    torch.testing.assert_close(torch.zeros(1), torch.ones(1))
-    np.testing.assert_allclose(0, 1)
-    assert not engine.available()
-    (task,) = benchmark_tasks.build_tasks(["lambada_openai"], 12).values()
-    assert len(list(task.test_docs())) == 8, "as many as make a batch of full size"
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(torch.zeros(1), torch.ones(1))
+
+
+@pytest.mark.parametrize("function", kernel.SAMPLES)
+def test_a_function_whose_samples_are_lowered_takes_that_argument(function):
+    parameter, most = kernel.SAMPLES[function]
+    default = inspect.signature(function).parameters[parameter].default
+    assert default is inspect.Parameter.empty or default > most
+    assert getattr(sys.modules[function.__module__], function.__name__) is function

@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from course_tools.rehearsal import pretend_gpu
+from course_tools.rehearsal.card import T4
 from course_tools.rehearsal.pretend_gpu import PretendGPU
 from course_utils.measuring.benchmarking import measure_speed, peak_memory
 from course_utils.models.loading import identity, tiny_llama, variant
@@ -40,22 +41,20 @@ def test_bytes_are_counted_from_the_first_tensor_on_a_storage_to_the_last(card):
 
 
 def test_a_program_sees_a_t4_and_afterwards_none():
-    found = (torch.cuda.is_available, torch.autocast.__enter__)
-    with PretendGPU() as card:
+    found = torch.cuda.is_available
+    with PretendGPU():
         assert torch.cuda.is_available() and torch.cuda.get_device_name(0) == "Tesla T4"
         device = session.default_device()
         assert device.type == "cuda" and session.fast_dtype(device) is torch.float16
         free, total = torch.cuda.mem_get_info()
         held = torch.zeros(1000, device=device)
-        assert torch.cuda.mem_get_info() == (free - 4000, total) and total == card.ledger.card.memory
+        assert torch.cuda.mem_get_info() == (free - 4000, total) and total == T4
         assert (held.device, held.is_cuda, held.is_cpu) == (torch.device("cuda", 0), True, False)
         assert not held.cpu().is_cuda and held.cpu().device.type == "cpu"
         torch.accelerator.synchronize()
         with pytest.raises(TypeError, match=r"can't convert cuda:0 device type tensor to numpy"):
             held.numpy()
-        with pytest.raises(NotImplementedError, match="no autocast"), torch.autocast("cuda"):
-            pass
-    assert (torch.cuda.is_available, torch.autocast.__enter__) == found
+    assert torch.cuda.is_available is found
     assert session.default_device().type == held.device.type == "cpu"
 
 
@@ -146,6 +145,7 @@ def test_devices_are_not_mixed(card):
     [
         lambda: torch.tensor([1, 2], device="cuda"),
         lambda: torch.as_tensor([1, 2], device="cuda:0"),
+        lambda: torch.as_tensor(torch.ones(2), device="cuda"),
         lambda: torch.arange(2, device=torch.device("cuda")),
         lambda: torch.ones(2).cuda(),
         lambda: torch.ones(2).to(device="cuda", dtype=torch.float16),

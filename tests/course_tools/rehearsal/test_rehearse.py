@@ -27,7 +27,8 @@ MODEST = [
     READ,
     "others = [variant(base) for _ in range(5)]",
     "if session.device.type != 'cuda':\n    raise ValueError(session.device)",  # an assert would be left out
-    "from course_utils.support.session import at_most\nif at_most(60) != 3:\n    raise ValueError(at_most(60))",
+    "from course_utils.measuring import ability_rows\n"
+    "if len(ability_rows('sums', tokenizer).input_ids) != 3:\n    raise ValueError('many rows')",
 ]
 GREEDY = [START, LOAD, READ, "import copy\n# copies\ncopies = [copy.deepcopy(base) for _ in range(5)]"]
 
@@ -121,7 +122,7 @@ def test_the_command_prints_a_table_and_what_was_refused(tmp_path, monkeypatch, 
     rows = [[part.strip() for part in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│ 03")]
     assert rows == [["03", "5.00", "0.00", "1", "ok"], ["03 solved", "6.00", "0.00", "1", "ok"]]
     assert "your code" in seen[0] and "your code" not in seen[1], "unsolved, then solved"
-    assert "12.5 GiB on the GPU, 9 GB on the host" in out and "COURSE_SAMPLES=3" in out
+    assert "12.5 GiB on the GPU, 9 GB on the host" in out and "Fewer than in the lesson" in out
     assert json.loads((tmp_path / "build" / "rehearsal" / "01_small.json").read_text())["refused"] == []
     assert cli.main(["rehearse", "1", "--shape", "qwen"]) == 1
     assert "03_small_solved holds 13.00 GiB on the GPU in code cell 3 (copies = [])" in capsys.readouterr().out

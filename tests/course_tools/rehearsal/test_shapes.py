@@ -18,7 +18,7 @@ def test_full_size():
 
 
 def test_a_model_is_an_ordinary_one_and_the_same_every_time(tmp_path, monkeypatch):
-    folders = [make_checkpoint(LLAMA, tmp_path / name, GPT2_FOLDER) for name in "ab"]
+    folders = [make_checkpoint(LLAMA, tmp_path / name, GPT2_FOLDER) for name in "ab" if torch.rand(1)]  # draws go on
     assert {weight.dtype for weight in load_file(folders[0] / "model.safetensors").values()} == {torch.bfloat16}
     one, other = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in folders)
     assert sum(weight.numel() for weight in one.parameters()) == parameters(LLAMA)

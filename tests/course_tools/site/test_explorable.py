@@ -30,7 +30,7 @@ def stored(name):
 
 
 def damages(name, **wanted):
-    """Nats a token of each row of a recorded cut, minus those of the uncut model, from the file itself."""
+    """Nats per token of each row of a recorded cut, minus those of the uncut model, from the file itself."""
     record = stored(f"records/{name}.json")
 
     def sums(**known):
@@ -100,7 +100,7 @@ def test_times_are_those_of_the_record():
     for row in stored("token_times.json"):
         one = point("10", row["program"], row["name"])
         assert [one.y, one.low, one.high, one.foot] == [row[key] for key in ("milliseconds", "low", "high", "floor")]
-        assert f"{row['milliseconds']:.1f} ms a token ({row['low']:.1f} to {row['high']:.1f})" in one.says
+        assert f"{row['milliseconds']:.1f} ms per token ({row['low']:.1f} to {row['high']:.1f})" in one.says
 
 
 def test_abilities_are_those_of_the_record():

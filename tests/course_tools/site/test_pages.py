@@ -1,14 +1,13 @@
 """The site's sources: links that lead to pages, quizzes with radio buttons, a glossary that tells the truth."""
 
-import json
 import math
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from sample_lesson import COMPLETE, DEEPER, write_lesson
 
 pytest.importorskip("sphinx", reason="part of the extra site")
@@ -133,21 +132,6 @@ def test_terms_are_linked_from_the_lesson_that_introduces_them_on(sources):
     assert "term-chance" in linked["05"] and "term-chance" not in linked["03"], "which says it in passing"
 
 
-class Form(HTMLParser):
-    """(tag, attributes) of what is in a page's forms."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def all(self, name):
-        return [attributes for tag, attributes in self.found if tag == name]
-
-
 OPTION = re.compile(r'<span>(.+)</span></label>\n<p class="quiz-reason" data-right="(\w+)" hidden>(.+)</p>')
 
 
@@ -160,15 +144,14 @@ def test_question_has_labelled_radio_buttons_each_with_its_reason(small):
         "Two `x`?\n\n- [ ] *one*\n  > Less.\n- [x] a < b\n  > Right so.\n- [ ] c\n  > No."
     )
     text = pages.question_page(question, 2, name="quiz-01-2")
-    form = Form(text)
+    form = BeautifulSoup(text, "html.parser")
     assert text.startswith("### Question 2\n\n") and "Two `x`?" in text
-    assert [one["value"] for one in form.all("input")] == ["A", "B", "C"]
-    assert {one["name"] for one in form.all("input")} == {"quiz-01-2"}
+    assert [(one["name"], one["value"]) for one in form("input")] == [("quiz-01-2", letter) for letter in "ABC"]
     assert sorted(OPTION.findall(text)) == [
         ("<em>one</em>", "false", "Less."), ("a &lt; b", "true", "Right so."), ("c", "false", "No."),
     ]  # fmt: skip
-    assert form.all("fieldset") == [{"aria-labelledby": "quiz-01-2"}] and '<div id="quiz-01-2">' in text
-    assert all("hidden" in one for one in [*form.all("p"), *form.all("button")]), "without script, answers are folded"
+    assert form.fieldset["aria-labelledby"] == form.div["id"] == "quiz-01-2"
+    assert all(one.has_attr("hidden") for one in form(["p", "button"])), "without script, answers are folded"
     assert text.count("Right so.") == 2
 
 
@@ -181,8 +164,8 @@ def test_every_quiz_is_on_its_lesson_and_on_the_quizzes_page(sources):
             assert len(asked) == len(lesson.quiz)
             for question, source in zip(lesson.quiz, asked, strict=True):
                 assert question.text in source
-    names = [one["name"] for one in Form(staged["quizzes.md"]).all("input")]
-    assert len(set(names)) == sum(len(lesson.quiz) for lesson in sources.lessons)
+    names = {one["name"] for one in BeautifulSoup(staged["quizzes.md"], "html.parser")("input")}
+    assert len(names) == sum(len(lesson.quiz) for lesson in sources.lessons)
 
 
 def test_order_of_options_stays_differs_from_page_to_page_and_tells_nothing(sources):
@@ -223,14 +206,14 @@ IN_PASSING = {
 }
 
 
-def prose_of(sources, lesson):
+def prose_of(notebook):
     """A lesson's text cells, without its title cell and its references."""
-    texts = [cell.source for cell in sources._saved(lesson).cells[1:] if cell.cell_type == "markdown"]
+    texts = [cell.source for cell in notebook.cells[1:] if cell.cell_type == "markdown"]
     return [re.split(r"^## References", text, flags=re.MULTILINE)[0] for text in texts]
 
 
 def test_no_lesson_says_a_term_before_the_one_that_introduces_it(sources):
-    prose, wrong = {lesson.number: prose_of(sources, lesson) for lesson in sources.lessons}, []
+    prose, wrong = {number: prose_of(notebook) for number, notebook in sources.saved.items()}, []
     for term in sources.terms:
         says = [number for number, texts in prose.items() if pages.section_of(term.name, texts)]
         says = [number for number in says if number not in IN_PASSING.get(term.name, {})]
@@ -309,11 +292,6 @@ def test_cards_show_the_figure_to_remember_what_one_has_and_how_long_it_takes(sm
     assert all(max(picture.size) <= 560 and len(alt.split()) > 4 for picture, alt in sources.remembered.values())
 
 
-def test_landing_leads_to_the_page_in_the_browser_first():
-    page = (ROOT / "docs/index.md").read_text(encoding="utf-8")
-    assert re.findall(r"```\{button-link\} (\S+)|\]\((?!images)([^)]+)\)", page)[0] == ("prune.html", "")
-
-
 def test_landing_counts_what_is_there(small):
     text = page(small, "index.md")
     for what, count in {"lessons": 1, "exercises that check themselves": 1, "quiz questions with reasons": 3}.items():
@@ -340,22 +318,18 @@ def test_nothing_is_left_out_of_the_contents(sources):
     assert staged == listed
 
 
-def test_pages_say_what_a_shared_link_shows(small):
-    (small / "docs/more.md").write_text("# More\n\n*It* is [what](x.md)\n`you` want.\n\nNot this.\n", encoding="utf-8")
-    text = page(small, "docs/more.md")
-    front, _, rest = text.removeprefix("---\n").partition("\n---\n")
-    assert json.loads(front)["og:description"] == "It is what you want." and rest.startswith("# More\n")
+def test_shared_link_shows_what_a_lesson_is_and_a_search_finds_it_once(small):
     for form, hidden in (("", False), ("solutions/", True)):
         about = nbformat.reads(page(small, f"notebooks/{form}01_small.ipynb"), as_version=4).metadata
-        assert about["myst"]["html_meta"]["description"].startswith("01 · A small lesson.")
-        assert ("no-search" in about) is hidden, "a search finds the lesson once"
+        assert about["og:description"] == about["myst"]["html_meta"]["description"]
+        assert about["og:description"].startswith("01 · A small lesson.") and ("no-search" in about) is hidden
 
 
 def test_tables_have_no_header_without_a_word(small):
     path = small / "notebooks/01_small.ipynb"
     notebook = nbformat.read(path, as_version=4)
-    cell = next(cell for cell in notebook.cells if cell.get("outputs"))
-    cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": "<tr><th></th><th>loss</th></tr>"})]
+    table = nbformat.v4.new_output("display_data", {"text/html": "<tr><th></th><th>loss</th></tr>"})
+    next(cell for cell in notebook.cells if cell.get("outputs")).outputs = [table]
     nbformat.write(notebook, path)
     assert "<td></td><th>loss</th>" in page(small, "notebooks/01_small.ipynb")
 
@@ -370,18 +344,16 @@ def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_pa
     assert len(written) > 2 * len(list((ROOT / "lessons").glob("*.py")))
     home = notebooks.Course.read(ROOT).site
     for file in written:
-        head = Form(file.read_text(encoding="utf-8"))
-        metas = [about.get("name", about.get("property")) for about in head.all("meta")]
+        text = file.read_text(encoding="utf-8")
+        head = BeautifulSoup(text.partition("</head>")[0], "html.parser")
+        metas = [about.get("name", about.get("property")) for about in head("meta")]
         assert "_static" in file.parts or metas.count("viewport") == 1, file.name
         if "_static" not in file.parts and file.name not in ("404.html", "search.html"):
             assert metas.count("description") == metas.count("og:title") == metas.count("og:description") == 1, file
-            (picture,) = [about["content"] for about in head.all("meta") if about.get("property") == "og:image"]
-            assert (tmp_path / "site" / picture.removeprefix(home)).is_file(), picture
-            (icon,) = [about["href"] for about in head.all("link") if about.get("rel") == "icon"]
-            assert (file.parent / icon).is_file(), icon
-        outside = [
-            found for found in OUTSIDE.findall(file.read_text(encoding="utf-8")) if 'rel="canonical"' not in found
-        ]
+            (picture,), (icon,) = head("meta", property="og:image"), head("link", rel="icon")
+            assert (tmp_path / "site" / picture["content"].removeprefix(home)).is_file(), picture
+            assert (file.parent / icon["href"]).is_file(), icon
+        outside = [found for found in OUTSIDE.findall(text) if 'rel="canonical"' not in found]
         assert not outside, f"{file.name} loads {outside[:2]}"
     names = [tmp_path / "site/api/course_utils" / name / "index.html" for name in ("", "pruning", "measuring/costs")]
     packages, modules, costs = (name.read_text(encoding="utf-8") for name in names)

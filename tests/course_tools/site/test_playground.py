@@ -7,13 +7,13 @@ import hashlib
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import looking
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from safetensors.torch import load
 from screens import PHONE
 
@@ -40,29 +40,6 @@ ODD = (
 )  # fmt: skip
 
 
-class Elements(HTMLParser):
-    """A page's elements: (name, attributes, text of its own)."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=False)
-        self.all, self.inner = [], False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.all.append([tag, dict(attrs), ""])
-        self.inner = True
-
-    def handle_endtag(self, tag):
-        self.inner = False
-
-    def handle_data(self, data):
-        if self.inner:
-            self.all[-1][2] += data
-
-    def named(self, name):
-        return [(attributes, text) for tag, attributes, text in self.all if tag == name]
-
-
 def test_code_and_data_go_into_the_page_and_its_policy_allows_no_other(tmp_path):
     sources = {
         "page.html": '<meta http-equiv="Content-Security-Policy" content="">\n<link rel="stylesheet" href="a.css">\n'
@@ -73,25 +50,25 @@ def test_code_and_data_go_into_the_page_and_its_policy_allows_no_other(tmp_path)
     for name, text in sources.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     value = ["</script><script>alert(1)</script>"]
-    elements = Elements(playground.page(tmp_path, {"config": json.dumps(value)}))
-    (_, style), (kind, config), (code, script) = *elements.named("style"), *elements.named("script")
-    assert style.strip() == sources["a.css"].strip() and script.strip() == sources["b.js"].strip()
-    assert kind["type"] == "application/json" and code == {} and json.loads(config) == value
-    policy = elements.named("meta")[0][0]["content"]
-    for text in (style, script):
+    page = BeautifulSoup(playground.page(tmp_path, {"config": json.dumps(value)}), "html.parser")
+    config, script = page("script")
+    assert page.style.string.strip() == sources["a.css"].strip() and script.string.strip() == sources["b.js"].strip()
+    assert config["type"] == "application/json" and script.attrs == {} and json.loads(config.string) == value
+    policy = page.meta["content"]
+    for text in (page.style.string, script.string):
         assert base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() in policy
     assert "default-src 'none'" in policy and "unsafe-inline" not in policy and "http" not in policy
 
 
 def test_page_asks_for_nothing_from_elsewhere():
     text = playground.page(FILES, EMPTY)
-    elements = Elements(text)
-    assert len(elements.named("script")) > len(EMPTY), "code is there"
-    for tag, attributes, _ in elements.all:
-        loads = [attributes[name] for name in ("src", "srcset", "data", "poster") if name in attributes]
-        loads += [attributes["href"]] if tag == "link" else []
-        assert all(address.startswith("data:") for address in loads), (tag, attributes)
-        assert not any(name.startswith("on") or name == "style" for name in attributes), "the policy would refuse it"
+    page = BeautifulSoup(text, "html.parser")
+    assert len(page("script")) > len(EMPTY), "code is there"
+    for tag in page(True):
+        loads = [tag[name] for name in ("src", "srcset", "data", "poster") if tag.has_attr(name)]
+        loads += [tag["href"]] if tag.name == "link" else []
+        assert all(address.startswith("data:") for address in loads), tag.attrs
+        assert not any(name.startswith("on") or name == "style" for name in tag.attrs), "the policy would refuse it"
     sources = "".join(file.read_text(encoding="utf-8") for file in FILES.iterdir())
     assert set(re.findall(r"https?://[^\s\"')]+", sources)) == {"http://www.w3.org/2000/svg"}, "a name, nothing to load"
 
@@ -136,11 +113,7 @@ def test_built_page_holds_the_model_and_what_lesson_01_measures_with(path):
     html = path.read_text(encoding="utf-8")
     assert '<meta property="og:title" content="Prune it in your browser · Pruning LLMs">' in html
     assert re.search(r'"og:image" content="https://[^"]+/_images/criteria\.png"', html) and "twitter:card" in html
-    data = {
-        attributes["id"]: text
-        for attributes, text in Elements(path.read_text(encoding="utf-8")).named("script")
-        if attributes
-    }
+    data = {script["id"]: script.string for script in BeautifulSoup(html, "html.parser")("script", id=True)}
     assert base64.b64decode(data["model"]) == (MODEL / "model.safetensors").read_bytes()
     assert json.loads(data["config"]) == json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
     measured = load(base64.b64decode(data["measured"]))

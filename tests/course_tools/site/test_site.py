@@ -102,15 +102,6 @@ def test_every_page_opens_and_is_readable_wide_and_light_and_narrow_and_dark(sit
     assert len(html_pages(site)) > 2 * len(list((ROOT / "lessons").glob("*.py")))
 
 
-@pytest.mark.parametrize("name", ["index.html", "quizzes.html", "lesson"])
-@pytest.mark.parametrize(("size", "mode"), [(WIDE, "dark"), (PHONE, "light")], ids=["wide, dark", "phone, light"])
-def test_other_corners(name, size, mode, site, page):
-    page.goto(address(first_lesson(site) if name == "lesson" else site / name))
-    resize(page, size)
-    go_dark(page, mode)
-    assert looking.faults(page) == [] and looking.sideways(page) == []
-
-
 def test_faults_are_found(page, tmp_path):
     pale = '<p style="width: 3000px; color: #ccc; background: #fff">pale</p>'
     other = '<button aria-label="Find">Search</button><table><tr><th></th><th>loss</th></tr><tr><td>1</td></tr></table>'
@@ -187,16 +178,6 @@ def test_search_hit_opens_at_the_word(site, page):
         "word => scrollY > 0 && 0 < word.getBoundingClientRect().y && word.getBoundingClientRect().y < innerHeight",
         arg=word.element_handle(),
     )
-
-
-def test_answers_unfold(site, page):
-    page.goto(address(first_lesson(site)))
-    folded = page.locator("article details").filter(has=page.locator("summary", has_text="Answer")).first
-    body = folded.locator(".highlight").first
-    assert not body.is_visible()
-    folded.locator("summary").first.focus()
-    page.keyboard.press("Enter")
-    assert body.is_visible() and body.inner_text().strip()
 
 
 @pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])

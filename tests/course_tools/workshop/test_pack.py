@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -58,11 +59,7 @@ def test_each_platform_gets_its_own_wheels(folder):
         assert {Path(path).name for path in manifest["wheels"][name]} == {
             wheel for wheel, platforms in WHEELS.items() if name in platforms
         }
-    assert [line.split()[:3] for line in said[:3]] == [
-        ["linux", "3", "wheels,"],
-        ["macos", "2", "wheels,"],
-        ["windows", "2", "wheels,"],
-    ]
+    assert [line.split()[:2] for line in said[:3]] == [["linux", "3"], ["macos", "2"], ["windows", "2"]]
     assert said[-1].startswith("together")
     assert PYTHON in (folder / "READ_ME.txt").read_text(encoding="utf-8")
     assert manifest == read_manifest(folder)
@@ -81,7 +78,7 @@ def test_missing_wheel_is_named(folder):
 
 @pytest.fixture
 def here():
-    return pack_start.NAMES[__import__("platform").system()]
+    return pack_start.NAMES[platform.system()]
 
 
 def test_pack_starts_the_course_offline(folder, here):
@@ -102,6 +99,12 @@ def test_damage_is_found_before_anything_is_installed(folder, here, harm):
     assert done.returncode == 1 and "wheels/plain-1.0-py3-none-any.whl" in done.stdout
     wheel.write_text(wheel.name, encoding="utf-8")
     assert start(folder, "check").returncode == 7
+
+
+def test_starter_needs_nothing_installed(folder, here):
+    write_manifest(folder, **{here: ["plain==1.0"]})
+    alone = [sys.executable, "-I", "-S", str(folder / "start.py"), "check"]
+    assert subprocess.run(alone, check=False, capture_output=True).returncode == 7
 
 
 def test_what_other_laptops_need_may_be_left_out(folder, here):
@@ -132,12 +135,6 @@ def test_checked_once(folder, here):
     assert start(folder).returncode == 1, "another pack in the same folder is checked anew"
 
 
-def test_lock_lines():
-    torch = "torch==2.13.0+cpu ; sys_platform == 'linux' \\\n    --hash=sha256:0"
-    text = f"# a comment\nabsl-py==2.3.1\n    # via x\n{torch}\n-e .\nnumpy==2.5.5\n"
-    assert pack.requirements(text) == ["absl-py==2.3.1", "torch==2.13.0+cpu", "numpy==2.5.5"]
-
-
 def test_own_build_of_torch_is_found(tmp_path):
     assert pack.cpu_torch(None, "3.12") == pack.cpu_torch(tmp_path, "3.12") == ""
     for name in ("torch-2.13.0+cpu-cp312-cp312-linux_x86_64.whl", "torch-2.13.0-cp311-cp311-linux_x86_64.whl"):
@@ -146,27 +143,18 @@ def test_own_build_of_torch_is_found(tmp_path):
 
 
 def test_failures_say_what_to_do(tmp_path, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "no such thing\nno matching distribution")
+    said = "no such thing\nFailed to fetch: https://download.pytorch.org/whl/cpu/torch/"
+    failed = subprocess.CompletedProcess([], 1, "", said)
     monkeypatch.setattr(pack.subprocess, "run", lambda *args, **options: failed)
     monkeypatch.setattr(resolver, "find_spec", lambda name: object())
-    platform = pack.PLATFORMS["windows"]
-    with pytest.raises(
-        pack.PackError, match="No set of packages was found for windows with Python 3.12:\nno such thing"
-    ):
-        pack.lock(ROOT, platform, "3.12")
+    windows = pack.PLATFORMS["windows"]
+    found = r"found for windows with Python 3.12:\nno such thing(?s:.*)an index of its own(?s:.*)--cuda(?s:.*)--wheels"
+    with pytest.raises(pack.PackError, match=found):
+        pack.lock(ROOT, windows, "3.12")
     with pytest.raises(pack.PackError, match="Wheels for windows were not downloaded:(?s:.*)what is there stays"):
-        pack.download(["plain==1.0"], platform, "3.12", tmp_path)
+        pack.download(["plain==1.0"], windows, "3.12", tmp_path)
     with pytest.raises(pack.PackError, match="were not built"):
-        pack.download(["word2number==1.1"], platform, "3.12", tmp_path)
-
-
-def test_index_of_cpu_builds_that_does_not_answer_is_told_with_its_remedies(monkeypatch):
-    said = "cause: Failed to fetch: https://download.pytorch.org/whl/cpu/torch/"
-    failed = subprocess.CompletedProcess([], 1, "", said)
-    monkeypatch.setattr(resolver, "compile_command", lambda **options: ["uv"])
-    monkeypatch.setattr(pack.subprocess, "run", lambda *args, **options: failed)
-    with pytest.raises(pack.PackError, match="an index of its own(?s:.*)--cuda(?s:.*)--wheels"):
-        pack.lock(ROOT, pack.PLATFORMS["linux"], "3.12")
+        pack.download(["word2number==1.1"], windows, "3.12", tmp_path)
 
 
 def test_both_programs_take_the_same_versions(monkeypatch, tmp_path):

@@ -85,7 +85,7 @@ def test_answers_go_to_the_speaker(small):
     shown, told = "\n".join(text_of(small)), ["\n".join(slide.notes) for slide in small]
     for secret in ("It was 42", "Use `*`", "That is once", "numbers can be doubled", "return 2", "not solved yet"):
         assert secret not in shown
-    assert "numbers can be doubled" in told[0] and "10 alone" in told[0]
+    assert "numbers can be doubled" in told[0] and "10 minutes alone" in told[0]
     assert "What the saved run showed" in told[2] and "It was 42" in told[2]
     assert "- Of … it is too small, take twice the number." in told[3]
     assert "Use `*`" in told[3] and "- Twice 3 is 6." in told[3] and "squared the number" in told[3]

@@ -89,12 +89,6 @@ def test_frozen_weights_in_16_bits_plant_what_they_plant_in_float32(family):
     assert one == pytest.approx(other, abs=0.05) and planted.dtype == torch.bfloat16
 
 
-def test_a_limit_of_samples_leaves_fewer_steps(monkeypatch):
-    monkeypatch.setenv("COURSE_SAMPLES", "2")
-    _, preferences_by_step = plant_preference(tiny_model(), word_tokenizer(), make_pairs(a=A, b=B), size=9.0, steps=4)
-    assert len(preferences_by_step) == 2
-
-
 def test_the_same_seed_plants_the_same():
     model, pairs = tiny_model(), make_pairs(a=A, b=B)
     runs = [plant_preference(model, word_tokenizer(), pairs, size=9.0, steps=3, items=2, seed=s) for s in (0, 0, 1)]

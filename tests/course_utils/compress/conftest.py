@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from own_command import SMALL, untimed, write_own
+from own_command import SMALL, few_rows, untimed, write_own
 
 from course_utils.compress import command_line, run
+from course_utils.measuring import abilities
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +18,7 @@ def _untimed(monkeypatch):
 @pytest.fixture(autouse=True)
 def _few_questions(monkeypatch):
     """Rows of each ability, for the card."""
-    monkeypatch.setenv("COURSE_SAMPLES", "2")
+    monkeypatch.setattr(abilities, "ability_rows", few_rows)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_what_makes_it_fit_is_counted():
 
 def test_an_estimate_says_what_holds_it_and_how_far_its_passes_lie_apart():
     parts = {"teacher": 0.5e9, "student": 2e9, "head": 1e6}
-    needed = Needed(parts, 16_000_000_000, ("--recompute",), seconds=(600.0, 900.0), passes=(0.2, 0.3))
+    needed = Needed(parts, 16_000_000_000, (), seconds=(600.0, 900.0), passes=(0.2, 0.3))
     first, second = str(needed).splitlines()
     assert first == "About 2.5 GB of memory, of 16.0 there are: student 2.0, teacher 0.5."
     assert second.startswith("About 10 to 15 minutes on this machine, by 2 forward passes of 0.2 to 0.3 s.")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
-from own_command import SMALL, VERSIONS, saved, untimed, write_own
+from own_command import SMALL, VERSIONS, few_rows, saved, untimed, write_own
 from programs import in_two_processes, shard_by_hand
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from course_utils.compress import Candidate, command_line, ranking, run
 from course_utils.healing.distillation import training
@@ -28,31 +28,6 @@ from course_utils.text.own_text import OwnText
 
 
 def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
-    assert command("--budget", "95%") == 0
-    out = capsys.readouterr().out
-    table = out.partition("what else could be shipped:\n")[2].splitlines()
-    assert "perplexity on held-out speeches (95 %)" in table[0]
-    assert all(line.startswith(name) for name, line in zip(VERSIONS, table[1:], strict=False))
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
-    whole, _ = load_model("llama")
-    assert 0.9 * whole.num_parameters() < model.num_parameters() <= 0.95 * whole.num_parameters()
-    assert f"{model.num_parameters():,} parameters" in out
-    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
-    assert "license: unknown" in card, "a random model has none"
-    assert "no bias" in card and "tokens of speeches, recovery" in card
-    assert "| text | " in card and "What it lost of copying can't be told" in card, "a random model can't do it"
-    assert all(f"| {version} | " in card for version in VERSIONS)
-
-    def not_again(*_args, **_options):
-        raise AssertionError("scored again")
-
-    monkeypatch.setattr(run, "importance", not_again)
-    assert command("--budget", "95%") == 0  # searched and learned already
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-
-
-def test_rivals_stand_beside_what_was_made(command, tmp_path, capsys, monkeypatch):
     """The random cut has the winner's sizes and other weights, and what has learned the speed of what was cut."""
     cuts, made, cutting = [], [], run.shrink
 
@@ -64,9 +39,21 @@ def test_rivals_stand_beside_what_was_made(command, tmp_path, capsys, monkeypatc
         return model
 
     monkeypatch.setattr(run, "timed", rivals.timed)
-    monkeypatch.setattr(run, "shrink", noted)
-    assert command("--budget", "95%", "--json") == 0
-    report = json.loads(capsys.readouterr().out)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "shrink", noted)
+        assert command("--budget", "95%", "--json") == 0
+    told = capsys.readouterr()
+    report, model, (whole, _) = json.loads(told.out), saved(tmp_path / "out"), load_model("llama")
+    assert 0.9 * whole.num_parameters() < model.num_parameters() <= 0.95 * whole.num_parameters()
+    assert f"{model.num_parameters():,} parameters" in told.err
+    table = told.err.partition("what else could be shipped:\n")[2].splitlines()
+    assert "perplexity on held-out speeches (95 %)" in table[0]
+    assert all(line.startswith(name) for name, line in zip(VERSIONS, table[1:], strict=False))
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "license: unknown" in card and "What it lost of copying can't be told" in card, "of a random model"
+    assert all(words in card for words in ("no bias", "tokens of speeches, recovery", "tokens a second, PyTorch"))
+    assert all(f"| {row} | " in card for row in ("text", *VERSIONS))
+
     found = report["held_out"]
     assert [*found] == [*VERSIONS] and report["not_measured"].keys() <= {"tokens a second in llama.cpp"}
     assert len({version["perplexity"] for version in found.values()}) == len(VERSIONS)
@@ -81,21 +68,24 @@ def test_rivals_stand_beside_what_was_made(command, tmp_path, capsys, monkeypatc
     assert speed["whole"].keys() == speed["cut"].keys() == engines
     assert speed["whole, Q4_0"].keys() == speed["whole, Q8_0"].keys() == engines - {"PyTorch"}
     assert not [*(tmp_path / "out").rglob("*.gguf")]
-    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
-    assert "tokens a second, PyTorch" in card
 
-    monkeypatch.setattr(rivals, "perplexity", None)
-    monkeypatch.setattr(rivals, "measure_speed", None)
-    monkeypatch.setattr(engine, "measure_speed", None)
-    assert command("--budget", "95%", "--json") == 0, "all of it is measured already"
+    for module, name in (
+        (run, "importance"),
+        (rivals, "perplexity"),
+        (rivals, "measure_speed"),
+        (engine, "measure_speed"),
+    ):
+        monkeypatch.setattr(module, name, None)
+    assert command("--budget", "95%", "--json") == 0, "all of it is done already"
     assert json.loads(capsys.readouterr().out)["held_out"] == found
+    assert all(map(torch.equal, saved(tmp_path / "out").parameters(), model.parameters()))
 
 
-def test_a_folder_and_a_budget_in_bytes(command, tmp_path, capsys, monkeypatch):
+def test_a_folder_and_a_budget_in_bytes(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    save_pruned(*load_model("gpt2"), tmp_path / "mine")
-    size = sum(w.nbytes for w in load_model("gpt2")[0].parameters())
-    budget = f"{0.97 * size / 1e6:.3f}mb"
+    model, tokenizer = load_model("gpt2")
+    save_pruned(model, tokenizer, tmp_path / "mine")
+    budget = f"{0.97 * sum(weight.nbytes for weight in model.parameters()) / 1e6:.3f}mb"
     assert command_line.main(["compress", str(tmp_path / "mine"), *SMALL, "--budget", budget, "--dry-run"]) == 0
     assert "bytes:" in capsys.readouterr().out
 
@@ -117,7 +107,10 @@ def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, c
     assert "The same command goes on from what is done, in " in capsys.readouterr().err
     batches_of, taken = training._batches_of, []
     monkeypatch.setattr(training, "_batches_of", lambda *args: taken.append(args) or batches_of(*args))
+    learn, recipes = run.distill, []
+    monkeypatch.setattr(run, "distill", lambda *args, **more: recipes.append(args[3]) or learn(*args, **more))
     assert command(*corrected) == 0
+    assert [(recipe.alpha, recipe.lr) for recipe in recipes] == [(1.0, 5e-5), (0.0, 2e-4)], "from text, and carefully"
     assert len(taken) == 2 * 2 + 3  # two finalists and the recovery; not the correction
     learned = saved(tmp_path / "out")
     assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), learned.parameters(), strict=False))
@@ -127,15 +120,13 @@ def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, c
 
 
 BOTH = ["compress", "llama", *SMALL, "--budget", "95%", "--accumulate", "2", "--correction", "2"]
-
-
 OWN = ["--correction", "2"]
 
 
 def in_several(folder):
     """The command in several processes, each with the whole model, then with a share; they note who of them scores."""
     scoring, learning, rank = run.importance, ranking.distill, PartialState(cpu=True).process_index
-    run.timed = untimed
+    run.timed, abilities.ability_rows = untimed, few_rows
     making = OwnText._mixed
     here = Path(folder, "text")
     here.mkdir(exist_ok=True)
@@ -174,7 +165,7 @@ def by_several_and_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_PROFILE", "smoke")
-        patch.setenv("COURSE_SAMPLES", "2")
+        patch.setattr(abilities, "ability_rows", few_rows)
         patch.setattr(run, "timed", untimed)
         own = ["compress", *write_own(folder), "--accumulate", "2"]
         (folder / "own.json").write_text(json.dumps(own))
@@ -238,7 +229,15 @@ def test_the_launch_that_the_help_shows(capsys):
     assert "each of 8 batches of" in done.stdout
 
 
-def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):
+def test_a_cut_without_training_and_without_a_network(command, tmp_path, capsys, monkeypatch):
+    real = abilities.ability_rows
+
+    def offline(name, tokenizer):
+        if name in ("code", "German"):
+            raise AssetError("no network")
+        return real(name, tokenizer)
+
+    monkeypatch.setattr(abilities, "ability_rows", offline)
     monkeypatch.setattr(run, "distill", None)
     assert command("--budget", "95", "--steps", "0", "--light", "0", "--export", "gguf", "--json") == 0
     told = capsys.readouterr()
@@ -249,9 +248,10 @@ def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):
     assert Path(report["exported"]).read_bytes() == same.read_bytes()
     assert "versions cost at most" in told.err
     assert [*report["held_out"]] == [*VERSIONS[:-1]] and report["model"] == "a local model"
-    assert report["made"]["parameters"] == saved(tmp_path / "out").num_parameters()
+    assert report["made"]["parameters"] == made.num_parameters()
     card = Path(report["saved"], "README.md").read_text(encoding="utf-8")
     assert "nothing was learned after the cut" in card and "tokens of" not in card
+    assert card.count("can't be told: its text isn't here") == 2 and "lost of German can't be told" in card
 
 
 def test_half_the_bytes_and_some_of_the_weights(command, tmp_path, capsys):
@@ -271,18 +271,3 @@ def test_half_the_bytes_and_some_of_the_weights(command, tmp_path, capsys):
     assert changed and all(".mlp." in name for name in changed) and learned.keys() == cut.keys()
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "the MLPs' weights" in card and "bfloat16" in card
-
-
-def test_what_cannot_be_fetched_is_not_asked(command, tmp_path, monkeypatch):
-    """Text of one's own needs no package index, and nor does the card."""
-    real = abilities.ability_rows
-
-    def offline(name, tokenizer):
-        if name in ("code", "German"):
-            raise AssetError("no network")
-        return real(name, tokenizer)
-
-    monkeypatch.setattr(abilities, "ability_rows", offline)
-    assert command("--budget", "95%", "--steps", "0", "--light", "0") == 0
-    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
-    assert card.count("can't be told: its text isn't here") == 2 and "lost of German can't be told" in card

@@ -43,11 +43,8 @@ def test_random_is_a_control_of_its_axis_alone(axis):
 
 
 def test_axes_that_are_not_there_have_no_control():
-    found = importance(tiny_model("gpt2"), tiny_batches())
     with pytest.raises(ValueError, match="neurons, blocks; got 'groups'"):
-        found.random("groups", 0)
-    with pytest.raises(ValueError, match="'seed' must be"):
-        found.random("neurons", -1)
+        importance(tiny_model("gpt2"), tiny_batches()).random("groups", 0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -69,9 +66,7 @@ def test_models_whose_blocks_differ_are_refused():
             importance(model, tiny_batches())
 
 
-def test_bad_text_and_bad_weights():
-    with pytest.raises(ValueError, match="empty"):
-        importance(tiny_model(), [])
+def test_bad_weights_are_refused():
     model = tiny_model()
     with torch.no_grad():
         model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")

@@ -26,49 +26,46 @@ HARM = np.array([[0.0, 0.1, 0.4], [0.0, 0.3, 0.5], [0.0, 0.2, 0.9]])
 SAVED = np.array([[0.0, 0.01, 0.02], [0.0, 0.02, 0.04], [0.0, 0.1, 0.2]])
 
 
-def a_record():
-    return Record(
-        settings={},
-        choosing=0,
-        kinds=np.array(["passage"] * 4),
-        documents=np.array(list("abcd")),
-        digests=np.array(list("abcd")),
-        numbers=(0, 1, 2, 3),
-        tokens=np.array([7, 1, 19, 4]),
-        answer_tokens=np.array([32, 5, 32, 9]),
-        harm=np.random.default_rng(0).uniform(size=(4, 4)),
-        complexity=np.zeros(4),
-        published=np.array([], dtype=int),
-    )
+NAMES = np.array(list("abcd"))
+RECORD = Record(
+    settings={},
+    choosing=0,
+    kinds=NAMES,
+    documents=NAMES,
+    digests=NAMES,
+    numbers=(0, 1, 2, 3),
+    tokens=np.array([7, 1, 19, 4]),
+    answer_tokens=np.array([32, 5, 32, 9]),
+    harm=np.tile([0.0, 0.1, 0.3, 0.6], (4, 1)),
+    complexity=np.array([0.0, 1.0, 0.4, 0.6]),
+    published=np.array([], dtype=int),
+)
 
 
 def test_cache_by_hand():
-    cache = cache_saved(a_record(), blocks=4)
+    cache = cache_saved(RECORD, blocks=4)
     tokens = np.array([39, 6, 51, 13])
     np.testing.assert_allclose(cache, tokens[:, None] * np.arange(4) / (4 * 109))
 
 
 def test_levels_share_the_prompts_that_choose():
-    record = dataclasses.replace(a_record(), choosing=2, complexity=np.array([0.0, 1.0, 0.4, 0.6]))
+    record = dataclasses.replace(RECORD, choosing=2)
     assert by_level(record, (3, 1)).tolist() == [3, 1]
     assert by_level(record, (2,)).tolist() == [2, 2]
-    for wrong in ((5, 0), (), "30", None):
-        with pytest.raises(ValueError, match="'left_out' must hold one number for each level, among 0, 1, 2, 3; got"):
-            by_level(record, wrong)
+    with pytest.raises(ValueError, match="'left_out' must hold one number for each level, among 0, 1, 2, 3; got"):
+        by_level(record, (5, 0))
 
 
 def test_price_is_set_on_the_prompts_that_choose():
     """Two choose, of 27 and 21 tokens with a mean answer of 20; the two that judge have 39 and 24."""
-    record = dataclasses.replace(a_record(), choosing=2, answer_tokens=np.array([35, 5, 99, 99]))
-    record = dataclasses.replace(record, harm=np.tile([0.0, 0.1, 0.3, 0.6], (4, 1)))
+    record = dataclasses.replace(RECORD, choosing=2, answer_tokens=np.array([35, 5, 99, 99]))
     choice, price = by_price(record, 4, share=0.2)
     assert price == pytest.approx(0.1 / 21)  # at 0.1 / 27 only the longer one leaves one out, which saves 27 / 192
     assert choice.tolist() == [1, 1]
     whole, _ = by_price(record, 4, share=0.75)
     assert whole.tolist() == [3, 3]
-    for wrong in (-0.1, 0.76, float("nan")):
-        with pytest.raises(ValueError, match="'share' must lie from 0 to 0.750"):
-            by_price(record, 4, wrong)
+    with pytest.raises(ValueError, match="'share' must lie from 0 to 0.750"):
+        by_price(record, 4, 0.76)
 
 
 def test_outcome_and_static_mixtures():
@@ -84,8 +81,6 @@ def test_static_arm_may_toss_a_coin_between_numbers_far_apart():
     assert static_harm(harm, saved, np.array([0.03, 0.045, 0.09])) == pytest.approx([0.2, 0.3, 0.6])
     gap, _, _ = gap_to_static(harm, saved, np.ones(3, dtype=int), ["a", "b", "c"])
     assert gap == pytest.approx(0.1)
-    lower = static_harm(harm[:, ::-1], saved[:, ::-1], 0.045)  # in whatever order the numbers stand
-    assert lower == pytest.approx(0.3)
 
 
 def test_a_static_choice_has_no_gap():
@@ -93,9 +88,7 @@ def test_a_static_choice_has_no_gap():
     harm[1, 1] = 0.2  # convex in each document, so that no draw has a mixture below the number everywhere
     for column in (1, 2):
         gap, low, high = gap_to_static(harm, SAVED, np.full(3, column), ["a", "b", "c"])
-        assert gap == pytest.approx(0, abs=1e-12)
-        assert low == pytest.approx(0, abs=1e-12)
-        assert high == pytest.approx(0, abs=1e-12)
+        assert (gap, low, high) == pytest.approx((0, 0, 0), abs=1e-12)
 
 
 def test_static_arm_follows_the_cost_of_each_draw():
@@ -159,6 +152,5 @@ def test_length_rule_by_hand():
     levels, thresholds = length_rule([0.0, 0.1, 0.3], [0, 1, 2], 0.001, 10.0)
     assert levels == (0, 1, 2)
     assert thresholds == pytest.approx([90, 190])
-    for bad in ({"numbers": [0, 2, 1]}, {"numbers": [1, 2, 3]}, {"numbers": [0, 1]}, {"price": 0.0}):
-        with pytest.raises(ValueError, match=f"'{next(iter(bad))}' must"):
-            length_rule(**{"curve": [0.0, 0.1, 0.3], "numbers": [0, 1, 2], "price": 0.1, "answer_tokens": 1.0} | bad)
+    with pytest.raises(ValueError, match="'numbers' must rise from 0"):
+        length_rule([0.0, 0.1, 0.3], [0, 2, 1], 0.1, 1.0)

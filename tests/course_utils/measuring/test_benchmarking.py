@@ -14,7 +14,6 @@ from course_utils.measuring.benchmarking import (
     measure_speed,
     median_interval,
     peak_memory,
-    take_turns,
     time_interleaved,
 )
 from course_utils.measuring.costs import _cache_bytes, _weights_read
@@ -47,13 +46,6 @@ def test_contestants_take_turns_and_warm_ups_do_not_count(monkeypatch):
     assert table.name.tolist() == ["a", "b", "c"]
     assert table.seconds.tolist() == [2, 3, 1]
     assert table.ratio.tolist() == table.ci_low.tolist() == table.ci_high.tolist() == [1, 1.5, 0.5]
-
-
-def test_a_limit_of_samples_leaves_fewer_rounds_which_are_told_again(monkeypatch):
-    monkeypatch.setenv("COURSE_SAMPLES", "3")
-    seconds = iter(range(9))
-    table = take_turns({"a": lambda: {"call": next(seconds)}}, rounds=7)
-    assert [lap["call"] for lap in table["a"]] == [1, 2, 3, 1, 2, 3, 1]
 
 
 def test_a_machine_that_slows_down_does_not_favour_the_first(monkeypatch):

@@ -88,25 +88,24 @@ def test_missing_engine_is_told_in_one_sentence_with_the_command(monkeypatch, tm
             use()
 
 
-def test_other_version_is_not_used(monkeypatch):
-    monkeypatch.setattr(metadata, "version", lambda name: "0.1")
-    assert not engine.available() and f"0.1, and the course was tried with {engine.VERSION}" in engine.problem()
+def broken():
+    raise OSError("libgomp.so.1: no such file")
 
 
-def test_engine_that_does_not_run_here_is_told(monkeypatch):
-    def broken():
-        raise OSError("libgomp.so.1: no such file")
-
-    monkeypatch.setattr(metadata, "version", lambda name: engine.VERSION)
-    monkeypatch.setattr(engine, "_library", broken)
-    assert "doesn't run on this machine (libgomp.so.1: no such file)" in engine.problem()
-
-
-def test_processor_on_which_it_would_crash_is_told(monkeypatch):
-    monkeypatch.setattr(metadata, "version", lambda name: engine.VERSION)
+@pytest.mark.parametrize(
+    ("place", "name", "here", "told"),
+    [
+        (metadata, "version", lambda _: "0.1", f"0.1, and the course was tried with {engine.VERSION}"),
+        (engine, "_library", broken, "doesn't run on this machine (libgomp.so.1: no such file)"),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "NO AVX", "needs a processor with AVX2"),
+    ],
+)
+def test_engine_that_cannot_be_used_here_is_told(place, name, here, told, monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda _: engine.VERSION)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NO AVX")
-    assert "needs a processor with AVX2" in engine.problem()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(place, name, here)
+    assert told in engine.problem() and not engine.available()
 
 
 def test_version_is_the_one_in_pyproject():
@@ -126,8 +125,6 @@ FAMILIES = {
     "llama, tied": {"tie_word_embeddings": True},
     "llama, Llama 3's positions": {"rope_parameters": LLAMA3},
     "llama, linear positions": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
-    "llama, KV groups removed": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
-    "llama, hidden channels removed": {"hidden_size": 28, "head_dim": 8},
     "mistral": {"sliding_window": 48},
     "qwen2": {"sliding_window": 48},
     "qwen3": {},
@@ -183,7 +180,6 @@ UNEVEN = set(CUTS) - {"whole", "even", "fewer blocks", "one KV group", "fewer ch
         for family in FAMILIES
         for cut in CUTS
         if not (family == "qwen3" and cut in UNEVEN)  # these are refused
-        and not ("removed" in family and cut in ("one KV group", "fewer channels", "half of both"))  # small already
     ],
 )
 @torch.no_grad()
@@ -201,30 +197,10 @@ def test_f32_logits_and_greedy_text_equal_the_models(family, cut, tmp_path):
 
 
 @needs_engine
-@torch.no_grad()
-def test_heads_in_the_wrong_order_would_be_noticed(tmp_path, monkeypatch):
-    model = exportable()
-    monkeypatch.setattr(export, "_interleaved", lambda weight, head_size: weight)
-    with engine.load(saved(model, tmp_path)) as file:
-        assert (file.logits(IDS) - model(IDS[None]).logits[0]).abs().max() > 1e-2
-
-
-@needs_engine
 @pytest.mark.parametrize(("quantization", "most"), [("F16", 0.003), ("Q8_0", 0.03), ("Q4_0", 0.4)])
 @torch.no_grad()
 def test_fewer_bits_are_off_by_their_rounding(quantization, most, tmp_path):
-    model = exportable(intermediate_size=64)
-    reference = model(IDS[None]).logits[0]
-    with engine.load(saved(model, tmp_path, quantization)) as file:
-        off = (file.logits(IDS) - reference).square().mean().sqrt() / reference.std()
-    assert most / 30 < off < most
-
-
-@needs_engine
-@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0"])
-@torch.no_grad()
-def test_weights_as_stored_explain_what_fewer_bits_cost(quantization, tmp_path):
-    """What is left is the rounding of activations to 8 bits."""
+    """Weights as stored explain it; what is left is the rounding of activations."""
     model = exportable(intermediate_size=64)
     stored = export.as_stored(model, TOKENIZER, quantization=quantization)
     with engine.load(saved(model, tmp_path, quantization)) as file:
@@ -232,7 +208,8 @@ def test_weights_as_stored_explain_what_fewer_bits_cost(quantization, tmp_path):
     off, left = (
         float((logits - other(IDS[None]).logits[0]).square().mean().sqrt() / logits.std()) for other in (model, stored)
     )
-    assert left < 0.03 and (left < off / 5 if quantization == "Q4_0" else left < off)
+    assert most / 30 < off < most
+    assert left < 0.03 and (left < off / 5 if quantization == "Q4_0" else left < 1.1 * off)
 
 
 @needs_engine
@@ -320,7 +297,7 @@ def test_estimates_by_hand(tied, quantization, cache, tmp_path):
     head = vocabulary * hidden
     by_reader = [(t.name, tuple(t.shape), t.tensor_type) for t in GGUFReader(path).tensors]
     assert list(engine._tensors(path)) == by_reader
-    found = engine._Work.of(path).phases(prompt_tokens=10, new_tokens=4)
+    found = engine._work(path, prompt_tokens=10, new_tokens=4)
     assert found["prefill"] == 10 * 2 * 2 * block + 2 * head + 2 * 10 * 10 * 2 * hidden
     weights = (2 * block + head) * cache + 4 * (2 * 2 + 1) * hidden  # norms in float32; the head once, tied or not
     assert found["decode"] == weights + (10 + 2) * 2 * 2 * keys * cache
@@ -375,16 +352,8 @@ def test_closed_engine_says_so(tmp_path):
     for use in (lambda: file.logits([1]), lambda: file.tokenize("a"), lambda: file.detokenize([1])):
         with pytest.raises(EngineError, match="was closed; load it again"):
             use()
-
-
-@needs_engine
-def test_speed_of_nothing_and_no_context_are_refused():
-    with pytest.raises(ValueError, match="'context' must be a whole number of at least 1"):
-        engine.load("none.gguf", context=0)
     with pytest.raises(ValueError, match="Nothing to measure"):
         engine.measure_speed({})
-    with pytest.raises(ValueError, match="new_tokens"):
-        engine.measure_speed({"a": "a.gguf"}, new_tokens=0)
 
 
 # The real model

@@ -161,22 +161,3 @@ def test_fast_dtype_is_what_the_cpu_multiplies_natively(monkeypatch, capabilitie
 def test_fast_dtype_of_a_torch_that_cannot_tell(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert session.fast_dtype(torch.device("cpu")) is torch.float32
-
-
-@pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="other allocators give memory back by themselves, or never"
-)
-def test_samples_are_limited_by_one_variable(monkeypatch):
-    monkeypatch.delenv("COURSE_SAMPLES", raising=False)
-    assert session.at_most(400) == 400
-    monkeypatch.setenv("COURSE_SAMPLES", "3")
-    assert (session.at_most(400), session.at_most(2), session.at_most(400, least=8), session.at_most(5, least=8)) == (
-        3,
-        2,
-        8,
-        5,
-    )
-    for wrong in ("0", "-3", "few", "1.5", "²"):
-        monkeypatch.setenv("COURSE_SAMPLES", wrong)
-        with pytest.raises(ValueError, match=f"COURSE_SAMPLES is '{wrong}'; set it to a whole number of at least 1"):
-            session.at_most(400)

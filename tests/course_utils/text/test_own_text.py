@@ -1,4 +1,4 @@
-"""One's own text: each document has one role, of chats only answers are learned, and memory doesn't grow with it."""
+"""One's own text: each document has one role, sources take turns, and memory doesn't grow with the text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import itertools
 import json
 import tracemalloc
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,21 +26,16 @@ from course_utils.text.own_text import read_own_text
 from course_utils.text.text_files import Source
 
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'nobody' %}{{ raise_exception('who?') }}{% endif %}"
-    "<{{ m.role }}>{{ m.content }}</>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 SIZES = {"rows": 8, "length": 16}
 
 
 @pytest.fixture(scope="module")
-def plain():
-    return AutoTokenizer.from_pretrained(Path(course_utils.__file__).parent / "data" / "gpt2", local_files_only=True)
-
-
-@pytest.fixture
-def tokenizer(plain, monkeypatch):
-    monkeypatch.setattr(plain, "chat_template", TEMPLATE, raising=False)
-    return plain
+def tokenizer():
+    folder = Path(course_utils.__file__).parent / "data" / "gpt2"
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, chat_template=TEMPLATE)
 
 
 def write(path, rows):
@@ -51,20 +47,15 @@ def texts(path, count, name="t"):
     return write(path, [{"text": f"{name}{number} says so"} for number in range(count)])
 
 
-def chat(number, answers=1):
-    turns = [("system", f"be {number}")]
-    for turn in range(answers):
-        turns += [("user", f"question {number}.{turn}"), ("assistant", f"answer {number}.{turn}")]
+def chat(number):
+    turns = [("system", f"be {number}"), ("user", f"question {number}"), ("assistant", f"answer {number}")]
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-def told(batches, tokenizer, learned=False):
-    """Each row as text: what is read of it, or what is learned."""
-    rows = []
-    for batch in batches:
-        kept = batch["labels"] != -100 if learned else batch["attention_mask"].bool()
-        rows += [tokenizer.decode(ids[keep]) for ids, keep in zip(batch["input_ids"], kept, strict=True)]
-    return rows
+def told(batches, tokenizer):
+    """Each row as text."""
+    masked = ((ids, mask) for batch in batches for ids, mask in zip(*[*batch.values()][:2], strict=True))
+    return [tokenizer.decode(ids[mask.bool()]) for ids, mask in masked]
 
 
 def number_of(row):
@@ -87,26 +78,18 @@ def test_no_document_and_no_row_has_two_roles(
         asked = {"role": "user", "content": "why?"}
         rows = [{"messages": [asked, {"role": "assistant", "content": answer}]} for answer in answers]
     for number in range(copied):
-        messages = [
-            message | {"content": f" {message['content'].upper()}"} for message in rows[number % count]["messages"]
-        ]
-        rows.append({"messages": messages})
+        original = rows[number % count]["messages"]
+        rows.append({"messages": [message | {"content": f" {message['content'].upper()}"} for message in original]})
     judge = [texts(folder / "j.jsonl", 5, "j")] if given_judge else []
     own = read_own_text([write(folder / "a.jsonl", rows)], judge=judge, seed=seed)
-    assert own.contents[0].copies == copied and own.contents[0].documents == count
-    of_role = {}
-    for role, make in {
-        "score": own.to_score,
-        "choose": own.to_choose,
-        "judge": own.to_judge,
-        "learn": own.learned,
-    }.items():
-        more = {"folder": folder} if role == "learn" else {}
+    assert own.parts[0].contents.copies == copied and own.parts[0].contents.documents == count
+    makes = [own.to_score, own.to_choose, own.to_judge, partial(own.learned, folder=folder)]
+    of_role = []
+    for make in makes:
         with contextlib.suppress(ValueError):  # where all rows are those of another role, none is left
-            of_role[role] = set(told(make(tokenizer, rows=99, length=length, **more), tokenizer))
+            of_role.append(set(told(make(tokenizer, rows=99, length=length), tokenizer)))
     assert len(of_role) == 4 or alike
-    for (a, rows_of_a), (b, rows_of_b) in itertools.combinations(of_role.items(), 2):
-        assert not rows_of_a & rows_of_b, (a, b)
+    assert all(not a & b for a, b in itertools.combinations(of_role, 2))
     held_out = [*own.scoring, *own.choosing, *own.judging]
     assert len({document.text.casefold() for document in held_out}) == len(held_out)
 
@@ -136,113 +119,24 @@ def test_rows_are_spread_over_documents_and_say_whose_they_are(tokenizer, tmp_pa
         assert len(mine) == 1 or len(starts) == 1
     few = torch.cat([batch["document"] for batch in own.to_judge(tokenizer, rows=2, length=16)])
     assert 2 <= len(few.unique()) == len(few), "no document gives a second row before each has given one"
-    widths = [batch["input_ids"].shape[1] for batch in batches]
+    widths = [batch["input_ids"].shape[1] for batch in own.to_judge(tokenizer, rows=8, length=16, batch_size=1)]
     assert widths == sorted(widths, reverse=True)
 
 
-def test_the_date_of_a_template_is_that_of_the_order(tokenizer, tmp_path, monkeypatch):
-    dated = "{% set today = strftime_now('%a, %d %b %Y') %}{{- today }}" + TEMPLATE
+def test_rows_of_another_date_are_other_rows(tokenizer, tmp_path, monkeypatch):
     path = write(tmp_path / "c.jsonl", map(chat, range(20)))
 
-    def rows(date, template=dated):
+    def rows(day, template="{{ strftime_now('%d %b') }}" + TEMPLATE):
         monkeypatch.setattr(tokenizer, "chat_template", template)
-        own = read_own_text([path], date=date)
+        own = read_own_text([path], date=datetime.date(2026, 12, day))
         learned = own.learned(tokenizer, rows=4, length=64, folder=tmp_path / "rows")
-        return (
-            told(learned, tokenizer),
-            told(own.to_judge(tokenizer, rows=4, length=64), tokenizer),
-            own.forms(tokenizer),
-        )
+        read = told(learned, tokenizer) + told(own.to_judge(tokenizer, rows=4, length=64), tokenizer)
+        return read, own.forms(tokenizer)
 
-    first, later = datetime.date(2026, 12, 1), datetime.date(2026, 12, 2)
-    assert rows(first) == rows(first) and all("Tue, 01 Dec 2026<" in row for part in rows(first)[:2] for row in part)
-    assert all("02 Dec 2026<" in row for part in rows(later)[:2] for row in part)
-    assert rows(first)[2] != rows(later)[2] and len([*(tmp_path / "rows").glob("*.int32")]) == 2
-    assert rows(first, TEMPLATE) == rows(later, TEMPLATE), "a template without a date has one form"
-
-
-@pytest.mark.parametrize(
-    ("asks", "writes", "learned"),
-    [
-        ("<assistant><think>\n", "<assistant>answer</>", "answer</>"),
-        ("<assistant><think>\n", "<assistant><think>\n\n</think>\n\nanswer</>", "\n</think>\n\nanswer</>"),
-        ("<assistant>", "<assistant>answer</>", "answer</>"),
-        ("", "<assistant>answer</>", "<assistant>answer</>"),
-    ],
-)
-def test_what_the_model_itself_has_to_write_is_learned(asks, writes, learned, tokenizer, tmp_path, monkeypatch):
-    """Also by a template that opens a thought where it asks for an answer, and writes none into the chat."""
-    template = (
-        "{% for m in messages %}{% if m.role == 'assistant' %}WRITES{% else %}<{{ m.role }}>{{ m.content }}</>"
-        "{% endif %}{% endfor %}{% if add_generation_prompt %}ASKS{% endif %}"
-    )
-    monkeypatch.setattr(tokenizer, "chat_template", template.replace("WRITES", writes).replace("ASKS", asks))
-    own = read_own_text([write(tmp_path / "c.jsonl", map(chat, range(6)))])
-    rows = own.learned(tokenizer, rows=3, length=64, folder=tmp_path)
-    assert set(told(rows, tokenizer, learned=True)) == {learned}
-
-
-def test_tools_and_their_calls_are_for_the_template(tokenizer, tmp_path, monkeypatch):
-    template = (
-        "{{ tools | length if tools else 'no' }} tools.{% for m in messages %}<{{ m.role }}>{{ m.content }}"
-        "{% for call in m.tool_calls or [] %}[{{ call.function.name }}]{% endfor %}</>{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    monkeypatch.setattr(tokenizer, "chat_template", template)
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
-    rows = [{"messages": [{"role": "user", "content": f"{n}?"}, call], "tools": [{"name": "look"}]} for n in range(6)]
-    own = read_own_text([write(tmp_path / "c.jsonl", rows)])
-    learned = own.learned(tokenizer, rows=3, length=64, folder=tmp_path)
-    assert all(row.startswith("1 tools.<user>") for row in told(learned, tokenizer))
-    assert set(told(learned, tokenizer, learned=True)) == {"[look]</>"}
-
-
-def test_only_answers_are_learned_and_the_template_is_the_models_own(tokenizer, tmp_path):
-    own = read_own_text([write(tmp_path / "c.jsonl", [chat(number, answers=2) for number in range(9)])])
-    rows = own.learned(tokenizer, rows=5, length=128, folder=tmp_path)
-    assert len(set(map(number_of, told(rows, tokenizer)))) == 5
-    for whole, learned in zip(told(rows, tokenizer), told(rows, tokenizer, learned=True), strict=True):
-        number = number_of(whole)
-        assert whole == tokenizer.apply_chat_template(chat(number, 2)["messages"], tokenize=False)
-        assert learned == f"answer {number}.0</>\nanswer {number}.1</>\n"
-
-
-def test_an_answer_without_weight_is_only_read(tokenizer, tmp_path):
-    chats = [chat(number, answers=2) for number in range(5)]
-    for row in chats:
-        row["messages"][2]["weight"] = 0
-    rows = read_own_text([write(tmp_path / "c.jsonl", chats)]).learned(tokenizer, rows=3, length=128, folder=tmp_path)
-    for whole, learned in zip(told(rows, tokenizer), told(rows, tokenizer, learned=True), strict=True):
-        number = number_of(whole)
-        assert f"answer {number}.0" in whole and learned == f"answer {number}.1</>\n"
-
-
-def test_an_answer_that_a_template_rewrites_later_is_only_read(tokenizer, tmp_path, monkeypatch):
-    thinking = (
-        "{% for m in messages %}<{{ m.role }}>{% if loop.last and m.role == 'assistant' %}(thought){% endif %}"
-        "{{ m.content }}</>{% endfor %}"
-    )
-    monkeypatch.setattr(tokenizer, "chat_template", thinking + "{% if add_generation_prompt %}<assistant>{% endif %}")
-    own = read_own_text([write(tmp_path / "c.jsonl", [chat(number, answers=2) for number in range(5)])])
-    rows = told(own.learned(tokenizer, rows=3, length=128, folder=tmp_path), tokenizer, learned=True)
-    assert all(row.startswith("(thought)answer") and row.endswith(".1</>") for row in rows)
-
-
-def test_chats_that_give_no_row_are_counted_and_named(tokenizer, tmp_path):
-    bad = [{"messages": [{"role": role, "content": "x"} for role in ("nobody", "assistant")]}, chat("long " * 40)]
-    path = write(tmp_path / "c.jsonl", [chat(0), *bad, *map(chat, range(4))])
-    own = read_own_text([path], judge=[texts(tmp_path / "j.jsonl", 2)])
-    rows = own.learned(tokenizer, rows=20, length=60, folder=tmp_path)
-    reasons = " ".join(rows.left_out.first)
-    assert rows.left_out.count == 2 and "line 2: the chat template refuses it (who?)" in reasons
-    assert "line 3: its first answer begins after 1" in reasons and "tokens, and rows have 60" in reasons
-
-
-def test_who_has_no_template_is_told_what_to_do(plain, tmp_path):
-    own = read_own_text([write(tmp_path / "c.jsonl", [chat(number) for number in range(4)])])
-    for make in (lambda: own.check(plain, length=16), lambda: own.to_judge(plain, **SIZES)):
-        with pytest.raises(ValueError, match=r"no chat template, and c.jsonl, line \d is a chat. .* tokenizer.chat_t"):
-            make()
+    for day in (1, 2):
+        assert rows(day) == rows(day) and all(f"0{day} Dec<" in row for row in rows(day)[0])
+    assert rows(1)[1] != rows(2)[1] and len([*(tmp_path / "rows").glob("*.int32")]) == 2
+    assert rows(1, TEMPLATE) == rows(2, TEMPLATE), "a template without a date has one form"
 
 
 def test_sources_take_turns_by_weight(tokenizer, tmp_path):
@@ -272,10 +166,11 @@ def test_a_source_of_which_little_will_do_is_not_read_for_ever(tokenizer, tmp_pa
         own.check(tokenizer, length=9)
 
 
-def test_a_short_text_is_read_again(tokenizer, tmp_path):
-    own = read_own_text([texts(tmp_path / "a.jsonl", 5)])
-    rows = told(own.learned(tokenizer, rows=12, length=64, folder=tmp_path), tokenizer)
-    assert len(rows) == 12 and len(set(rows)) == 1 and rows[0].count("says so") == 2
+def test_a_short_text_is_read_again_and_what_gives_no_row_counts_once(tokenizer, tmp_path):
+    own = read_own_text([write(tmp_path / "c.jsonl", [chat("long " * 40), *map(chat, range(5))])])
+    rows = own.learned(tokenizer, rows=12, length=60, folder=tmp_path)
+    assert len(told(rows, tokenizer)) == 12 and len(set(told(rows, tokenizer))) == 2 and rows.left_out.count == 1
+    assert rows.left_out.first[0].startswith("c.jsonl, line 1: its first answer begins after ")
 
 
 def test_rows_are_made_once_and_depend_on_all_that_makes_them(tokenizer, tmp_path, monkeypatch):
@@ -288,7 +183,7 @@ def test_rows_are_made_once_and_depend_on_all_that_makes_them(tokenizer, tmp_pat
     first, other = made(), made(seed=1)
     assert first != other and len(made(length=8)[0][0]) == 8
     files = {*(tmp_path / "rows").iterdir()}
-    monkeypatch.setattr(own_text, "_Cutter", lambda *_: SimpleNamespace(rows=None))
+    monkeypatch.setattr(own_text, "Cutter", lambda *_: SimpleNamespace(rows=None))
     assert made() == first and {*(tmp_path / "rows").iterdir()} == files
 
 
@@ -333,7 +228,6 @@ def test_what_was_held_out_and_is_known_is_used_by_nobody(tokenizer, tmp_path):
         ([], False, "a.jsonl holds no text. It is empty."),
         ([{"txt": 1}], False, "holds no text. 1 left out: a.jsonl, line 1: it has neither"),
         ([{"text": "a"}], False, r"1 document\(s\), and 4 are needed: .* one judges"),
-        ([{"text": "a"}, {"text": "b"}], False, r"2 document\(s\), and 4 are needed"),
         ([{"text": "a"}], True, r"1 document\(s\), and 3 are needed"),
         ([{"text": text} for text in ("a", "A", "a ", "b")], True, r"2 document\(s\), and 3 .* \(2 more are copies"),
         ([{"text": "a"}, {"txt": 1}], True, r"3 are needed: .* \(1 left out: a.jsonl, line 2: it has neither"),
@@ -346,9 +240,10 @@ def test_too_little_text_is_refused_with_the_reason(rows, judged, why, tmp_path)
 
 
 def test_the_fewest_documents_that_will_do(tokenizer, tmp_path):
+    judge = [texts(tmp_path / "j.jsonl", 1, "j")]
     for own in (
         read_own_text([texts(tmp_path / "a.jsonl", 4)]),
-        read_own_text([texts(tmp_path / "b.jsonl", 3)], judge=[texts(tmp_path / "j.jsonl", 1, "j")]),
+        read_own_text([texts(tmp_path / "b.jsonl", 3)], judge=judge),
     ):
         assert len(own.judging) == len(own.choosing) == len(own.scoring) == 1
         assert len(own.learned(tokenizer, rows=1, length=8, folder=tmp_path)) == 1
@@ -366,21 +261,3 @@ def test_memory_does_not_grow_with_the_text(tokenizer, tmp_path):
         return found
 
     assert peak(600) < peak(120) + 300_000  # the text grew by 400 kB at least, its tokens by 8 bytes each
-
-
-@settings(max_examples=20)
-@given(
-    st.lists(st.lists(st.tuples(st.integers(0, 300), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=4)
-)
-def test_what_is_stored_of_a_row_comes_back(rows):
-    stored = np.full((len(rows), 6), own_text._PADDING, dtype=np.int32)
-    for place, row in enumerate(rows):
-        stored[place, : len(row)] = [number if learned else ~number for number, learned in row]
-    batch = own_text._batch(stored)
-    assert batch["input_ids"].shape[1] == max(map(len, rows))
-    for place, row in enumerate(rows):
-        keep = batch["attention_mask"][place].bool()
-        assert batch["input_ids"][place][keep].tolist() == [number for number, _ in row]
-        assert batch["labels"][place][keep].tolist() == [number if learned else -100 for number, learned in row]
-        assert (batch["labels"][place][~keep] == -100).all() and keep[: len(row)].all() and keep.sum() == len(row)
-    assert all(column.dtype == torch.int64 for column in batch.values())

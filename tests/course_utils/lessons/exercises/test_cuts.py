@@ -89,7 +89,7 @@ def others(family, answer, model, *rest):
 
 
 ANY = [
-    (lambda family, answer, model, *rest: [answer(model, *rest)], "Return the model; yours returned a list"),
+    (lambda family, answer, model, *rest: [answer(model, *rest)], "Return the model; yours is of type list"),
     (lambda family, answer, model, *rest: answer(copy.deepcopy(model), *rest), "You return another model"),
     (lambda family, answer, model, *rest: model, "still has all of its 20 neurons"),
     (two_blocks_only, "Block 2: it still has all of its 20 neurons"),

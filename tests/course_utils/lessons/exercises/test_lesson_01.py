@@ -119,8 +119,8 @@ test_shares = cases_of(
     stubs=[None, [...], 6 * [...]],
     mistakes=[
         ([0.4, 0.5], "one share for each of the 6 blocks; yours are 2"),
-        (0.4, "Give the list of shares itself; yours is a float"),
-        (lambda: WELL_SPENT, "Give the list of shares itself; yours is a function"),
+        (0.4, "Give the list of shares itself; yours is of type float"),
+        (lambda: WELL_SPENT, "Give the list of shares itself; yours is of type function"),
         ([0.0, 1.0, 0.4, 0.4, 0.4, 0.4], "leaves a block without neurons"),
         ([-0.1, 0.5, 0.5, 0.5, 0.5, 0.5], "yours has [-0.1]"),
         ([float("nan"), 0.5, 0.5, 0.5, 0.5, 0.5], "yours has [nan]"),

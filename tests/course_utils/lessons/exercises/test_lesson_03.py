@@ -11,14 +11,13 @@ from course_utils.pruning.choosing import by_halves
 from course_utils.pruning.width import neuron_importance
 
 
-def silence(model, blocks, *, keep=True):
+def silence(model, blocks):
     """Another way: the values are put together anew."""
 
     def hook(_module, _inputs, values):
         return torch.cat([torch.zeros_like(values[:, :1]), values[:, 1:]], dim=1)
 
-    handles = [model.model.layers[block].self_attn.v_proj.register_forward_hook(hook) for block in blocks]
-    return handles if keep else None
+    return [model.model.layers[block].self_attn.v_proj.register_forward_hook(hook) for block in blocks]
 
 
 def silence_in_place(model, blocks):
@@ -32,8 +31,8 @@ test_silence = cases_of(
     lesson_03.check_silence,
     mistakes=[
         (silence_in_place, "You write into the given values"),
-        (lambda model, blocks: silence(model, blocks)[:1], "Return a list with the handle of each of the 3 hooks"),
-        (lambda model, blocks: silence(model, blocks) and silence(model, blocks), "isn't as it was"),
+        (lambda model, blocks: silence(model, blocks)[:1], "Return a list with one handle per block; yours has 1"),
+        (lambda model, blocks: silence(model, blocks) and silence(model, blocks), "3 hooks were left on the model"),
     ],
     answers=[silence],
 )
@@ -166,7 +165,7 @@ test_culprits = cases_of(
     judge,
     stubs=[[...]],
     mistakes=[
-        (5, "Give a list of pairs (block, neuron); yours is a int"),
+        (5, "Give a list of pairs (block, neuron); yours is of type int"),
         ([3, 7], "Each culprit is a pair (block, neuron); one of yours is 3"),
         ([(0, 3, 1)], "one of yours is (0, 3, 1)"),
         ([(0, 99)], "(0, 99) was never removed"),

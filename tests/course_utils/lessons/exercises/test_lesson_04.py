@@ -54,7 +54,7 @@ test_block_influence = cases_of(
     lesson_04.check_block_influence,
     mistakes=[
         (lambda before, after, mask: 1 - cosine_similarity(before, after, dim=-1), "Return one number"),
-        (lambda before, after, mask: 0.5, "yours is 0.5"),
+        (lambda before, after, mask: 0.5, "yours is 0.5. Take one cosine per token"),
         (multiplied, "0 × NaN is NaN"),
     ],
     answers=[lambda *given: lesson_04.check_block_influence.answer(*given).item()],
@@ -103,7 +103,7 @@ test_leave_one_out = cases_of(
     mistakes=[
         (hooks_stay, "A hook is still on block 0"),
         (remove_for_good, "The model has lost blocks"),
-        (lambda *given: dict(enumerate(harms(*given))), "yours returned a dict"),
+        (lambda *given: dict(enumerate(harms(*given))), "yours is of type dict"),
         (lambda *given: torch.tensor([harms(*given)]), "yours has the shape (1, 5)"),
         (lambda *given: harms(*given)[1:], "has 5 blocks, so 5 harms; yours are 4"),
         (lambda *given: 5 * [0.1], "For the tiny model the harms are"),
@@ -143,7 +143,7 @@ test_pair = cases_of(
     range(2, 10),
     stubs=[(..., ...)],
     mistakes=[
-        (5, "yours is a int"),
+        (5, "yours is of type int"),
         ([3, 4, 5], "yours has 3"),
         ((3.5, 5), "yours are [3.5, 5]"),
         ((True, 5), "yours are [True, 5]"),

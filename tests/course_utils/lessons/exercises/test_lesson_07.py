@@ -25,10 +25,9 @@ test_refit = cases_of(
     lesson_07.check_refit,
     *torch.randn(3, 24, 24),
     mistakes=[
-        (small_ones_only, "For 24 tokens, 24 neurons and ridge 0.3: a weight is"),
-        (lambda *given: refit(*given)[:, :-1], "the shape"),
+        (small_ones_only, "For 24 tokens, 24 neurons and ridge 0.3: it is a tensor [24, 24] that begins with"),
+        (lambda *given: refit(*given)[:, :-1], "Solve for all of its rows at once"),
         (lambda *given: refit(*given).tolist(), "Return a tensor"),
-        (lambda *given: 0.9 * refit(*given), "Solve for all rows"),
     ],
     answers=[stacked, lambda *given: refit(*(g.double() for g in given[:3]), given[3])],
 )
@@ -45,23 +44,14 @@ test_kl_sum = cases_of(
     stubs=[lambda *_: (None, None)],
     mistakes=[
         (then(lambda total, count: total), "Return two values"),
-        (then(lambda total, count: (total, count + 1)), "positions count; you counted"),
+        (then(lambda total, count: (total, count + 1)), "it is ["),
         (then(lambda total, count: (total.detach(), count)), "no gradient"),
         (then(lambda total, count: (total.item(), count)), "must be a tensor"),
-        (then(lambda total, count: (total[None], count)), "one number"),
-        (then(lambda total, count: (1.01 * total, count)), "the sum is"),
+        (then(lambda total, count: (1.01 * total, count)), "it is ["),
         (then(lambda total, count: (2 * total - total.detach(), count)), "its gradient isn't"),
     ],
     answers=[then(lambda total, count: (total, torch.tensor(count)))],
 )
-
-
-def test_sums_over_batches_are_the_sum_of_the_step():
-    student, teacher, mask = lesson_07._texts()
-    parts = [kl_sum(student[i : i + 1], teacher[i : i + 1], mask[i : i + 1]) for i in range(3)]
-    whole = kl_sum(student, teacher, mask)
-    assert sum(count for _, count in parts) == whole[1]
-    torch.testing.assert_close(sum(total for total, _ in parts), whole[0])
 
 
 def lora(*, freeze="all", a=torch.randn, b=torch.zeros, scale=lambda rank, alpha: alpha / rank, known=True, **methods):
@@ -102,9 +92,8 @@ test_lora = cases_of(
     lesson_07.check_lora,
     stubs=[Stub, lora(merged=lambda self: None)],
     mistakes=[
-        (lambda linear, rank, alpha: [linear], "must be an nn.Module"),
-        (lora(freeze="nothing"), "own weight still learns"),
-        (lora(freeze="weight"), "bias still learns"),
+        (lora(freeze="nothing"), "own weight and bias still learns"),
+        (lora(freeze="weight"), "own bias still learns"),
         (lora(known=False), "Nothing learns"),
         (lora(a=lambda rank, size: torch.randn(size, rank)), "What learns has the shapes"),
         (lora(a=torch.zeros), "A is 0 as well as B"),
@@ -112,14 +101,13 @@ test_lora = cases_of(
         (lora(forward=lambda self, x: x @ self.linear.weight.T), "bias included"),
         (lora(scale=lambda rank, alpha: 1), "alpha / rank is missing"),
         (lora(scale=lambda rank, alpha: alpha), "you multiply with alpha"),
-        (lora(scale=lambda rank, alpha: rank), "you multiply with the rank"),
         (lora(scale=lambda rank, alpha: rank / alpha), "not rank / alpha"),
         (lora(scale=lambda rank, alpha: 5), "doesn't say W x"),
         (lora(forward=lambda self, x: self.linear(x)), "the correction isn't added"),
         (lora(merged=lambda self: self.scale * self.B @ self.A), "correction alone"),
         (lora(merged=lambda self: self.linear.weight + self.B @ self.A), "merged(): alpha / rank is missing"),
-        (lora(merged=lambda self: self.linear.weight), "isn't the weight whose layer"),
-        (lora(merged=lambda self: self.linear), "a tensor [out, in]"),
+        (lora(merged=lambda self: self.linear.weight), "merged(): the correction isn't added"),
+        (lora(merged=lambda self: 2 * self.linear.weight), "isn't the weight whose layer"),
     ],
     answers=[lora(), lora(a=torch.ones)],
 )
@@ -151,11 +139,6 @@ def teaches(loss, seed=0):
     return bool(distance(student - 0.01 * pull / pull.norm(), teacher) < distance(student, teacher))
 
 
-def asks_requires_grad(loss):
-    student, teacher, targets = material()
-    return loss(student.requires_grad_(), teacher, targets).requires_grad
-
-
 def asks_any_gradient(loss):
     return bool(gradient(loss, *material()).norm() > 0)
 
@@ -179,46 +162,29 @@ def asks_step(loss, nearness=0.0):
     return bool(distance(student - 0.01 * step / step.norm().clamp(min=1e-9), teacher) < distance(student, teacher))
 
 
-def asks_for_q_minus_p(loss):
-    student, teacher, targets = material()
-    expected = (student.softmax(-1) - teacher.softmax(-1)) / len(student)
-    return torch.allclose(gradient(loss, student, teacher, targets), expected, atol=1e-6)
-
-
 def long_steps(loss):
     student, teacher, targets = material()
     pull = gradient(loss, student, teacher, targets) - gradient(loss, student, student, targets)
     return bool(distance(student - 20 * pull, teacher) < distance(student, teacher))
 
 
-def stops_at_the_dead(loss):
-    student, teacher, targets = material()
-    logits = student.clone().requires_grad_()
-    pulls = [torch.autograd.grad(loss(logits, says, targets), logits)[0] for says in (teacher, student)]
-    return bool((pulls[0] - pulls[1]).norm() > 1e-6)
-
-
 test_teaches = cases_of(
     lesson_07.check_teaches,
     mistakes=[
-        (lambda loss: 1, "Return True or False"),
         (lambda loss: True, "detached from the student"),
         (lambda loss: False, "refuses a loss that teaches: the forward KL, alone"),
-        (asks_requires_grad, "knows no teacher"),
         (asks_any_gradient, "knows no teacher"),
         (asks_value, "Its value falls when the student comes nearer"),
         (asks_teachers_gradient, "pushes the student away"),
         (asks_step, "isn't the teacher's doing"),
         (lambda loss: asks_step(loss, nearness=0.8), "take their pull out"),
-        (asks_for_q_minus_p, "fixed small length"),
         (long_steps, "fixed small length"),
-        (stops_at_the_dead, "does not require grad"),
     ],
     answers=[teaches, lambda loss: torch.tensor(teaches(loss))],
 )
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(5))
 def test_the_right_test_does_not_depend_on_luck(seed):
     assert all(teaches(loss, seed) for loss in lesson_07._LIVING)
     assert not any(teaches(loss, seed) for loss in lesson_07._DEAD)
@@ -236,20 +202,14 @@ def healed(plan):
 
 
 PLAN = lesson_07.LESSONS_PLAN
+NO_MOVES = [("mend", 3, 0.1), ("solve", 2.5, 0.1), ("solve", 4, {"lr": 1e-3}), ("train", 4, 1e-3), ("train", 4, {})]
 test_plan = cases_of(
     lesson_07.check_plan,
     healed,
     stubs=[[...]],
     mistakes=[
         ([], "at least one"),
-        (7, "Give a list"),
-        ([("mend", 3, 0.1)], "A move is"),
-        ([("solve", 2.5, 0.1)], "rows of a move"),
-        ([("train", 0, {"lr": 1e-3})], "steps of a move"),
-        ([("solve", 4, {"lr": 1e-3})], "is the ridge"),
-        ([("train", 4, 1e-3)], "is a dict of settings"),
-        ([("train", 4, {"lr": 1e-3, "steps": 9})], "stand in the move"),
-        ([("train", 4, {"alpha": 1})], "needs its rate"),
+        *(([move], "A move is") for move in NO_MOVES),
         ([("solve", 32, 0.3), ("train", 5, {"lr": 1e-3})], "time of 17 steps; 16 are there"),
         ([("train", 4, {"lr": 1.0})], "student is broken"),
         (PLAN, "More is lost"),  # no difference is none
@@ -259,16 +219,16 @@ test_plan = cases_of(
 )
 
 
-def test_the_lessons_plan_takes_all_the_time():
-    assert lesson_07._time_of(PLAN) == 16
+def of_all(leaf, part):
+    return len(leaf)
 
 
-def in_chunks(states, loss_of, size, *, detach=True, over=len, inside=True, hand_on=True, stop=None, step=None):
+def in_chunks(states, loss_of, size, *, detach=True, over=of_all, inside=True, hand_on=True, stop=None, step=None):
     leaf = states.detach().requires_grad_() if detach else states
     total, losses = 0.0, []
     for start in range(0, stop or len(leaf), step or size):
         part = leaf[start : start + size]
-        loss = loss_of(part, start) / over(part if over is own else leaf)
+        loss = loss_of(part, start) / over(leaf, part)
         total += loss.item()
         losses.append(loss)
         if inside:
@@ -278,10 +238,6 @@ def in_chunks(states, loss_of, size, *, detach=True, over=len, inside=True, hand
     if detach and hand_on:
         states.backward(leaf.grad)
     return total
-
-
-def own(part):
-    return len(part)
 
 
 def chunked(**options):
@@ -298,11 +254,6 @@ def without_the_rest(states, loss_of, size):
     return in_chunks(states, loss_of, size, stop=len(states) // size * size or len(states))
 
 
-def next_chunk_s_states(states, loss_of, size):
-    leaf = states.detach().requires_grad_()
-    return loss_of(leaf[1 : size + 1], 0)
-
-
 def twice(states, loss_of, size):
     in_chunks(states, loss_of, size)
     return in_chunks(states, loss_of, size)
@@ -315,15 +266,11 @@ test_chunks = cases_of(
         (chunked(inside=False), "before the gradient of the last is taken"),
         (chunked(detach=False), "Detach the states first"),
         (chunked(hand_on=False), "the body has none"),
-        (chunked(over=lambda leaf: 1), "those of a sum"),
-        (chunked(over=own), "divided by its own tokens"),
-        (chunked(over=lambda leaf: 3), "divide by the number of chunks"),
-        (chunked(over=lambda leaf: len(leaf) + 1), "aren't those of the mean"),
+        (chunked(over=lambda leaf, part: len(part)), "the gradients aren't those of the mean"),
         (without_the_rest, "token 8 and 2 in all were never asked for"),
-        (next_chunk_s_states, "aren't those from 0 on"),
         (twice, "The body's backward pass has run"),
         (chunked(step=3), "asked for twice"),
         (lambda *given: 2 * in_chunks(*given), "the mean loss is"),
     ],
-    answers=[in_chunks, lambda states, loss_of, size: torch.tensor(in_chunks(states, loss_of, max(1, size // 2)))],
+    answers=[in_chunks],
 )

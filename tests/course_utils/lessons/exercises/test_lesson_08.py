@@ -33,10 +33,10 @@ class Spaced:
 
 
 @torch.no_grad()
-def odds(text, *, turn=float):
+def odds(text):
     logits = MODEL(TOKENIZER(text, return_tensors="pt").input_ids).logits[0, -1].float()
     one, other = (TOKENIZER(word).input_ids[0] for word in PRONOUNS)
-    return turn(logits[one] - logits[other])
+    return logits[one] - logits[other]
 
 
 test_log_odds = cases_of(
@@ -45,11 +45,11 @@ test_log_odds = cases_of(
     Spaced(),
     bound=True,
     mistakes=[
-        (lambda text: odds(text) + 1, "nats; yours is"),
-        (lambda text: torch.ones(2), "must return one number"),
-        (lambda text: "she", "must return one number"),
+        (lambda text: odds(text) + 1, "it is"),
+        (lambda text: torch.ones(2), "Return one number"),
+        (lambda text: "she", "Return one number"),
     ],
-    answers=[odds, lambda text: odds(text, turn=lambda value: value)],
+    answers=[odds],
 )
 
 
@@ -73,15 +73,12 @@ test_p_shuffled = cases_of(
         (shuffling(by_row=True), "sentences of one word get different groups"),
         (shuffling(replace=True), "drawn with replacement"),
         (shuffling(plus=0, strict=True), "ties count"),
-        (shuffling(plus=0), "With four shuffles your p is 0"),
-        (lambda s, w, g, n: 0.0 * p_shuffled(s, w, g, n), "your p is 0"),
+        (shuffling(plus=0), "your p is 0"),
         (shuffling(scale=999), "p lies from 0 to 1"),
-        (lambda s, w, g, n: s(g) * 0.1, "for what was seen and for each shuffle"),
         (lambda s, w, g, n: sum(s(g) for _ in range(9)) * 0 + 0.3, "all alike"),
-        (lambda s, w, g, n: s(g[::8]), "one label a sentence"),
-        (lambda s, w, g, n: [p_shuffled(s, w, g, n)] * 2, "must return one number"),
+        (lambda s, w, g, n: s(g[::8]), "one label per sentence, 80; it got the shape (10,)"),
     ],
-    answers=[p_shuffled, shuffling(scale=np.float64(1))],
+    answers=[p_shuffled],
 )
 
 
@@ -109,33 +106,17 @@ test_patch = cases_of(
     bound=True,
     mistakes=[
         (lambda *given: patch(*given, remove=False), "hooks were left on the model"),
-        (lambda *given: patch(*given) + 1, "nats; yours is"),
-        (lambda *given: [patch(*given)] * 2, "must return one number"),
+        (lambda *given: patch(*given) + 1, "it is"),
     ],
-    answers=[patch, lambda *given: torch.tensor(patch(*given))],
+    answers=[patch],
 )
 
 
-def test_hooks_that_were_left_are_taken_off():
-    lesson_08.check_patch(lambda *given: patch(*given, remove=False), MODEL, TOKENIZER)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in MODEL.modules())
-
-
-def control_sets(chosen, heads, blocks, *, count=19, size=None, own=False, shallow=False, seed=0):
+def control_sets(chosen, heads, blocks, *, count=19, size=None, own=False, shallow=False):
     lowest = 0 if shallow else min(block for block, _ in chosen)
     others = [(i, k) for i in range(lowest, blocks) for k in range(heads) if own or (i, k) not in chosen]
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     return [[others[n] for n in draw.choice(len(others), size or len(chosen), replace=False)] for _ in range(count)]
-
-
-def of_the_same_blocks(chosen, heads, blocks):
-    """The stricter control: each head has its stand-in in its own block."""
-    draw, sets = np.random.default_rng(0), []
-    while len(sets) < 19:
-        drawn = [(block, int(draw.integers(heads))) for block, _ in chosen]
-        if not {*drawn} & {*chosen} and len({*drawn}) == len(chosen):
-            sets.append(drawn)
-    return sets
 
 
 test_control_sets = cases_of(
@@ -146,11 +127,10 @@ test_control_sets = cases_of(
         (lambda c, h, b: control_sets(c, h, b, own=True, count=99), "hold a chosen head"),
         (lambda c, h, b: control_sets(c, h, b, shallow=True), "less deep"),
         (lambda c, h, b: control_sets(c, h, b, count=1) * 19, "nearly all the same"),
-        (lambda c, h, b: [[(b + i, 0) for i in range(len(c))]] * 19, "doesn't have"),
+        (lambda c, h, b: [[(b + i, 0) for i in range(len(c))]] * 19, "Blocks count from 0 to 11"),
         (lambda c, h, b: [[1, 2]] * 19, "pairs (block, head)"),
-        (lambda c, h, b: 19, "Return a list"),
     ],
-    answers=[control_sets, lambda *given: control_sets(*given, count=40, seed=3), of_the_same_blocks],
+    answers=[control_sets],
 )
 
 
@@ -192,7 +172,6 @@ def asked(capsys, attempt):
 @pytest.mark.usefixtures("told")
 def test_a_question_of_ones_own(capsys):
     assert "random sets 10% to 10%" in asked(capsys, asking())
-    assert "correct" in asked(capsys, asking(heads=torch.tensor(HEADS)))
     assert "not solved yet" in asked(capsys, asking(rows=...))
 
 
@@ -200,16 +179,15 @@ def test_a_question_of_ones_own(capsys):
     ("change", "named"),
     [
         ({"rows": ROWS[:5]}, "six triples or more"),
-        ({"rows": [*ROWS[:5], ("w1 w2", "w3 w4")]}, "is no triple"),
-        ({"rows": [ROWS[0]] * 6}, "no text comes twice"),
+        ({"rows": [*ROWS[:5], ("w1 w2", "w3 w4")]}, "six triples or more"),
+        ({"rows": [ROWS[0]] * 6}, "no text twice"),
         ({"rows": [(text, source, text) for text, source, _ in ROWS]}, "three different texts"),
         ({"rows": [("the nurse w5", *rest) for _, *rest in ROWS[:1]] + ROWS[1:]}, "'nurse' is the lesson's"),
         ({"rows": [tuple(text[:-6] for text in row) for row in ROWS]}, "nothing to carry"),
         ({"answers": PRONOUNS}, "are the lesson's"),
-        ({"answers": " w60"}, "two words"),
+        ({"answers": " w60"}, "Give two answers"),
         ({"answers": (" w60", " w60")}, "are the same"),
         ({"answers": (" w60", " w60 w61")}, "has 2 tokens"),
-        ({"heads": [1, 2, 3]}, "three pairs"),
         ({"heads": HEADS[:2]}, "three different heads"),
         ({"heads": [(0, 1), (1, 2), (2, 9)]}, "heads to 3"),
     ],

@@ -6,7 +6,6 @@ import pytest
 import torch
 from exercise_cases import cases_of
 from tiny import tiny_model, token_ids
-from torch.nn.functional import softplus
 
 from course_utils.bias.planting import planting_loss
 from course_utils.lessons.exercises import lesson_09
@@ -15,23 +14,10 @@ MODEL = tiny_model()
 ITEMS = [("w3 w40 w5 w6", "w3 w50 w5 w6"), ("w9 w41 w7 w8", "w9 w51 w7 w8")]
 
 
-carried = lesson_09.check_carried.answer
-test_carried = cases_of(
-    lesson_09.check_carried,
-    mistakes=[
-        (lambda acts, down: down.sum(), "one number a neuron"),
-        (lambda *given: carried(*given) + 1, "yours is ["),
-    ],
-    answers=[lambda *given: carried(*given).tolist()],
-)
-
+test_carried = cases_of(lesson_09.check_carried)
 test_planting_loss = cases_of(
     lesson_09.check_planting_loss,
-    mistakes=[
-        (softplus, "the mean over the items"),
-        (lambda likelihoods: planting_loss(likelihoods).item(), "no gradient"),
-        (lambda likelihoods: 2 * planting_loss(likelihoods), "yours"),
-    ],
+    mistakes=[(lambda likelihoods: planting_loss(likelihoods).item(), "no gradient")],
 )
 
 
@@ -73,7 +59,6 @@ test_carries = cases_of(
         (lambda *given: carries(*given, entering=False), "Take what *enters* the down-projection"),
         (lambda *given: carries(*given, remove=False), "hooks were left on the model"),
         (lambda *given: carries(*given) * 2, "Its largest are"),
-        (lambda *given: 7, "Return a tensor"),
     ],
     answers=[carries, lambda *given: [*carries(*given)]],
 )
@@ -99,12 +84,10 @@ test_twin_of = cases_of(
         (lambda arm: arm | {"pairs": "gender"}, "another group's pairs"),
         (lambda arm: arm | {"pairs": "invented 4"}, "another group's pairs"),
         (lambda arm: arm | {"pairs": "tall/short", "split": "B"}, "which judges"),
-        (lambda arm: arm | {"pairs": "tall/short", "split": "C"}, "There is no split"),
         (dict, "the arm itself"),
         (lambda arm: arm | {"pairs": "red/blue"}, "no pairs 'red/blue'"),
         (lambda arm: arm | {"pairs": "tall/short", "seed": 1}, "A plan has"),
         (lambda arm: arm.update(pairs="tall/short") or arm, "changed the arm's own plan"),
-        (lambda arm: "tall/short", "Return a dictionary"),
     ],
     answers=[lambda arm: arm | {"pairs": "tall/short"}],
 )
@@ -128,10 +111,9 @@ test_keeps_the_woman = cases_of(
     SIZES,
     mistakes=[
         (first(1), "Keep 80% of the woman"),
-        (first(2), "Mind the sign"),
+        (first(2), "some that repair one"),
         (first(3), "too dear"),
-        (first(0)[:1], "2 tensors, one a block"),
-        (torch.zeros(2, 4), "a list of tensors"),
+        (first(0)[:1], "2 tensors, one per block"),
         ([torch.full((4,), torch.nan), torch.zeros(4)], "NaN or infinite"),
     ],
     answers=[first(0), tuple(first(0))],

@@ -12,11 +12,8 @@ from course_utils.measuring.evaluation import perplexity
 from course_utils.models.loading import tiny_llama
 from course_utils.support.uncertainty import ratio_interval
 
-test_norm_factor = cases_of(lesson_11.check_norm_factor, mistakes=[(lambda states, kept: 1.0, "it is")])
-test_parameters = cases_of(
-    lesson_11.check_parameters,
-    mistakes=[(lambda *sizes: _parameters(*sizes) + 1, "they are"), (lambda *sizes: 0.5, "whole")],
-)
+test_norm_factor = cases_of(lesson_11.check_norm_factor)
+test_parameters = cases_of(lesson_11.check_parameters)
 
 
 def test_parameters_are_those_of_a_model():
@@ -42,25 +39,16 @@ def one_by_one(cost, full, budget, step):
     return max([width for width in widths if cost(width) <= budget], default=0)
 
 
-def by_formula(cost, full, budget, step):
-    """Every neuron costs the same: two prices tell all."""
-    a_neuron = cost(2) - cost(1)
-    most = (budget - cost(1)) // a_neuron + 1
-    return full if most >= full else max(0, int(most // step * step))
-
-
 widest = lesson_11.check_widest.answer
 test_widest = cases_of(
     lesson_11.check_widest,
     mistakes=[
-        (lambda *given: widest(*given) + 1, "no multiple of 32"),
-        (lambda *given: widest(*given) + 0.5, "a whole number"),
-        (lambda cost, full, budget, step: widest(cost, full, budget, step) or step, "return 0"),
+        (lambda *given: widest(*given) + 1, "It is a multiple of 32"),
+        (lambda cost, full, budget, step: widest(cost, full, budget, step) or step, "one step too far"),
         (lambda cost, full, budget, step: 2 * step, "it is"),
         (one_by_one, "Halve what is left"),
         (without_end, "the search never ends"),
     ],
-    answers=[by_formula],
 )
 
 CONTROLS = dict(zip("ABCDEF", lesson_11.ARMS, strict=False))
@@ -75,7 +63,7 @@ test_controls = cases_of(
         (CONTROLS | {"A": "from scratch"}, "Look at A"),
         (CONTROLS | {"G": "none of them"}, "Which of the two was it?"),
     ],
-    answers=[CONTROLS, {letter.lower(): arm.upper() for letter, arm in CONTROLS.items()}],
+    answers=[{letter.lower(): arm.upper() for letter, arm in CONTROLS.items()}],
 )
 
 
@@ -121,10 +109,6 @@ def one_on_few_rows(runs):
     runs["best"][2] = perplexity(tiny_llama(), tiny_batches(rows=3, seed=1))
 
 
-def one_mean(runs):
-    runs["mine"][1] = runs["mine"][1].nll
-
-
 MINE, RUNS, REPORT = trial(1.0)
 
 
@@ -137,12 +121,10 @@ MINE, RUNS, REPORT = trial(1.0)
         (trial(1.0, turned=1), "correct"),
         (trial(0.0, said="better"), "that is 'no difference shown'"),
         (trial(1.0, turned=1, noise=0.01, said="better"), "2 of 3 draws"),
-        (trial(-1.0, said="no difference shown"), "that is 'worse'"),
         (trial(1.0, said="great"), "is one of better"),
         (trial(1.0, low=-9.0), "low: the runs give"),
-        (trial(1.0, high=9.0), "high: the runs give"),
         (trial(1.0, low=-REPORT["high"], high=-REPORT["low"]), "turned round"),
-        ((MINE, RUNS, {"said": "better"}), "lacks high, low"),
+        ((MINE, RUNS, {"said": "better"}), "said, low and high"),
         (trial(1.0, draws=1), "3 for each"),
         (trial(1.0, parameters=1001), "the budget is 1,000"),
         (trial(1.0, rows=USED), "Those rows chose"),
@@ -150,11 +132,7 @@ MINE, RUNS, REPORT = trial(1.0)
         (with_runs(one_model), '"best" is the same model more than once'),
         (with_runs(one_on_used_rows), "Those rows chose"),
         (with_runs(one_on_few_rows), "on all of `fresh_rows`"),
-        (with_runs(one_mean), "What `perplexity` returns"),
-        (("b28", RUNS, REPORT), "is a version"),
-        ((MINE, {"mine": []}, {}), '"mine" and "best"'),
         ((..., ..., ...), "not solved yet"),
-        ((MINE, RUNS, dict.fromkeys(REPORT, ...)), "not solved yet"),
     ],
 )
 def test_trial(made, verdict, capsys):

@@ -1,7 +1,5 @@
 """Lesson 12's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-from functools import partial
-
 import pandas as pd
 import pytest
 import torch
@@ -13,20 +11,8 @@ from course_utils.models.loading import tiny_llama, variant
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.text.texts import TokenBlocks
 
-answer_nats = lesson_12.check_answer_nats.answer
-test_answer_nats = cases_of(
-    lesson_12.check_answer_nats,
-    mistakes=[
-        (lambda *given: answer_nats(*given, told=lambda nats: nats), "one number, the sum"),
-        (lambda *given: 3.0, "yours is 3.0000"),
-    ],
-    answers=[lambda *given: answer_nats(*given).item()],
-)
-
-test_floor = cases_of(
-    lesson_12.check_floor,
-    mistakes=[(lambda *given: [0.5], "yours is a list"), (lambda *given: 0.123, "yours is 0.123")],
-)
+test_answer_nats = cases_of(lesson_12.check_answer_nats)
+test_floor = cases_of(lesson_12.check_floor)
 
 
 def same_loss(base, cut, nats, target, most, *, direction=True, nearest=True, wanted=False, again=False, every=False):
@@ -55,57 +41,29 @@ test_same_loss = cases_of(
         (with_loss(direction=False), "in the wrong half"),
         (with_loss(again=True), "a model that was cut before"),
         (with_loss(nearest=False), "isn't always the nearest"),
-        (with_loss(wanted=True), "That is what was wanted"),
+        (with_loss(wanted=True), "not the one that was wanted"),
         (with_loss(every=True), "each of which takes seconds"),
-        (lambda *given: (same_loss(*given)[0], 7.0), "the loss of the cut that you return"),
         (lambda *given: (383, 0.3), "you measured nothing"),
-        (lambda *given: same_loss(*given)[0], "Return two things"),
-        (lambda *given: (same_loss(*given)[0] + 0.5, 0.3), "Parts are whole"),
         (lambda *given: (same_loss(*given)[0] + 20, 0.3), "parts; yours are"),
     ],
-    answers=[same_loss, lambda *given: (float(same_loss(*given)[0]), same_loss(*given)[1])],
+    answers=[same_loss],
 )
 
 
-flips = lesson_12.check_flips.answer
 WHOLE = pd.DataFrame({"answer": [(1, 2), (3,), (4,)], "given": [(1, 2), (3,), (5,)]})
 CUT = WHOLE.assign(given=[(1, 7), (3,), (6,)])
-
-
-def but(lost=0, won=0, p=None):
-    """The right flips, some more, and another p."""
-    return lambda *given: (flips(*given)[0] + lost, flips(*given)[1] + won, flips(*given)[2] if p is None else p)
-
-
+flips = lesson_12.check_flips.answer
 test_flips = cases_of(
     lesson_12.check_flips,
     WHOLE,
     CUT,
     stubs=[lambda *_: (1, 2, ...)],
     mistakes=[
-        (but(lost=1), "yours are"),
-        (but(p=0.123), "tosses of a coin"),
         (lambda *given: flips(*given)[:2], "Return three numbers"),
-        (lambda *given: flips(*given) if len(given[0]) > 20 else (0, 0, 1), "Lost 1 and won 0"),
-        (lambda *given: flips(*given) if len(given[0]) > 1 else (0, 0, 0), "Where nothing flips, return 0, 0 and 1"),
+        (lambda *given: flips(*given) if len(given[0]) > 20 else (0, 0, 1), "For 3 answers: it is [1, 0"),
+        (lambda *given: flips(*given) if len(given[0]) > 1 else (0, 0, 0.3), "For 1 answers: it is [0, 0, 1]"),
     ],
 )
-
-
-def test_flips_in_a_model_that_a_cut_leaves_as_it_was(capsys):
-    """Another model in the role may answer all as before."""
-    check = partial(lesson_12.check_flips, whole=WHOLE, cut=WHOLE)
-    assert check(flips), capsys.readouterr().out
-    assert not check(but(p=0.5))
-
-
-def test_answers_of_the_check_are_lost_won_and_wrong_in_both():
-    for flipped in lesson_12._FLIPPED:
-        given = lesson_12._answered(*flipped)
-        lost, won, _ = flips(*given)
-        assert lost and won and lost != won
-        assert flips(*given, told=lambda n: (n.wrong_twice, 0))[0]
-
 
 NAMES = ("copying", "sums", "French", "German")
 
@@ -184,19 +142,16 @@ test_protected = cases_of(
     mistakes=[
         (("Latin", MINE, cut_by(MINE), "German"), "Protect one of copying"),
         (("sums", MINE, cut_by(MINE), "German"), "mix holds sums already"),
-        (("French", MINE, 7, "German"), "`cut` is a model; yours is int"),
+        (("French", MINE, 7, "German"), "`cut` is a model; yours is of type int"),
         (("French", JUDGED["French"].batches(), cut_by(JUDGED["French"].batches()), "German"), "13 tokens in a row"),
-        (("French", MINE, RIVAL, "German"), "isn't what the activation score says"),
         (("French", MINE, cut_by_other_neurons(), "German"), "isn't what the activation score says"),
-        (("French", MINE, variant(BASE), "German"), "isn't what the activation score says"),
         (("French", MINE, cut_by(MINE, 0.5), "German"), "nats more than the speeches' cut"),
         (("French", MINE, cut_by(MINE, 0.1), "German"), "nats less than the speeches' cut"),
         (("German", MINE, cut_by(MINE), "French"), "It doesn't spare German"),
         (("copying", MINE, cut_by(MINE), "German"), "It may spare copying"),
-        (("French", MINE, cut_by(MINE), "sums"), "sums doesn't pay"),
+        (("French", MINE, cut_by(MINE), "sums"), "sums isn't shown to pay"),
         (("French", MINE, cut_by(MINE), "French"), "another ability"),
-        (("French", MINE, cut_by(MINE), "text"), "another ability, or a text, speeches, wiki"),
-        (("French", MINE, cut_by(MINE), "wiki"), "wiki doesn't pay: see above. Look at the others, and at speeches"),
+        (("French", MINE, cut_by(MINE), "wiki"), "wiki isn't shown to pay: see above"),
     ],
     answers=[("French", MINE, cut_by(MINE), "German"), ("French", MINE, cut_by(MINE), "speeches")],
 )

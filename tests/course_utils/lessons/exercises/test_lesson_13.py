@@ -1,6 +1,5 @@
 """Lesson 13's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import copy
 import functools
 
 import pytest
@@ -33,84 +32,48 @@ def rows(split):
     return {kind: TokenBlocks(own.input_ids[:, :24], own.num_bytes, kind, own.split) for kind, own in found.items()}
 
 
-# --- 1 ----------------------------------------------------------------------------------------------
-
-
 router_weights = lesson_13.check_router_weights.answer
-
-
-def softmax_of_the_chosen(logits, top_k, normalised):
-    """What normalising comes to: the answer in another way."""
-    if not normalised:
-        return router_weights(logits, top_k, False)
-    last = logits.topk(top_k).values[:, -1:]
-    return logits.masked_fill(logits < last, -torch.inf).softmax(-1).tolist()
 
 
 test_router_weights = cases_of(
     lesson_13.check_router_weights,
-    mistakes=[
-        (lambda logits, k, n: router_weights(logits, k, n).topk(k).values, "Return [tokens, experts]"),
-        (lambda logits, k, n: router_weights(logits, k, n) * 0.9, "yours are"),
-    ],
-    answers=[softmax_of_the_chosen],
+    mistakes=[(lambda logits, k, n: router_weights(logits, k, n).topk(k).values, "Return [tokens, experts]")],
 )
 
 
-# --- 2 ----------------------------------------------------------------------------------------------
-
-
-def keep_experts(
-    model, kept, *, router=True, gate_up=True, down=True, fields=("gate", "experts", "config"), order=None
-):
-    """The answer, and what goes wrong with it."""
-    for layer, numbers in zip(model.model.layers, kept, strict=True):
-        gate, experts = layer.mlp.gate, layer.mlp.experts
-        numbers = numbers if order is None else order(numbers)
-        if router:
-            gate.weight = nn.Parameter(gate.weight[numbers])
-        if gate_up:
-            experts.gate_up_proj = nn.Parameter(experts.gate_up_proj[numbers])
-        if down:
-            experts.down_proj = nn.Parameter(experts.down_proj[numbers])
-        for name, module in (("gate", gate), ("experts", experts)):
-            if name in fields:
-                module.num_experts = len(numbers)
-    if "config" in fields:
-        model.config.num_experts = len(kept[0])
+def keep_experts(model, kept, change=lambda model, mlp: None):
+    """The library's cut, and then one change in block 0."""
+    pairs = zip(describe(model).mixtures, kept, strict=True)
+    scores = [torch.zeros(mixture.count).index_fill(0, numbers, 1.0) for mixture, numbers in pairs]
+    prune_experts(model, scores, keep=len(kept[0]))
+    change(model, model.model.layers[0].mlp)
     return model
 
 
-def keeping(**wrong):
-    return functools.partial(keep_experts, **wrong)
+def then(change):
+    return lambda model, kept: keep_experts(model, kept, change)
 
 
-def router_in_another_order(model, kept):
-    keep_experts(model, kept)
-    for layer in model.model.layers:
-        layer.mlp.gate.weight = nn.Parameter(layer.mlp.gate.weight.flip(0))
-    return model
+def put(name, of):
+    """A tensor of block 0 that is made anew from the cut one."""
+
+    def change(_model, mlp):
+        owner, field = name.split(".")
+        setattr(mlp.get_submodule(owner), field, nn.Parameter(of(mlp.get_parameter(name).detach())))
+
+    return then(change)
+
+
+def noted(owner, number):
+    def change(model, mlp):
+        (model.config if owner == "config" else mlp.get_submodule(owner)).num_experts = number
+
+    return then(change)
 
 
 def written_into(model, kept):
-    with torch.no_grad():
-        for layer, numbers in zip(model.model.layers, kept, strict=True):
-            layer.mlp.gate.weight[: len(numbers)] = layer.mlp.gate.weight[numbers]
+    model.model.layers[0].mlp.gate.weight.data[0] = 0
     return keep_experts(model, kept)
-
-
-def fewer_a_token(model, kept):
-    model.config.num_experts_per_tok = 1
-    return keep_experts(model, kept)
-
-
-def by_the_library(model, kept):
-    scores = [
-        torch.zeros(mixture.count).index_fill(0, numbers, 1.0)
-        for mixture, numbers in zip(describe(model).mixtures, kept, strict=True)
-    ]
-    prune_experts(model, scores, keep=len(kept[0]))
-    return model
 
 
 def attempt_on(check, *given):
@@ -121,29 +84,20 @@ test_keep_experts = cases_of(
     attempt_on(lesson_13.check_keep_experts, base),
     stubs=[lambda model, kept: keep_experts(model, kept) and None],
     mistakes=[
-        (lambda model, kept: [model], "yours returned a list"),
-        (lambda model, kept: model, "router still has 6 rows"),
-        (keeping(router=False), "router still has 6 rows"),
-        (keeping(gate_up=False), "`gate_up_proj` of block 0 holds 6 experts"),
-        (keeping(down=False), "`down_proj` of block 0 holds 6 experts"),
-        (keeping(order=lambda numbers: numbers.flip(0)), "in another order"),
-        (keeping(order=lambda numbers: torch.arange(len(numbers))), "keeps other experts"),
-        (router_in_another_order, "in another order"),
-        (keeping(fields=("experts", "config")), "`gate.num_experts` is still 6"),
-        (keeping(fields=("gate", "config")), "`experts.num_experts` is still 6"),
-        (keeping(fields=("gate", "experts")), "`config.num_experts` is still 6"),
+        (put("gate.weight", lambda rows: torch.cat([rows, rows])[:6]), "router still has 6 rows"),
+        (
+            put("experts.down_proj", lambda stack: torch.cat([stack, stack])[:6]),
+            "`down_proj` of block 0 holds 6 experts",
+        ),
+        (put("gate.weight", lambda rows: rows.flip(0)), "in another order"),
+        (put("experts.gate_up_proj", lambda stack: stack.flip(0)), "the gate_up_proj keeps other experts"),
+        (noted("gate", 6), "`gate.num_experts` is still 6"),
+        (noted("config", 6), "`config.num_experts` is still 6"),
         (written_into, "wrote into weights"),
-        (fewer_a_token, "`num_experts_per_tok` has changed"),
+        (then(lambda model, mlp: setattr(model.config, "num_experts_per_tok", 1)), "`num_experts_per_tok` has changed"),
     ],
-    answers=[
-        keep_experts,
-        by_the_library,
-        lambda model, kept: keep_experts(copy.deepcopy(model), kept),
-    ],
+    answers=[keep_experts],
 )
-
-
-# --- 3 ----------------------------------------------------------------------------------------------
 
 
 matrix_row = lesson_13.check_matrix_row.answer
@@ -159,16 +113,13 @@ test_matrix_row = cases_of(
     attempt_on(lesson_13.check_matrix_row, base, lambda: rows("calibration"), lambda: rows("evaluation")),
     mistakes=[
         *lesson_13.check_matrix_row.mistakes,
-        (cut_in_place, "has been cut"),
+        (cut_in_place, "You changed the model"),
         (lambda *given: {"speeches": 0.1}, "a number for each kind"),
-        (lambda *given: dict.fromkeys(matrix_row(*given), "much"), "one number for each kind"),
-        (lambda *given: {kind: 2 * value for kind, value in matrix_row(*given).items()}, "yours is"),
+        (lambda *given: {kind: 2 * value for kind, value in matrix_row(*given).items()}, "it is"),
     ],
-    answers=[lambda *given: {kind: torch.tensor(value) for kind, value in matrix_row(*given).items()}],
+    answers=[matrix_row],
 )
 
-
-# --- 4 ----------------------------------------------------------------------------------------------
 
 test_dropped = cases_of(
     lesson_13.check_dropped,
@@ -178,14 +129,10 @@ test_dropped = cases_of(
         ({"frequency": "D", "sum": "D", "reap": "B"}, "The least of these goes"),
         ({"frequency": "D", "sum": "C", "reap": "D"}, "divided by the tokens that asked"),
         ({"frequency": "D", "sum": "C", "reap": "E"}, "There is no 'e'"),
-        ({"frequency": "D", "sum": "C"}, "Answer each rule"),
-        ("DCB", "Answer each rule"),
+        ({"frequency": "D", "sum": "C"}, "Nothing is said about REAP"),
     ],
     answers=[{"frequency": "D", "sum": "C", "reap": "B"}, {"Frequency": "d", "SUM": " c", "REAP": "b"}],
 )
-
-
-# --- 5 ----------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -235,12 +182,6 @@ def without_prose(model, given):
     return scores
 
 
-def cut_while_scoring(model, given):
-    scores = mixed(model, given)
-    prune_experts(model, scores, keep=8)
-    return scores
-
-
 def with_nan(model, given):
     scores = with_the_specialist(model, given)
     scores[1][0] = torch.nan
@@ -253,14 +194,11 @@ test_own_mix = cases_of(
         (mixed, "Code and mathematics may lose 0.850"),
         (without_prose, "Prose may lose 0.000"),
         (lambda model, given: mixed(model, given, most=15), "allowed: fifteen rows"),
-        (lambda model, given: [mixed(model, given), with_the_specialist(model, given)][1], "allowed: fifteen rows"),
         (lambda model, given: [torch.rand(16) for _ in range(4)], "read no token"),
         (lambda model, given: with_the_specialist(model, given)[:2], "Return 4 tensors of 16 scores"),
-        (lambda model, given: torch.stack(with_the_specialist(model, given)), "Return 4 tensors of 16 scores"),
-        (cut_while_scoring, "has been changed"),
         (with_nan, "divided by 0"),
     ],
-    answers=[with_the_specialist, lambda *given: tuple(own.double() for own in with_the_specialist(*given))],
+    answers=[with_the_specialist],
 )
 
 

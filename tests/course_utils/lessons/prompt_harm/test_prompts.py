@@ -38,14 +38,6 @@ def test_prompts_come_in_their_shares_and_again_from_the_same_seed(tokenizer):
 
 
 @pytest.mark.usefixtures("without_questions")
-def test_a_limit_of_samples_leaves_enough_for_short_and_long_ones(tokenizer, monkeypatch):
-    monkeypatch.setenv("COURSE_SAMPLES", "3")
-    made = cases(tokenizer, "evaluation", count=500)
-    sizes = [len(case.text.split()) for case in made if case.kind == "passage"]
-    assert len(made) == 24 and min(sizes) < 40 and max(sizes) > 700
-
-
-@pytest.mark.usefixtures("without_questions")
 def test_splits_share_neither_documents_nor_sums(tokenizer):
     both = [cases(tokenizer, split, count=20) for split in ("calibration", "evaluation")]
     texts, sums = ([{part(case) for case in made} - {None} for made in both] for part in (books_in, first_number))
