@@ -7,16 +7,13 @@ and no object made here shows its text when it is printed. In the smoke profile 
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from course_utils.bias.alignment import shared_beginning
 from course_utils.bias.contrastive import Pair
 from course_utils.support import checks
-from course_utils.support.session import current_profile
 from course_utils.text import assets
 
 BBQ_CATEGORIES = (
@@ -49,14 +46,9 @@ def crows_pairs() -> list[Pair]:
     Raises:
         AssetError: the data are not in the cache and can't be fetched.
     """
-    if current_profile() == "smoke":
-        rows = _made_up_crows()
-    else:
-        path = assets.fetch("bias_benchmarks") / "crows_pairs" / "crows_pairs_anonymized.csv"
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+    tables = assets.open_files("bias_benchmarks", "crows_pairs/*.csv")
     found = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(row for _, file in tables for row in csv.DictReader(file)):
         before, a, b, after = _split_shared(row["sent_more"], row["sent_less"])
         groups = ("disadvantaged", "advantaged")
         group_a, group_b = groups if row["stereo_antistereo"] == "stereo" else groups[::-1]
@@ -159,11 +151,8 @@ def bbq() -> list[Question]:
     """
     questions: list[Question] = []
     for category in BBQ_CATEGORIES:
-        if current_profile() == "smoke":
-            rows = _made_up_bbq(category)
-        else:
-            rows = _read_jsonl(assets.fetch("bias_benchmarks") / "bbq" / f"{category}.jsonl")
-        questions += _questions(category, rows)
+        for _, file in assets.open_files("bias_benchmarks", f"bbq/{category}.jsonl"):
+            questions += _questions(category, list(map(json.loads, file)))
     return questions
 
 
@@ -212,51 +201,3 @@ def _answers(row: dict) -> list[tuple[str, str]]:
     """Name and group of each answer. 344 answers in Race_x_gender, all "the Latina woman", lack theirs."""
     answers = [tuple(row["answer_info"][f"ans{index}"]) for index in range(3)]
     return [(name, group or "F-Latino") for name, group in answers]
-
-
-def _read_jsonl(path: Path) -> list[dict]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-_PLACES = ("in the garden", "at the market", "by the river", "on the hill")
-
-
-def _made_up_crows() -> list[dict[str, str]]:
-    return [
-        {
-            "sent_more": f"The {more} people {place} like red hats.",
-            "sent_less": f"The {less} people {place} like red hats.",
-            "stereo_antistereo": direction,
-            "bias_type": bias_type,
-        }
-        for bias_type in ("age", "gender", "race-color", "religion")
-        for place in _PLACES
-        for more, less, direction in (("Zbolish", "Mzanian", "stereo"), ("Mzanian", "Zbolish", "antistereo"))
-    ]
-
-
-def _made_up_bbq(category: str) -> list[dict]:
-    rows = []
-    for number, place in enumerate(_PLACES):
-        for condition, polarity in itertools.product(("ambig", "disambig"), ("neg", "nonneg")):
-            context = f"A Zbolish baker and a Mzanian baker met {place}."
-            if condition == "disambig":
-                context += " The Zbolish baker wore a red hat, the Mzanian baker a blue one."
-            people = [("The Zbolish baker", "Zbolish"), ("The Mzanian baker", "Mzanian"), ("Not known", "unknown")]
-            order = people[number % 3 :] + people[: number % 3]
-            right = "unknown" if condition == "ambig" else "Zbolish" if polarity == "neg" else "Mzanian"
-            rows.append(
-                {
-                    "context": context,
-                    "question": f"Who wore a {'red' if polarity == 'neg' else 'blue'} hat?",
-                    "answer_info": {f"ans{i}": list(answer) for i, answer in enumerate(order)},
-                    **{f"ans{i}": text for i, (text, _) in enumerate(order)},
-                    "label": [group for _, group in order].index(right),
-                    "context_condition": condition,
-                    "question_polarity": polarity,
-                    "question_index": str(number + 1),
-                    "additional_metadata": {"stereotyped_groups": ["Zbolish"]},
-                }
-            )
-    return rows

@@ -30,11 +30,9 @@ from course_utils.models.architectures import describe
 from course_utils.pruning.hooks import evaluating
 from course_utils.support import checks
 from course_utils.support.argument_types import check_types
-from course_utils.support.session import current_profile
 from course_utils.support.uncertainty import mcnemar_p, ratio_interval
 from course_utils.text import assets
 from course_utils.text.batches import padded, read_batches
-from course_utils.text.texts import documents
 
 Group = list[tuple[str, str]]  # questions with their answers that stay together
 
@@ -80,15 +78,15 @@ def _facts() -> list[list[Group]]:
 
 def _code() -> list[str]:
     """Functions and classes of a package under the MIT licence."""
-    modules = sorted((assets.fetch("abilities") / "generator").rglob("*.py"))
-    return re.split(r"\n(?=class |def |    def )", "\n".join(path.read_text(encoding="utf-8") for path in modules))
+    modules = (file.read() for _, file in assets.open_files("abilities", "generator/*.py"))
+    return re.split(r"\n(?=class |def |    def )", "\n".join(modules))
 
 
 def _language(words: str) -> list[str]:
     """The paragraphs in which every eighth word at least is among these, which no other language shares with it all."""
     common = set(words.split())
-    source = assets.fetch("abilities") / "conversion" / "standard_cal_data" / "multilingual.utf8"
-    paragraphs = (re.sub(r"\s+", " ", line) for line in source.read_text(encoding="utf-8").split("\n"))
+    source = "".join(file.read() for _, file in assets.open_files("abilities", "*/multilingual.utf8"))
+    paragraphs = (re.sub(r"\s+", " ", line) for line in source.split("\n"))
     return [text for text in paragraphs if sum(word in common for word in text.lower().split()) * 8 > text.count(" ")]
 
 
@@ -192,9 +190,7 @@ def _row(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> tuple[l
 
 def _read(name: str, tokenizer: PreTrainedTokenizerBase, split: str, most: int) -> list[tuple[list[int], list[int]]]:
     """As ``_asked``: each token but the first of a row is an answer."""
-    made_up = current_profile() == "smoke"
-    paragraphs = documents("wiki", "evaluation") if made_up else _TEXTS[name]()
-    paragraphs = _share([text for text in paragraphs if len(text) >= _PARAGRAPH], split, name)
+    paragraphs = _share([text for text in _TEXTS[name]() if len(text) >= _PARAGRAPH], split, name)
     size = _TEXT_ROW
     ids = tokenizer("\n".join(paragraphs)[: 16 * size * most], add_special_tokens=False, verbose=False)["input_ids"]
     rows = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]

