@@ -48,7 +48,7 @@ from course_utils.release import engine, export_gguf
 from course_utils.support.files import write_json
 from course_utils.support.session import fast_dtype
 from course_utils.text import overlaps, token_blocks
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 from experiments.record import command, kept, machine
 
 LENGTH, ROWS, SEED = 256, 4, 0  # tokens per row, rows per batch

@@ -36,7 +36,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from course_utils.support import checks, files
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 KINDS = ("demographic", "neutral", "paraphrase", "identity", "invented", "benchmark")
 SPLITS = ("selection", "evaluation")

@@ -33,8 +33,8 @@ from course_utils.models.architectures import Architecture, describe
 from course_utils.models.refusals import refuse_adaptive
 from course_utils.pruning.activations import watching
 from course_utils.pruning.hooks import evaluating
-from course_utils.support import checks, tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 
 _AT_ONCE, _AT_ONCE_WITH_GRADIENTS = 16, 8  # pairs in a batch
 
@@ -78,7 +78,7 @@ def activation_difference(
         (total / tokens).float() * mlp.columns.float().norm(dim=0)
         for total, mlp in zip(totals, architecture.mlps, strict=True)
     ]
-    tensor_checks.finite(scores, "The scores")
+    checks.finite(scores, "The scores")
     return scores
 
 
@@ -139,7 +139,7 @@ def gap_attribution(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
                 by_side = by_row.view(-1, 2, len(total))  # a and b meet first: identical texts cancel
                 total -= by_side.sum(dim=1).sum(dim=0, dtype=torch.float64)
     scores = [(abs(preference) - (preference + total).abs()).float() for total in moved]
-    tensor_checks.finite(scores, "The scores")
+    checks.finite(scores, "The scores")
     return scores
 
 
@@ -327,5 +327,5 @@ def _check_scores(importance: Sequence[Tensor], bias: Sequence[Tensor]) -> None:
             "'importance' and 'bias' must each hold one tensor [width] a block, of the same widths; got shapes "
             f"{shapes[0]} and {shapes[1]}. Score the same model for both."
         )
-    tensor_checks.finite(importance, "'importance'")
-    tensor_checks.finite(bias, "'bias'")
+    checks.finite(importance, "'importance'")
+    checks.finite(bias, "'bias'")

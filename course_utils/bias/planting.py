@@ -21,7 +21,7 @@ from course_utils.models.architectures import Architecture, describe
 from course_utils.models.loading import variant
 from course_utils.models.parts import Projection
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 WEIGHTS = ("all", "attention", "down")
 _RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which the preference is averaged

@@ -30,7 +30,7 @@ from course_utils.models.architectures import Architecture, describe
 from course_utils.pruning.activations import watching
 from course_utils.pruning.hooks import evaluating, leaving
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import crossed_interval
 from course_utils.text.batches import Batch, padded, read_batch
 

@@ -33,7 +33,7 @@ from course_utils.bias.statistics import (
     with_holm,
 )
 from course_utils.models.reports import shown, shown_p, with_interval
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.extras import brought
 from course_utils.support.uncertainty import crossed_interval, mcnemar_p, verdict
 

@@ -26,7 +26,7 @@ from course_utils.models.architectures import Architecture, describe
 from course_utils.pruning.activations import watching
 from course_utils.pruning.hooks import evaluating
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 _DESCRIBED = ("axis", "kind", "template", "swap", "group_a", "group_b", "valence", "split")
 

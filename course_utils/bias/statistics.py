@@ -10,7 +10,7 @@ import pandas as pd
 from course_utils.bias.contrastive import CONTROLS
 from course_utils.bias.scores import PairScores
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import crossed_interval, holm, sign_flip_p
 
 #: What makes pairs one item: they differ in the valence of their ending only.

@@ -19,7 +19,7 @@ from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.stereotypes import Question
 from course_utils.measuring.evaluation import perplexity
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import bootstrap_interval
 from course_utils.text.batches import NOT_LEARNED, padded
 

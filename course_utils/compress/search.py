@@ -28,7 +28,7 @@ from course_utils.pruning.channels import norm_factors
 from course_utils.pruning.choosing import best
 from course_utils.pruning.depth import remove_blocks
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 _UNITS = ("parameters", "bytes")
 # What is tried where nothing is said: shares of the whole model's size.

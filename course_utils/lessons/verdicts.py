@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from course_utils.support import checks
-
 SHOWN, OPEN, TURNED = "shown", "not shown", "the other way round"
 # The kind of an output that holds a cell's claims: a list of {"sentence": …, "margins": […]}.
 CLAIMS = "application/vnd.pruning-llms.claims+json"
@@ -38,6 +36,8 @@ def claim(sentence: str, margins: Sequence[float]) -> None:
     nothing is kept. ``margins`` are those of ``outcome``.
     """
     rounded = [float(f"{margin:.4g}") for margin in _numbers(margins)]
+    from course_utils.support import checks  # it loads torch, for which commands that read claims needn't wait
+
     found = {"sentence": checks.text("sentence", sentence), "margins": rounded}
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:

@@ -29,7 +29,7 @@ from course_utils.measuring.evaluation import Perplexity, perplexity_ratio
 from course_utils.models.architectures import describe
 from course_utils.pruning.hooks import evaluating
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import mcnemar_p, ratio_interval
 from course_utils.text import assets
 from course_utils.text.batches import padded, read_batches

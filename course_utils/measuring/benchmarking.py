@@ -32,8 +32,8 @@ from course_utils.measuring.costs import (
     work,
 )
 from course_utils.models.architectures import describe
-from course_utils.support import checks, tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 from course_utils.support.ledger import Ledger
 from course_utils.support.uncertainty import CONFIDENCE
 
@@ -203,7 +203,7 @@ def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu
     Raises:
         ValueError: another device.
     """
-    device = tensor_checks.device(device)
+    device = checks.device(device)
     gc.collect()
     if device.type == "cpu":
         with _Watching() as watching:

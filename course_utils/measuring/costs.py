@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from course_utils.models.architectures import describe
 from course_utils.models.reports import model_size
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 PHASES = ("prefill", "decode")
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils.measuring.language_modelling import Perplexity, dtype_name, exp, perplexity
 from course_utils.models.architectures import describe
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import (
     bootstrap_interval,
     mcnemar_p,

@@ -23,10 +23,10 @@ from course_utils.models.architectures import Architecture, cache_keyword, descr
 from course_utils.models.reports import shown
 from course_utils.pruning.hooks import evaluating
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import ratio_interval
 from course_utils.text.batches import Batch, padded, read_batches
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def _as_batches(token_ids: object, batch_size: int) -> Iterable[Mapping[str, Ten
     if isinstance(token_ids, str) or not isinstance(token_ids, Iterable):
         raise ValueError(
             f"'token_ids' must be an integer tensor [rows, length], TokenBlocks or batches; got "
-            f"{type(token_ids).__name__}. Make token ids with texts.token_blocks or a tokenizer."
+            f"{type(token_ids).__name__}. Make token ids with text.token_blocks or a tokenizer."
         )
     return token_ids
 

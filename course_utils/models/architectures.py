@@ -21,8 +21,8 @@ from transformers.pytorch_utils import Conv1D
 
 from course_utils.models.families import FAMILIES, FINAL_NORM, MIXTURES, Family
 from course_utils.models.parts import Attention, Mixture, Mlp, Projection
-from course_utils.support import tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 from course_utils.text.batches import Batch
 
 _LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
@@ -270,7 +270,7 @@ def describe(model: PreTrainedModel) -> Architecture:
             their number of experts.
         TypeError: it is no model at all.
     """
-    tensor_checks.module("model", model)
+    checks.module("model", model)
     if hasattr(model, "merge_and_unload"):
         raise UnsupportedArchitecture(
             f"{type(model).__name__} keeps adapters (LoRA) beside the model's weights. Merge them first: "

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from course_utils.support.roles import MIXTURE, ROLES
+from course_utils.support.session import MIXTURE, ROLES
 
 _SECONDS = 10.0  # that each request may take
 

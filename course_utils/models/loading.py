@@ -14,8 +14,8 @@ hub       distilgpt2                    meta-llama/Llama-3.2-1B, or SmolLM2-360M
 small mixture of experts in every profile but smoke, where it is random, of four blocks.
 
 Every tokenizer pads with its end token unless it has a padding token, on the right; for ``generate`` with several
-prompts ask for left padding (``texts.padded_batches(..., padding_side="left")``). No token is put before a text (see
-``texts``).
+prompts ask for left padding (``padded_batches(..., padding_side="left")``). No token is put before a text (see
+``text.rows``).
 """
 
 from __future__ import annotations
@@ -47,10 +47,19 @@ from transformers import (
 from course_utils.models import hub
 from course_utils.models.embedded_llama import embedded_llama, no_loading_bar
 from course_utils.models.hub import HubUnreachable, ModelNotAvailable
-from course_utils.support import checks, tensor_checks
-from course_utils.support.argument_types import check_types
-from course_utils.support.roles import EMBEDDED_MODELS, HUB_MODELS, MIXTURE, MIXTURE_NAME, ROLES, chosen_model
-from course_utils.support.session import SEED, current_profile, default_device
+from course_utils.support import checks
+from course_utils.support.checks import check_types
+from course_utils.support.session import (
+    EMBEDDED_MODELS,
+    HUB_MODELS,
+    MIXTURE,
+    MIXTURE_NAME,
+    ROLES,
+    SEED,
+    chosen_model,
+    current_profile,
+    default_device,
+)
 
 # Lessons name the parts of a block as these families do.
 _FITS = {"gpt2": ("gpt2",), "llama": ("llama", "mistral", "qwen2", "qwen3", "smollm3")}
@@ -85,7 +94,7 @@ def load_model(
         AssetError: the embedded Llama is not in the cache and can't be fetched.
     """
     name = os.fspath(name)
-    device = tensor_checks.device(device) if device is not None else default_device()
+    device = checks.device(device) if device is not None else default_device()
     if _is_random(name):
         model, tokenizer = _random_model(name, dtype)
     else:

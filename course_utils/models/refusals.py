@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from course_utils.models.architectures import Architecture
 from course_utils.models.families import FAMILIES
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 
 def refuse_adaptive(architecture: Architecture, action: str) -> None:

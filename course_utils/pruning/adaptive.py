@@ -27,10 +27,9 @@ from course_utils.models.modeling import per_prompt
 from course_utils.models.refusals import refuse_adaptive, refuse_missing_weights
 from course_utils.pruning.attention import select_attention_layers
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.files import write_json
-from course_utils.text.batches import read_batches
-from course_utils.text.texts import padded_batches
+from course_utils.text.batches import padded_batches, read_batches
 
 _POLICIES = ("length_variance", "length")
 _MIN_PROMPTS = 3  # fewer say nothing about quantiles

@@ -21,7 +21,7 @@ from course_utils.models.surgery import keep_channels
 from course_utils.pruning.choosing import best
 from course_utils.pruning.passes import Reading, read_once
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 
 def channel_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:

@@ -35,8 +35,8 @@ from course_utils.models.families import FAMILIES
 from course_utils.models.modeling import forwards, heterogeneous, no_attention, per_prompt
 from course_utils.models.refusals import refuse_missing_weights
 from course_utils.pruning.adaptive import AdaptiveConfig
-from course_utils.support import tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 from course_utils.support.files import naming, write_json, write_text
 
 MODELING_FILE = "modeling_heterogeneous.py"
@@ -155,7 +155,7 @@ def load_pruned(
         UnsupportedArchitecture: the configuration's family is unknown.
         ValueError: this machine lacks the device.
     """
-    folder, device = Path(folder), tensor_checks.device(device or "cpu")
+    folder, device = Path(folder), checks.device(device or "cpu")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"'{folder}' holds no config.json. Give the folder that save_pruned wrote.")
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 
 @check_types

@@ -17,7 +17,7 @@ from course_utils.pruning.hooks import entering, evaluating, leaving
 from course_utils.pruning.influence import CosineDistance, as_scores
 from course_utils.pruning.passes import Reading, read_once
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 # Configuration fields that hold one entry a block.
 _PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")

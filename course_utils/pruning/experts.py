@@ -21,8 +21,8 @@ from course_utils.models.refusals import refuse_missing_weights, refuse_offloade
 from course_utils.models.reports import PruningReport, model_size
 from course_utils.pruning.choosing import best
 from course_utils.pruning.passes import Reading, read_once
-from course_utils.support import checks, tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 
 #: Criteria that need text: each expert's tokens and what it added to them, both float64 [experts], and all tokens.
 TEXT_CRITERIA: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
@@ -86,7 +86,7 @@ def expert_importance(
     else:
         (found,) = read_once(architecture, batches, _watch_experts)
         scores = [TEXT_CRITERIA[criterion](*each).float() for each in found]
-    tensor_checks.finite(scores, f"The {criterion!r} scores")
+    checks.finite(scores, f"The {criterion!r} scores")
     return scores
 
 
@@ -154,7 +154,7 @@ def prune_experts(model: PreTrainedModel, importance: Sequence[Tensor], *, keep:
             f"'importance' must hold one tensor [{total}], the experts, for each of {len(mixtures)} blocks that hold a "
             f"mixture; got shapes {shapes}. Score this very model with expert_importance."
         )
-    tensor_checks.finite(importance, "'importance'")
+    checks.finite(importance, "'importance'")
 
     before = model_size(model)
     if keep < total:

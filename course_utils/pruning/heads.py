@@ -20,8 +20,8 @@ from course_utils.models.reports import PruningReport, model_size
 from course_utils.models.surgery import keep_groups
 from course_utils.pruning.choosing import best
 from course_utils.pruning.passes import Reading, read_once
-from course_utils.support import checks, tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 
 
 def head_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
@@ -47,7 +47,7 @@ def head_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tenso
     architecture = describe(model)
     refuse_bound_heads(architecture, "score KV groups")
     (scores,) = read_once(architecture, batches, watch_groups)
-    tensor_checks.finite(scores, "The scores of the KV groups")
+    checks.finite(scores, "The scores of the KV groups")
     return scores
 
 
@@ -105,7 +105,7 @@ def prune_kv_groups(model: PreTrainedModel, importance: Sequence[Tensor], *, gro
             f"'importance' must hold one tensor [{total}], the KV groups, for each of {architecture.num_blocks} "
             f"blocks; got shapes {shapes}. Score this very model with head_importance."
         )
-    tensor_checks.finite(importance, "'importance'")
+    checks.finite(importance, "'importance'")
     if groups < total and not architecture.accepts(groups=groups):
         raise ValueError(
             f"transformers refuses a {architecture.name} model of hidden size {architecture.hidden_size} with "

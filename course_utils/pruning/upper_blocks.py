@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from course_utils.models.architectures import Architecture
 from course_utils.pruning.hooks import evaluating
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.text.batches import Batch
 
 Entering = dict[int, Tensor | tuple | None]

@@ -21,8 +21,8 @@ from course_utils.models.refusals import refuse_missing_weights, refuse_offloade
 from course_utils.models.reports import PruningReport, model_size
 from course_utils.pruning.choosing import kept_width, strongest
 from course_utils.pruning.passes import Reading, read_once
-from course_utils.support import checks, tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 
 #: Criteria that need the weights alone: the neuron's rows, each [width, hidden] float32 -> [width].
 WEIGHT_CRITERIA: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
@@ -92,7 +92,7 @@ def neuron_importance(
     else:
         # float32, block by block: sums of squares overflow in float16.
         scores = [WEIGHT_CRITERIA[criterion]([r.float() for r in mlp.rows]) for mlp in architecture.mlps]
-    tensor_checks.finite(scores, f"The {criterion!r} scores")
+    checks.finite(scores, f"The {criterion!r} scores")
     return scores
 
 
@@ -146,7 +146,7 @@ def neuron_means(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
     architecture = describe(model)
     refuse_missing_weights(architecture, "look at neurons")
     (means,) = read_once(architecture, batches, _watch_means)
-    tensor_checks.finite(means, "The means of the activations")
+    checks.finite(means, "The means of the activations")
     return means
 
 
@@ -230,4 +230,4 @@ def _check_fit(tensors: Sequence[Tensor], architecture: Architecture, name: str,
         raise ValueError(
             f"'{name}' must hold one tensor [width] a block, of widths {list(widths)}; got shapes {shapes}. {remedy}"
         )
-    tensor_checks.finite(tensors, f"'{name}'")
+    checks.finite(tensors, f"'{name}'")

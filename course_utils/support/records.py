@@ -27,8 +27,8 @@ def read_record(name: str) -> pd.DataFrame:
     Returns:
         A row for each model and text, the uncut ones included: what names the model (columns of the record's own,
         "criterion" among them, and "model" where several were cut), "text", "draw" (of the rows), "dtype" (of the
-        weights), "rows" (float64 [rows], nats a token of each row, minus those of the uncut model), "damage" (their
-        mean, nats a token) and "nats" (the model's own loss, nats a token). Where "text" is a task, each row is a
+        weights), "rows" (float64 [rows], nats per token of each row, minus those of the uncut model), "damage" (their
+        mean, nats per token) and "nats" (the model's own loss, nats per token). Where "text" is a task, each row is a
         document, and its numbers are those of the task, such as 1 for a right answer, in place of nats.
         ``attrs["settings"]`` are the experiment's.
 

@@ -25,7 +25,7 @@ from course_utils.models.reports import with_interval
 from course_utils.pruning.choosing import best
 from course_utils.pruning.width import neuron_importance
 from course_utils.support.uncertainty import mcnemar_p
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 _MIXED = ("code", "sums", "patterns", "facts")  # what the lesson's own mix holds
 _NEAR = 0.03  # nats per token that the text's loss may be off

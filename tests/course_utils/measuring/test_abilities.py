@@ -31,7 +31,7 @@ from course_utils.models.loading import variant
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.support.uncertainty import mcnemar_p
 from course_utils.text.assets import AssetError
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 ASKED = ("copying", "sums", "patterns", "facts")
 

@@ -20,7 +20,7 @@ from course_utils.measuring.costs import _cache_bytes, _weights_read
 from course_utils.models.architectures import describe
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.width import neuron_importance, prune_neurons
-from course_utils.support import tensor_checks
+from course_utils.support import checks
 
 
 class Clock:
@@ -194,7 +194,7 @@ def test_peak_memory_on_a_card_is_its_allocators_peak_above_the_start(monkeypatc
         monkeypatch.setattr(torch.cuda, name, lambda device, name=name, value=value: calls.append(name) or value)
     for name in ("synchronize", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda device, name=name: calls.append(name))
-    monkeypatch.setattr(tensor_checks, "device", torch.device)  # as if there were one
+    monkeypatch.setattr(checks, "device", torch.device)  # as if there were one
     assert peak_memory(lambda: calls.append("call"), device="cuda") == 3500
     assert calls == [
         "synchronize", "reset_peak_memory_stats", "memory_allocated", "call", "synchronize", "max_memory_allocated",

@@ -25,7 +25,7 @@ from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.depth import remove_blocks
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.support.uncertainty import ratio_interval
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 # ----------------------------------------------------------------------------------------------------- perplexity
 

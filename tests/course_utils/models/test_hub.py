@@ -18,7 +18,7 @@ from hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 
 from course_utils.models import hub
 from course_utils.models.loading import load_model
-from course_utils.support.roles import HUB_MODELS, ROLES
+from course_utils.support.session import HUB_MODELS, ROLES
 
 LLAMA, SMALLER_LLAMA = HUB_MODELS["llama"]
 

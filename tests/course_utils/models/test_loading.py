@@ -28,7 +28,7 @@ from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_ad
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.depth import remove_blocks
 from course_utils.pruning.width import neuron_importance, prune_neurons
-from course_utils.support.roles import HUB_MODELS, ROLES
+from course_utils.support.session import HUB_MODELS, ROLES
 from experiments.small_training import ship
 
 LLAMA, SMALLER_LLAMA = HUB_MODELS["llama"]

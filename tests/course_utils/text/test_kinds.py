@@ -1,4 +1,4 @@
-"""Rows of five kinds: what is written is read, nothing that calibrates judges, and a gap is named."""
+"""Rows of five kinds: what is written is read, and nothing that calibrates judges."""
 
 from __future__ import annotations
 
@@ -40,11 +40,3 @@ def test_the_packages_rows_fit_the_profiles_model_and_none_calibrates_and_judges
             assert rows.input_ids.shape == (count, LENGTH) and rows.input_ids.max() < configuration.vocab_size
             seen |= {*map(tuple, rows.input_ids.tolist())}
     assert len(seen) == len(KINDS) * sum(ROWS.values())
-
-
-def test_missing_rows_and_unknown_splits_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(kinds, "FILE", tmp_path / "rows.safetensors")
-    with pytest.raises(FileNotFoundError, match="rows.safetensors is missing from the package"):
-        kind_rows("calibration")
-    with pytest.raises(ValueError, match="'split' must be one of calibration, evaluation, further; got 'distillation'"):
-        kind_rows("distillation")
