@@ -35,9 +35,9 @@ def claim(sentence: str, margins: Sequence[float]) -> None:
     An output of the cell that no page shows holds it, so it is there wherever the notebook goes. Outside a notebook
     nothing is kept. ``margins`` are those of ``outcome``.
     """
-    rounded = [float(f"{margin:.4g}") for margin in _numbers(margins)]
     from course_utils.support import checks  # it loads torch, for which commands that read claims needn't wait
 
+    rounded = [float(f"{margin:.4g}") for margin in _numbers(margins)]
     found = {"sentence": checks.text("sentence", sentence), "margins": rounded}
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:

@@ -177,7 +177,7 @@ def strings(name: str, values: Any, *, least: int = 1) -> list[str]:
 
 
 def not_empty(name: str, values: Any) -> Any:
-    """Return what holds something."""
+    """Return a collection that isn't empty."""
     if not len(values):
         raise ValueError(f"'{name}' is empty: give at least one.")
     return values

@@ -37,7 +37,7 @@ def read_record(name: str) -> pd.DataFrame:
     """
     checks.one_of("name", name, sorted(path.stem for path in FOLDER.glob("*.json")))
     record = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    # Of a row; a task's documents have one each.
+    # Of each row; a document of a task has one.
     predictions = [entry.pop("predictions", record["predictions"]) for entry in record["entries"]]
     entries = pd.DataFrame(record["entries"])
     nats = [np.array(sums) / count for sums, count in zip(entries.pop("sums"), predictions, strict=True)]

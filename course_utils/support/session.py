@@ -181,7 +181,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 def safe_dtype(dtype: torch.dtype) -> torch.dtype:
     """``dtype`` for models that may be broken: float32 in place of float16, whose range their activations can leave.
 
-    Such a lesson then takes 4 bytes a weight on a GPU without bfloat16 (Colab's T4).
+    Such a lesson then takes 4 bytes per weight on a GPU without bfloat16 (Colab's T4).
 
     >>> import torch
     >>> safe_dtype(torch.float16), safe_dtype(torch.bfloat16)

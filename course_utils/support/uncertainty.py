@@ -17,7 +17,7 @@ from course_utils.support.checks import check_types
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-_FEWEST_TO_DRAW = 6  # all that fewer units can give reaches too seldom around the truth
+_FEWEST_TO_DRAW = 6  # samples drawn from fewer units reach around the truth too seldom
 _DRAWS_AT_ONCE = 2**21  # bounds the memory of one step of the bootstrap
 
 

@@ -61,11 +61,8 @@ def test_unpadded_batches_leave_positions_to_the_model():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (IDS, "mapping"),
         ({"tokens": IDS}, "mapping"),
         ({"input_ids": IDS[0]}, "rows, length"),
-        ({"input_ids": IDS.float()}, "integers"),
-        ({"input_ids": IDS[:0]}, "at least one token"),
         ({"input_ids": IDS + 1}, r"must lie in \[0, 10\)"),
         ({"input_ids": IDS - 1}, r"got -1 to 8"),
         ({"input_ids": IDS, "attention_mask": MASK[:1]}, "in the shape of"),

@@ -104,7 +104,7 @@ def test_parquet_holds_the_same_as_lines(tmp_path):
     assert "can't be read as Parquet" in broken.why
 
 
-def test_who_lacks_datasets_is_told_its_extra(tmp_path, monkeypatch):
+def test_without_datasets_the_error_names_its_extra(tmp_path, monkeypatch):
     (tmp_path / "some.parquet").touch()
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ExtraMissing, match=r"pruning-llms\[parquet\]"):
