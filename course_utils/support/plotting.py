@@ -11,6 +11,7 @@ and white. Call ``style()`` once in a notebook; nothing is changed on import. ``
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from typing import Any
 
@@ -165,6 +166,7 @@ def heatmap(
         raise ValueError("The matrix is empty: there is nothing to draw.")
     if limit is not None and (center is None or not limit > 0):
         raise ValueError(f"'limit' is a distance above 0 from 'center'; got limit {limit!r} and center {center!r}.")
+    _check_format(fmt)
     checks.flag("numbers", numbers)
     ax = plt.subplots(layout="constrained")[1] if ax is None else ax
     scale: dict[str, Any] = {"cmap": "viridis"}
@@ -185,6 +187,14 @@ def heatmap(
     if title is not None:
         ax.set_title(title)
     return ax
+
+
+def _check_format(fmt: str) -> None:
+    for number in (1.0, 1):  # "d" is for whole ones
+        with contextlib.suppress(ValueError, TypeError):
+            format(number, fmt)
+            return
+    raise ValueError(f"'fmt' must be a format of numbers, such as '.2f'; got {fmt!r}.")
 
 
 def log_ticks(axis: Axis) -> None:
