@@ -15,10 +15,8 @@ _IN = {
         "argument_types checks divergence extras files ledger plotting records roles session tensor_checks uncertainty"
     ),
     "text": "assets batches kinds own_text text_files texts",
-    "models": "architectures embedded_llama families hub modeling parts refusals reports surgery",
-    "pruning": (
-        "activations adaptive attention channels checkpoints choosing depth experts heads passes upper_blocks width"
-    ),
+    "models": "architectures embedded_llama families hub modeling parts refusals reports",
+    "pruning": ("activations adaptive attention channels checkpoints depth experts heads width"),
     "measuring": "abilities benchmark_tasks benchmarking costs evaluation language_modelling",
     "healing": "distillation",
     "release": "engine export model_card rivals vllm_folder",
@@ -29,6 +27,10 @@ MOVED = {room: f"{package}.{room}" for package, rooms in _IN.items() for room in
     "distillation.adapters": "healing.distillation.weights",
     "distillation.history": "healing.distillation.checkpoint",
     "distillation.state": "healing.distillation.checkpoint",
+    "choosing": "pruning.width",
+    "passes": "pruning.activations",
+    "surgery": "pruning.channels",
+    "upper_blocks": "pruning.activations",
 }
 
 
