@@ -13,10 +13,8 @@ from types import ModuleType
 _IN = {
     "support": "checks extras files ledger plotting records session uncertainty",
     "text": "assets batches kinds own_text",
-    "models": "architectures embedded_llama families hub modeling parts refusals reports surgery",
-    "pruning": (
-        "activations adaptive attention channels checkpoints choosing depth experts heads passes upper_blocks width"
-    ),
+    "models": "architectures embedded_llama families hub modeling parts refusals reports",
+    "pruning": "activations adaptive attention channels checkpoints depth experts heads width",
     "measuring": "abilities benchmark_tasks benchmarking costs evaluation language_modelling",
     "healing": "distillation",
     "release": "engine export model_card rivals vllm_folder",
@@ -33,6 +31,10 @@ _RENAMED = {
     "tensor_checks": "support.checks",
     "text_files": "text.files",
     "texts": "text",  # its functions are in several modules
+    "choosing": "pruning.width",
+    "passes": "pruning.activations",
+    "surgery": "pruning.channels",
+    "upper_blocks": "pruning.activations",
 }
 MOVED = {room: f"{package}.{room}" for package, rooms in _IN.items() for room in rooms.split()} | _RENAMED
 

@@ -31,7 +31,7 @@ from course_utils.pruning import (
     remove_blocks,
     select_attention_layers,
 )
-from course_utils.pruning.upper_blocks import run_keeping, starting_at
+from course_utils.pruning.activations import run_keeping, starting_at
 from course_utils.text import judging_rows, token_blocks
 from course_utils.text.batches import read_batches
 from course_utils.text.rows import TokenBlocks

@@ -42,8 +42,8 @@ from course_utils.measuring import perplexity
 from course_utils.models import cast_weights, load_model, model_size
 from course_utils.pruning import best, load_pruned, save_pruned
 from course_utils.pruning.channels import legal_sizes
-from course_utils.pruning.choosing import kept_width
 from course_utils.pruning.heads import legal_groups
+from course_utils.pruning.width import kept_width
 from course_utils.release import engine, export_gguf
 from course_utils.support.files import write_json
 from course_utils.support.session import fast_dtype

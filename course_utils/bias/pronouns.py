@@ -27,8 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.statistics import means, sums_by_cell
 from course_utils.models.architectures import Architecture, describe
-from course_utils.pruning.activations import watching
-from course_utils.pruning.hooks import evaluating, leaving
+from course_utils.pruning.activations import evaluating, leaving, watching
 from course_utils.support import checks
 from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import crossed_interval

@@ -23,8 +23,7 @@ from course_utils.bias.alignment import PairBatch, Side, pair_batches
 from course_utils.bias.contrastive import Pair
 from course_utils.measuring.language_modelling import token_log_likelihoods
 from course_utils.models.architectures import Architecture, describe
-from course_utils.pruning.activations import watching
-from course_utils.pruning.hooks import evaluating
+from course_utils.pruning.activations import evaluating, watching
 from course_utils.support import checks
 from course_utils.support.checks import check_types
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.measuring.evaluation import Perplexity, perplexity_ratio
 from course_utils.models.architectures import describe
-from course_utils.pruning.hooks import evaluating
+from course_utils.pruning.activations import evaluating
 from course_utils.support import checks
 from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import mcnemar_p, ratio_interval

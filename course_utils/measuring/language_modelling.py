@@ -21,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from course_utils.models.architectures import Architecture, cache_keyword, describe
 from course_utils.models.reports import shown
-from course_utils.pruning.hooks import evaluating
+from course_utils.pruning.activations import evaluating
 from course_utils.support import checks
 from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import ratio_interval

@@ -40,7 +40,7 @@ def _convert(folder: Path) -> None:
     file = f"{_NAME}.Q4_1.gguf"
     print(f"Converting {_NAME} to safetensors, once (10 to 40 seconds).")
     with no_loading_bar():
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     # The weights are plain float32 now, but a model still marked as quantised refuses to be saved.
     model.hf_quantizer = None
     model.is_quantized = False

@@ -20,8 +20,8 @@ from course_utils.measuring.costs import (
 from course_utils.models.architectures import describe
 from course_utils.models.reports import model_size
 from course_utils.pruning.attention import bypass_attention
-from course_utils.pruning.choosing import kept_width
 from course_utils.pruning.depth import remove_blocks
+from course_utils.pruning.width import kept_width
 
 NARROW_EMBEDDING = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}  # OPT-350M's layout
 MODELS = [*((family, {}) for family in FAMILIES), ("opt", NARROW_EMBEDDING)]
