@@ -416,11 +416,18 @@ def swap_two_blocks(model) -> None:
     layers[0].mlp, layers[1].mlp = layers[1].mlp, layers[0].mlp
 
 
+def give_a_weight_another_shape(model) -> None:
+    """The same bytes in the same order."""
+    projection = model.model.layers[1].mlp.up_proj
+    projection.weight = nn.Parameter(projection.weight.detach().reshape(projection.weight.shape[::-1]))
+
+
 @pytest.mark.parametrize(
     "change",
     [
         add_to_one_weight,
         swap_two_blocks,
+        give_a_weight_another_shape,
         lambda model: model.to(torch.bfloat16),
         lambda model: setattr(model.config, "rms_norm_eps", 1e-3),
         lambda model: bypass_attention(model, [1]),
