@@ -20,7 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.common import Finding, Question, markdown_table, with_range
 from course_utils.measuring import peak_memory, perplexity
-from course_utils.measuring.benchmarking import MIN_ROUNDS, flops_per_token, median_interval, stopwatch, take_turns
+from course_utils.measuring.benchmarking import MIN_ROUNDS, median_interval, stopwatch, take_turns
+from course_utils.measuring.costs import flops_per_token
 from course_utils.models import describe, variant
 from course_utils.pruning import block_importance, neuron_importance, prune_neurons
 from course_utils.support.session import default_device, fast_dtype

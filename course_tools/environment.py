@@ -19,7 +19,7 @@ from packaging.specifiers import SpecifierSet
 
 from course_tools import requirements
 from course_tools.lessons import authoring
-from course_utils.support import roles, session
+from course_utils.support import session
 from course_utils.text import assets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,7 +153,7 @@ def _hub() -> Finding:
 def _profile() -> Finding:
     chosen = "set by COURSE_PROFILE" if os.environ.get("COURSE_PROFILE") else "chosen for this machine"
     try:
-        others = "".join(f"; {role}: {name}" for role in roles.ROLES if (name := roles.chosen_model(role)))
+        others = "".join(f"; {role}: {name}" for role in session.ROLES if (name := session.chosen_model(role)))
         return Finding(OK, "profile", f"{session.current_profile()}, {chosen}{others}")
     except ValueError as error:
         return Finding(FAIL, "profile", str(error), "set the variable anew, or unset it")

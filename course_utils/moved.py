@@ -11,25 +11,32 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 _IN = {
-    "support": (
-        "argument_types checks divergence extras files ledger plotting records roles session tensor_checks uncertainty"
-    ),
-    "text": "assets batches kinds own_text text_files texts",
-    "models": "architectures embedded_llama families hub modeling parts refusals reports surgery",
-    "pruning": (
-        "activations adaptive attention channels checkpoints choosing depth experts heads passes upper_blocks width"
-    ),
+    "support": "checks extras files ledger plotting records session uncertainty",
+    "text": "assets batches kinds own_text",
+    "models": "architectures embedded_llama families hub modeling parts refusals reports",
+    "pruning": "activations adaptive attention channels checkpoints depth experts heads width",
     "measuring": "abilities benchmark_tasks benchmarking costs evaluation language_modelling",
     "healing": "distillation",
     "release": "engine export model_card rivals vllm_folder",
     "compress": "command_line program",
     "lessons": "diagrams exercises policies prompt_harm verdicts",
 }
-MOVED = {room: f"{package}.{room}" for package, rooms in _IN.items() for room in rooms.split()} | {
+_RENAMED = {
+    "argument_types": "support.checks",
     "distillation.adapters": "healing.distillation.weights",
     "distillation.history": "healing.distillation.checkpoint",
     "distillation.state": "healing.distillation.checkpoint",
+    "divergence": "support.uncertainty",
+    "roles": "support.session",
+    "tensor_checks": "support.checks",
+    "text_files": "text.files",
+    "texts": "text",  # its functions are in several modules
+    "choosing": "pruning.width",
+    "passes": "pruning.activations",
+    "surgery": "pruning.channels",
+    "upper_blocks": "pruning.activations",
 }
+MOVED = {room: f"{package}.{room}" for package, rooms in _IN.items() for room in rooms.split()} | _RENAMED
 
 
 class _Finder(MetaPathFinder):
@@ -55,7 +62,7 @@ class _Now(Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         warnings.warn(
             f"{spec.name} is {self._name} since version 0.2, and its old name goes with version 0.3. Most names can be "
-            f"imported from {self._name.rpartition('.')[0]}.",
+            f"imported from {'.'.join(self._name.split('.')[:2])}.",
             FutureWarning,
             stacklevel=2,
         )

@@ -32,7 +32,7 @@ from course_utils.pruning import expert_importance, prune_experts
 from course_utils.pruning.experts import TEXT_CRITERIA
 from course_utils.text import KINDS, overlaps
 from course_utils.text.kinds import FILE, LENGTH, ROWS, kind_blocks, write_kind_rows
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 from experiments.record import DTYPES, Arm, Kept, command, in_dtype, write_record
 from experiments.small_training import schedule
 from experiments.train_gpt2 import pack

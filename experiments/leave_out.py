@@ -31,10 +31,10 @@ from course_utils.pruning import (
     remove_blocks,
     select_attention_layers,
 )
-from course_utils.pruning.upper_blocks import run_keeping, starting_at
+from course_utils.pruning.activations import run_keeping, starting_at
 from course_utils.text import judging_rows, token_blocks
 from course_utils.text.batches import read_batches
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 from experiments.record import LLAMA, Arm, command, in_each_dtype, write_record
 
 CUTS, DRAWS, ENDS = 19, 5, 2  # random sets; calibration draws; blocks that random sets spare at each end

@@ -42,13 +42,13 @@ from course_utils.measuring import perplexity
 from course_utils.models import cast_weights, load_model, model_size
 from course_utils.pruning import best, load_pruned, save_pruned
 from course_utils.pruning.channels import legal_sizes
-from course_utils.pruning.choosing import kept_width
 from course_utils.pruning.heads import legal_groups
+from course_utils.pruning.width import kept_width
 from course_utils.release import engine, export_gguf
 from course_utils.support.files import write_json
 from course_utils.support.session import fast_dtype
 from course_utils.text import overlaps, token_blocks
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 from experiments.record import command, kept, machine
 
 LENGTH, ROWS, SEED = 256, 4, 0  # tokens per row, rows per batch

@@ -24,7 +24,7 @@ from course_utils.measuring import perplexity
 from course_utils.models import variant
 from course_utils.pruning import best, by_halves, neuron_importance, strongest
 from course_utils.text import judging_rows, token_blocks
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 from experiments.record import DTYPES, LLAMA, Arm, command, in_each_dtype, write_record
 
 RATIO, CUTS, CALIBRATIONS, PROTECTED = 0.1, 19, 3, (1, 8, 15, 77)

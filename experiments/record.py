@@ -25,7 +25,7 @@ from course_utils.measuring import perplexity
 from course_utils.models import cast_weights, load_model, variant
 from course_utils.support.files import write_json, write_text
 from course_utils.support.records import FOLDER
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DATA = FOLDER.parent

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from course_utils.models import cast_weights, describe
-from course_utils.pruning.hooks import evaluating
+from course_utils.pruning.activations import evaluating
 from course_utils.support.files import write_text
 from course_utils.text import KINDS, assets, documents
 from experiments.small_training import StackedMuon, ship, take_steps

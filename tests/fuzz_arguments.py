@@ -31,7 +31,7 @@ from course_utils.measuring.abilities import AbilityRows, Baseline, answers_of
 from course_utils.models.loading import variant
 from course_utils.pruning import adaptive, channels, experts, heads, width
 from course_utils.pruning.checkpoints import save_pruned
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 WHOLE, MIXTURE = tiny_model(), tiny_model("mixtral")
 TEXTS = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9"]

@@ -10,7 +10,7 @@ from tiny import tiny_batches, tiny_model
 
 from course_utils.models import families
 from course_utils.models.architectures import describe
-from course_utils.pruning.hooks import evaluating
+from course_utils.pruning.activations import evaluating
 
 IDS = tiny_batches()[0]["input_ids"]
 ABLE = [name for name, family in families.FAMILIES.items() if family.own_head_size]  # to lose KV groups and channels
@@ -123,3 +123,39 @@ def without_blocks(model, blocks):
         return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
 
     return logits_with(model, [describe(model).blocks[number].register_forward_hook(skip) for number in blocks])
+
+
+@contextmanager
+def seeing(modules, entering=True):
+    """While the context is open: for each module, what entered it (or left it), a list of tensors [tokens, width]."""
+    seen = [[] for _ in modules]
+
+    def keep(states, value):
+        value = value[0] if isinstance(value, tuple) else value
+        states.append(value.detach().flatten(0, -2))
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _m, args, own=own: keep(own, args))
+        if entering
+        else module.register_forward_hook(lambda _m, _args, output, own=own: keep(own, output))
+        for module, own in zip(modules, seen, strict=True)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def assert_reloaded(loaded, model):
+    """The same numbers and logits, bit for bit; a mixture's logits once its weights lie in memory of their own.
+
+    Read straight from a file, stacked experts can lie at an odd address, where a float32 product may round differently.
+    """
+    weights = loaded.state_dict()
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    if describe(model).is_mixture:
+        for weight in loaded.parameters():
+            weight.data = weight.data.clone()
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)

@@ -1,12 +1,10 @@
-"""docs/before_you_prune.md: its numbers are the records', its arithmetic is right, and it is found."""
+"""docs/before_you_prune.md: its numbers are the records', and its arithmetic is right."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
-from course_utils.compress import command_line
 from course_utils.support.records import FOLDER, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,24 +86,3 @@ def test_cost_of_a_token_by_the_rule_and_by_the_record():
     assert f"{speeds[0]:.0f} tokens a second with a teacher and {speeds[1]:.0f} without" in PROSE
     rule = 1 + 2 * SMALL["parameters"]["whole"] / (6 * SMALL["parameters"]["winner"])
     assert f"a step {speeds[1] / speeds[0]:.1f} times as long" in PROSE and f"says {rule:.1f}." in PROSE
-
-
-def test_it_is_short_and_found(capsys):
-    assert len(PAGE.split()) <= 900
-    for page in ("README.md", "docs/library.md"):
-        assert "before_you_prune.md)" in (ROOT / page).read_text(encoding="utf-8")
-    with pytest.raises(SystemExit):
-        command_line.main(["compress", "--help"])
-    assert "docs/before_you_prune.html" in capsys.readouterr().out
-
-
-def test_options_that_it_names_are_there(capsys):
-    with pytest.raises(SystemExit):
-        command_line.main(["compress", "--help"])
-    options = set(re.findall(r"`(?:compress … )?(--[a-z-]+)", PAGE)) | set(re.findall(r" (--[a-z-]+)", PAGE))
-    assert len(options) >= 6 and options <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-
-
-def test_papers_are_what_their_numbers_say():
-    papers = re.findall(r"\[arXiv ([\d.]+)\]\(https://arxiv\.org/abs/([\d.]+)\)", PAGE)
-    assert len(papers) == PAGE.count("arxiv.org") and all(number == link for number, link in papers)

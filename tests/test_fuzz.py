@@ -25,7 +25,7 @@ from course_utils.models.loading import identity
 from course_utils.release import engine
 from course_utils.support import session
 from course_utils.text import assets
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 ROOT = Path(__file__).resolve().parents[1]
 # Not tried, and why.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_fuzz import EMBEDDED, FUNCTIONS, arguments, arguments_of, call
+from test_fuzz import EMBEDDED, TRIED, arguments, arguments_of, call
 from tiny import MIXTURES, log_likelihood, tiny_batches, tiny_model, word_tokenizer, words
 from tiny_pairs import gap, make_pairs
 from torch.nn.functional import kl_div
@@ -29,40 +29,33 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "library.md"
 BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end -->\n"
 
 WORKS = (
-    "measuring.abilities.answers_of", "measuring.abilities.damage_profile",
-    "pruning.adaptive.complexity", "models.architectures.cache_keyword", "models.architectures.describe",
-    "bias.planting.plant_preference", "bias.pronouns.log_odds", "bias.pronouns.traced_log_odds",
-    "bias.stereotype_scores.bbq_score", "bias.stereotype_scores.stereotype_preference", "pruning.checkpoints.save_pruned",
-    "pruning.depth.block_importance", "pruning.depth.leave_one_out", "pruning.depth.remove_blocks",
-    "healing.distillation.teacher_states.remember_teacher", "healing.distillation.training.distill",
-    "measuring.evaluation.evaluate", "pruning.experts.expert_importance",
-    "pruning.experts.prune_experts", "measuring.language_modelling.continuations", "measuring.language_modelling.dtype_name",
-    "measuring.language_modelling.logits_one_by_one", "measuring.language_modelling.perplexity", "models.loading.identity", "models.loading.variant",
-    "models.refusals.refuse_strangers", "models.reports.model_size", "release.vllm_folder.export_vllm",
+    "answers_of", "bbq_score", "block_importance", "complexity", "continuations", "damage_profile", "describe",
+    "distill", "evaluate", "expert_importance", "export_vllm", "identity", "leave_one_out", "log_odds",
+    "logits_one_by_one", "model_size", "perplexity", "plant_preference", "prune_experts", "remove_blocks",
+    "save_pruned", "stereotype_preference", "traced_log_odds", "variant",
 )  # fmt: skip
 REFUSED = (
-    "pruning.adaptive.calibrate", "pruning.adaptive.make_adaptive", "pruning.attention.attention_importance", "pruning.attention.bypass_attention",
-    "pruning.attention.select_attention_layers", "measuring.benchmarking.measure_speed", "bias.fairness.activation_difference",
-    "bias.fairness.gap_attribution", "bias.fairness.knock_out", "bias.pronouns.head_effects",
-    "bias.pronouns.odds_and_states", "bias.pronouns.patched_log_odds", "bias.reporting.report",
-    "bias.scores.measure_pairs", "pruning.channels.channel_energies", "pruning.channels.channel_importance", "pruning.channels.legal_sizes",
-    "pruning.channels.prune_channels", "compress.ranking.rank", "compress.scores.importance", "compress.search.candidates",
-    "compress.search.outline_of", "compress.search.shrink", "measuring.costs.bytes_held", "measuring.costs.flops_per_token",
-    "measuring.costs.kv_bytes_per_token", "measuring.costs.work", "healing.distillation.memory.memory_plan", "release.export.as_stored",
-    "release.export.export_gguf", "release.export.plan_gguf", "pruning.heads.head_importance", "pruning.heads.legal_groups", "pruning.heads.prune_kv_groups",
-    "healing.solving.refit", "lessons.prompt_harm.harms.measure", "pruning.width.neuron_importance", "pruning.width.neuron_means",
-    "pruning.width.prune_neurons",
+    "activation_difference", "as_stored", "attention_importance", "bypass_attention", "bytes_held", "calibrate",
+    "candidates", "channel_importance", "export_gguf", "gap_attribution", "head_effects", "head_importance",
+    "importance", "knock_out", "kv_bytes_per_token", "make_adaptive", "measure", "measure_pairs",
+    "measure_speed", "memory_plan", "neuron_importance", "neuron_means", "odds_and_states", "outline_of",
+    "patched_log_odds", "plan_gguf", "prune_channels", "prune_kv_groups", "prune_neurons", "rank", "refit",
+    "select_attention_layers", "shrink",
 )  # fmt: skip
 
 
 def table():
-    """What docs/library.md shows between its markers: a row a module."""
-    rows = ["| module | works | refuses |", "|---|---|---|"]
-    for module, names in groupby(sorted(WORKS + REFUSED), lambda name: name.rpartition(".")[0]):
+    """What docs/library.md shows between its markers: a row for each package."""
+
+    def package(name):
+        return TRIED[name].__module__.split(".")[1]
+
+    rows = ["| package | works | refuses |", "|---|---|---|"]
+    for of, names in groupby(sorted(WORKS + REFUSED, key=lambda name: (package(name), name)), package):
         cells = [[], []]
         for name in names:
-            cells[name in REFUSED].append(f"`{name.rpartition('.')[2]}`")
-        rows.append(f"| `{module}` | {' | '.join(', '.join(cell) for cell in cells)} |")
+            cells[name in REFUSED].append(f"`{name}`")
+        rows.append(f"| `{of}` | {' | '.join(', '.join(cell) for cell in cells)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -89,7 +82,7 @@ def asks_for_a_model(function):
 
 def test_every_function_that_takes_a_model_stands_in_the_table():
     assert not set(WORKS) & set(REFUSED)
-    assert set(WORKS + REFUSED) == {name for name, function in FUNCTIONS.items() if asks_for_a_model(function)}
+    assert set(WORKS + REFUSED) == {name for name, function in TRIED.items() if asks_for_a_model(function)}
 
 
 def with_mixtures(made):

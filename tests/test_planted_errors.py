@@ -48,12 +48,11 @@ BESIDE = {
     "pruning.width": [_ALL_CUTS],
     "pruning.heads": [_ALL_CUTS],
     "pruning.channels": [_ALL_CUTS],
-    "models.surgery": [_ALL_CUTS, "tests/course_utils/pruning/test_channels.py"],
     "release.export": ["tests/course_utils/release/test_engine.py"],
     "text.own_rows": ["tests/course_utils/text/test_own_text.py"],
 }
 ERRORS = [
-    Error("pruning.choosing", ".indices[:count].sort().values", ".indices[:count]"),
+    Error("pruning.width", ".indices[:count].sort().values", ".indices[:count]"),
     Error("pruning.width", "[r.float() for r in mlp.rows]", "mlp.rows"),
     Error("pruning.width", "strongest(importance[layer], ratio", "strongest(importance[-1 - layer], ratio"),
     Error("pruning.experts", "added / asked.clamp(min=1)", "added / tokens"),
@@ -63,8 +62,8 @@ ERRORS = [
         "[best(importance[0], groups)] * len(importance)",
     ),
     Error("pruning.channels", "kept / total * energies.shape[1] / len(channels)", "kept / total"),
-    Error("models.surgery", "((norm_weight.float() + offset) * factor - offset)", "(norm_weight.float() * factor)"),
-    Error("pruning.depth", "                module.layer_idx = number\n", "                pass\n"),
+    Error("pruning.channels", "((norm_weight.float() + offset) * factor - offset)", "(norm_weight.float() * factor)"),
+    Error("pruning.depth", "                note_sizes(module, layer_idx=number)\n", "                pass\n"),
     Error(
         "pruning.attention",
         "        for layer in chosen:\n            _restore(architecture, layer)\n",

@@ -8,19 +8,31 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from masked import ABLE, BOUND, IDS, four_groups, with_biases, with_channels, with_groups, with_neurons, without_blocks
-from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
+from masked import (
+    ABLE,
+    BOUND,
+    IDS,
+    assert_reloaded,
+    four_groups,
+    with_biases,
+    with_channels,
+    with_experts,
+    with_groups,
+    with_neurons,
+    without_blocks,
+)
+from tiny import FAMILIES, MIXTURES, tiny_adaptive, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
 from course_utils.models.architectures import describe
 from course_utils.models.loading import variant
-from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
+from course_utils.pruning.adaptive import make_adaptive
 from course_utils.pruning.channels import channel_importance, legal_sizes, norm_factors, prune_channels
 from course_utils.pruning.checkpoints import load_pruned, save_pruned
-from course_utils.pruning.choosing import best, strongest
 from course_utils.pruning.depth import block_importance, remove_blocks
+from course_utils.pruning.experts import expert_importance, prune_experts
 from course_utils.pruning.heads import head_importance, legal_groups, prune_kv_groups
-from course_utils.pruning.width import neuron_importance, prune_neurons
+from course_utils.pruning.width import best, neuron_importance, prune_neurons, strongest
 
 # In no block do the best groups come first or the weakest last; equal scores are among them.
 GROUPS = [torch.tensor(order) for order in ([1.0, 4.0, 2.0, 3.0], [4.0, 1.0, 3.0, 2.0], [2.0, 2.0, 1.0, 5.0])]
@@ -83,6 +95,13 @@ METHODS = {
         cut_nothing=lambda model: remove_blocks(model, []),
         expected=lambda model: without_blocks(model, [1]),
     ),
+    "experts": Method(
+        tuple(MIXTURES),
+        tiny_model,
+        cut=lambda model: prune_experts(model, expert_importance(model, "random"), keep=5),
+        cut_nothing=lambda model: prune_experts(model, expert_importance(model, "random"), keep=8),
+        expected=lambda model: with_experts(model, [best(own, 5) for own in expert_importance(model, "random")]),
+    ),
 }
 everywhere = pytest.mark.parametrize(
     ("method", "family"),
@@ -116,7 +135,7 @@ def test_cached_generation_equals_uncached(method, family):
     assert torch.equal(cached, uncached)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @everywhere
 @torch.no_grad()
 def test_reloads_with_plain_transformers(method, family, dtype, tmp_path):
@@ -125,7 +144,7 @@ def test_reloads_with_plain_transformers(method, family, dtype, tmp_path):
     folder = save_pruned(model, word_tokenizer(), tmp_path / "model")
     assert not list(folder.glob("*.py"))
     for reloaded in (AutoModelForCausalLM.from_pretrained(folder), load_pruned(folder)[0]):
-        assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
+        assert_reloaded(reloaded, model)
 
 
 @everywhere
@@ -142,7 +161,7 @@ def test_cutting_nothing_is_the_identity_and_a_variant_is_left_alone(method, fam
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_weights_stay_trainable(method):
-    model = method.model("llama")
+    model = method.model("llama" if "llama" in method.families else "mixtral")
     method.cut(model)
     model(**tiny_batches()[0], labels=tiny_batches()[0]["input_ids"]).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -155,6 +174,7 @@ SCORING = {
     "groups": (ABLE, head_importance),
     "channels": (ABLE, channel_importance),
     "blocks": (FAMILIES, block_importance),
+    "experts": (MIXTURES, lambda model, batches: expert_importance(model, "reap_sum", batches=batches)),
 }
 
 
@@ -168,7 +188,7 @@ def test_scores_ignore_batching_and_padding(axis, family):
 
 @pytest.mark.parametrize("axis", SCORING)
 def test_scoring_leaves_no_trace(axis):
-    model, score = METHODS[axis].model("llama").train(), SCORING[axis][1]
+    model, score = METHODS[axis].model("mixtral" if axis == "experts" else "llama").train(), SCORING[axis][1]
     state = copy.deepcopy(model.state_dict())
     score(model, tiny_batches())
     for batches, message in (([], "empty"), ([*tiny_batches(), "text"], "A batch is a mapping")):
@@ -187,23 +207,11 @@ CALLS = {  # what is called, and with what where nothing is wrong
     "channels": (prune_channels, {"importance": CHANNELS, "size": 16}),
     "blocks": (remove_blocks, {}),
 }
-WRONG = {
+WRONG = {  # one of each kind: test_fuzz tries many more
     "neurons": [
-        ({"ratio": 1.0}, r"\[0, 1\).*1.0"),
-        ({"ratio": -0.1}, r"\[0, 1\)"),
         ({"ratio": 20}, "For 20 % give 0.2"),
-        ({"ratio": NAN}, "nan"),
-        ({"ratio": "0.2"}, "'0.2'"),
-        ({"multiple_of": 0}, "multiple_of"),
         ({"multiple_of": 64}, "48"),
-        ({"multiple_of": 2.0}, "whole number"),
-        ({"multiple_of": True}, "whole number"),
-        ({"layers": [True]}, "integers"),
         ({"layers": [3]}, "from 0 to 2"),
-        ({"layers": [-1]}, "from 0 to 2"),
-        ({"layers": [1, 1]}, "repeat"),
-        ({"layers": [0.5]}, "integers"),
-        ({"importance": []}, "one tensor"),
         ({"importance": [ONES] * 2}, "one tensor"),
         ({"importance": [ONES, ONES[1:], ONES]}, "47"),
         ({"importance": [ONES, ONES, ONES * NAN]}, r"\[2\]"),
@@ -211,31 +219,21 @@ WRONG = {
     "groups": [
         ({"groups": 0}, "from 1 to 4"),
         ({"groups": 5}, "from 1 to 4"),
-        ({"groups": 2.0}, "whole number"),
-        ({"groups": True}, "whole number"),
-        ({"importance": []}, "one tensor"),
-        ({"importance": GROUPS[:2]}, "one tensor"),
-        ({"importance": [torch.ones(8)] * 3}, r"\(8,\)"),
+        ({"importance": [torch.ones(8)] * 3}, r"one tensor .*\(8,\)"),
         ({"importance": [GROUPS[0], GROUPS[1] * NAN, GROUPS[2]]}, r"\[1\]"),
     ],
     "channels": [
         ({"size": 0}, "from 1 to 32"),
         ({"size": 36}, "from 1 to 32"),
-        ({"size": 16.0}, "whole number"),
-        ({"size": True}, "whole number"),
         ({"importance": torch.ones(31)}, r"\[32\], the hidden size.*\[31\]"),
         ({"importance": CHANNELS * NAN}, "be finite"),
-        ({"rescale_norms": 1}, "True or False"),
         ({"energies": torch.ones(32)}, r"\[7, 32\]"),
         ({"energies": -torch.ones(7, 32)}, "at least 0"),
-        ({"energies": torch.full((7, 32), float("inf"))}, "finite"),
     ],
     "blocks": [
         ({"indices": [0, 1, 2]}, "must stay"),
         ({"indices": [3]}, "from 0 to 2"),
-        ({"indices": [-1]}, "from 0 to 2"),
         ({"indices": [1, 1]}, "repeat"),
-        ({"indices": [0.5]}, "integers"),
     ],
 }
 
@@ -253,8 +251,7 @@ def test_bad_input_changes_nothing(axis, arguments, message):
 @pytest.mark.parametrize("axis", ["groups", "channels", "blocks"])
 def test_adaptive_models_are_refused(axis):
     model = METHODS[axis].model("llama")
-    identity, ranges = ModelIdentity.of(model), {"log_length": [0, 1], "variance": [0, 1]}
-    make_adaptive(model, AdaptiveConfig(identity, [0, 1, 2], (3, 0), (0.5,), "length_variance", ranges))
+    make_adaptive(model, tiny_adaptive(model))
     with pytest.raises(ValueError, match="of an adaptive model"):
         METHODS[axis].cut(model)
 

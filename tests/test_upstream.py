@@ -97,11 +97,6 @@ def test_everything_asked_of_other_packages_exists(path):
     assert list(problems(path.read_text(encoding="utf-8"))) == []
 
 
-def test_there_is_something_to_check():
-    found = {path for file in FILES for _, path, _ in uses(file.read_text(encoding="utf-8"))}
-    assert {"torch.nn.functional.cross_entropy", "transformers.AutoModelForCausalLM"} <= found and len(found) > 200
-
-
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
@@ -110,14 +105,9 @@ def test_there_is_something_to_check():
         ("import numpy as np\nx = np.linalg.no_such", "numpy.linalg.no_such"),
         ("from torch.nn.functional import cross_entropy as ce\nce(1, 2, reductions='sum')", "no keyword reductions"),
         ("def f():\n    from no_such_package import x", "no_such_package"),
+        ("import torch\nfrom torch import nn\nnn.Linear(2, 3, bias=False)\nclass A(nn.Module): pass\ntorch.nn", ""),
     ],
 )
-def test_drift_is_seen(source, problem):
-    assert any(problem in found for found in problems(source))
-
-
-def test_what_exists_is_no_drift():
-    source = (
-        "import torch\nfrom torch import nn\nnn.Linear(2, 3, bias=False)\nclass A(nn.Module): pass\ntorch.nn.functional"
-    )
-    assert list(problems(source)) == []
+def test_drift_is_seen_and_what_exists_is_none(source, problem):
+    found = list(problems(source))
+    assert any(problem in one for one in found) if problem else not found

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from course_utils.models.architectures import cast_weights
+from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity
 
 COMMON = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -41,7 +42,7 @@ _DEEPSEEK = COMMON | {
     "first_k_dense_replace": 1, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 16,
     "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "routed_scaling_factor": 1.5,
 }  # fmt: skip
-MIXTURES: dict[str, dict] = {  # of eight experts a block, of which a token meets two
+MIXTURES: dict[str, dict] = {  # of eight experts per block, of which a token meets two
     "mixtral": _EIGHT | {"sliding_window": None},
     "qwen2_moe": _QWEN | {"shared_expert_intermediate_size": 40},
     "qwen3_moe": _QWEN | {"norm_topk_prob": True},
@@ -85,6 +86,12 @@ def tiny_model(
     cast_weights(model, dtype)  # rounded, not drawn in dtype: other versions of torch draw other numbers there
     config.dtype = model.config.dtype = dtype
     return model.eval()
+
+
+def tiny_adaptive(model: PreTrainedModel, *, order=(0, 1, 2), left_out=(3, 0), threshold=99.0) -> AdaptiveConfig:
+    """Settings by which prompts of less than ``threshold`` tokens leave out the first number of attentions."""
+    identity = ModelIdentity.of(model)
+    return AdaptiveConfig(identity, order, left_out, (threshold,), policy="length", parameters={})
 
 
 def tiny_batches(

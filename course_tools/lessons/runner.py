@@ -22,7 +22,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 from course_tools.processes import with_sleeping_threads
-from course_utils.support.roles import ROLES, chosen_model
+from course_utils.support.session import ROLES, chosen_model
 
 CELL_TIMEOUT = 1800  # seconds; a cell that takes longer is stuck
 _SAMPLING = 0.1  # seconds between two looks at a kernel's memory

@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 from course_tools.lessons import runner
 from course_tools.rehearsal.card import GIBIBYTE, shown
 from course_tools.rehearsal.shapes import Shape, make_checkpoint, parameters
-from course_utils.support.roles import ROLES
+from course_utils.support.session import ROLES
 
 GPU_BUDGET, HOST_BUDGET = 12.5 * GIBIBYTE, 9e9  # bytes of a lesson, at Llama-3.2-1B's size
 ASSETS = ("smollm2", "benchmarks")  # whose tokenizer and documents stand for the hub's

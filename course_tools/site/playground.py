@@ -21,7 +21,7 @@ from course_tools.lessons.notebooks import Course
 from course_utils.models.loading import load_model
 from course_utils.pruning.width import neuron_importance, neuron_means
 from course_utils.support.files import write_text
-from course_utils.text.texts import judging_rows, token_blocks
+from course_utils.text.rows import judging_rows, token_blocks
 
 NAME = "prune.html"
 ASSETS = ("speeches", "texts")  # what lesson 01's rows are cut from

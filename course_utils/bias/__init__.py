@@ -9,7 +9,7 @@ Behind this door, in the order in which the modules build on each other:
 ``alignment``            which tokens the two texts of a pair share, and padded batches of pairs
 ``scores``               ``measure_pairs``: how predictions and activations differ between the two sides
 ``statistics``           tables from these scores, beside the controls, with intervals and tests
-``reporting``            the verdicts and the figure: ``report``, ``analyse``, ``difference_in_differences``
+``reporting``            the verdicts: ``report``, ``analyse``, ``difference_in_differences``
 ``fairness``             which neurons carry a difference, and which of them to cut
 ``planting``             a positive control: a model that is biased on purpose
 ``pronouns``             occupations: does a model expect "she" or "he", and which heads carry it

@@ -1,7 +1,7 @@
 """Alignment: which tokens the two texts of a contrastive pair share, and padded batches of such pairs.
 
-States of two texts can be compared only where both hold the same token of the same text. Which tokens those are is
-read off character offsets, because another word in the middle may move all that follow, or cut its neighbours anew.
+States of two texts can be compared only where both texts hold the same token. Character offsets tell where that is,
+because another word in the middle may move all tokens that follow, or change how its neighbours are cut.
 """
 
 from __future__ import annotations
@@ -23,53 +23,39 @@ from course_utils.text.batches import Batch, padded, read_batch
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where the two texts of a pair share their tokens. Positions count from 0 in ``ids_a`` and ``ids_b``.
+    """The tokens that the two texts of a pair share behind the swapped span.
 
     Attributes:
         ids_a: the token ids of text a, without special tokens.
         ids_b: the same of text b.
-        before: (position in a, position in b) of the shared tokens in front of the swapped span. A row's first token
-            is never among them: its state is an outlier.
-        after: the same behind the span.
-        swapped: for a and for b, the positions of the tokens that hold a part of the span.
-        excluded: how many tokens of the two texts hold shared text and still are aligned with nothing: they hold a
-            part of the span too, or the tokenizer cut the shared text differently. First tokens don't count, and
-            neither does shared text that is only space, such as the space that a token carries in front of its word.
+        after: (position in a, position in b) of each shared token, counted from 0. A row's first token is never among
+            them, because its state is an outlier.
+        excluded: how many tokens of the two texts hold shared text but have no partner, because they hold a part of
+            the span as well or because the tokenizer cut the shared text differently. First tokens and spaces don't
+            count.
     """
 
     ids_a: list[int]
     ids_b: list[int]
-    before: list[tuple[int, int]]
     after: list[tuple[int, int]]
-    swapped: tuple[range, range]
     excluded: int
 
 
 def _align(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> Alignment:
-    """Find the tokens that the two texts of a pair share, by their character offsets.
-
-    From the left up to the swapped span, and from the right back to it, tokens are aligned as long as they are the
-    same token on the same text. A token that holds a part of the span is never aligned.
-    """
+    """Align the tokens from the left up to the span, and from the right back to it, as long as they are the same."""
     if not tokenizer.is_fast:
         raise ValueError(
             f"Alignment needs the character offsets of tokens, and {type(tokenizer).__name__} gives none. Load the "
             "fast tokenizer of this model (AutoTokenizer does so by default)."
         )
-    a, b = _cut(tokenizer, pair, pair.text_a), _cut(tokenizer, pair, pair.text_b)
-    front, back = shared_beginning(a.in_front, b.in_front), shared_beginning(a.behind, b.behind)
-    before = [(i, i) for i in range(1, front)]
-    length_a, length_b = len(a.ids), len(b.ids)
-    after = [(length_a - i, length_b - i) for i in range(back, 0, -1) if i < min(length_a, length_b)]
-    alone_a = a.shared.difference(i for i, _ in before + after)
-    alone_b = b.shared.difference(i for _, i in before + after)
+    a, b = (_cut(tokenizer, pair, text) for text in (pair.text_a, pair.text_b))
+    front = shared_beginning(a.in_front, b.in_front)
+    back = min(shared_beginning(a.behind, b.behind), len(a.ids) - 1, len(b.ids) - 1)
     return Alignment(
         ids_a=a.ids,
         ids_b=b.ids,
-        before=before,
-        after=after,
-        swapped=(a.swapped, b.swapped),
-        excluded=len(alone_a) + len(alone_b),
+        after=[(len(a.ids) - i, len(b.ids) - i) for i in range(back, 0, -1)],
+        excluded=sum(front <= place < len(side.ids) - back for side in (a, b) for place in side.shared),
     )
 
 
@@ -91,38 +77,36 @@ class _Token(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Side:
+class _Text:
     """One text of a pair, cut into tokens."""
 
     ids: list[int]
     in_front: list[_Token]  # of the span
     behind: list[_Token]  # of the span, from the text's end on, with offsets that count from there too
-    swapped: range  # positions of the tokens in between
-    shared: set[int]  # positions, but the first, of tokens that hold some of the shared text other than space
+    shared: list[int]  # positions, but the first, of tokens that hold some of the shared text other than space
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, pair: Pair, text: str) -> _Side:
+def _cut(tokenizer: PreTrainedTokenizerBase, pair: Pair, text: str) -> _Text:
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     if not encoding["input_ids"]:
         raise ValueError(f"The text {text!r} has no tokens.")
     tokens: list[_Token] = []
     for number, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
-        # Some tokenizers leave the space that a token begins with out of its offsets; it's a part of it.
+        # Some tokenizers leave the space that a token begins with out of its offsets, but it is a part of the token.
         tokens.append(_Token(number, min(start, tokens[-1].end if tokens else 0), end))
     span_start, span_end = len(pair.before), len(text) - len(pair.after)
     in_front = list(takewhile(lambda token: token.end <= span_start, tokens))
-    behind = list(takewhile(lambda token: token.start >= span_end, reversed(tokens[len(in_front) :])))
+    behind = takewhile(lambda token: token.start >= span_end, reversed(tokens[len(in_front) :]))
 
     def is_shared(token: _Token) -> bool:
         outside = text[token.start : min(token.end, span_start)] + text[max(token.start, span_end) : token.end]
         return bool(outside.strip())
 
-    return _Side(
+    return _Text(
         ids=encoding["input_ids"],
         in_front=in_front,
         behind=[_Token(token.id, token.start - len(text), token.end - len(text)) for token in behind],
-        swapped=range(len(in_front), len(tokens) - len(behind)),
-        shared={position for position, token in enumerate(tokens) if position and is_shared(token)},
+        shared=[position for position, token in enumerate(tokens) if position and is_shared(token)],
     )
 
 
@@ -132,7 +116,7 @@ class Side:
 
     Attributes:
         at: (rows, positions), int64 [tokens] each: ``states[side.at]`` are the states of the tokens.
-        predicting: (rows, positions), int64 [tokens] each, of the states that predict them.
+        predicting: (rows, positions), int64 [tokens] each, of the states that predict the tokens.
         targets: int64 [tokens], their ids.
     """
 
@@ -143,12 +127,12 @@ class Side:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Some pairs, ready to run, and their shared tokens behind the spans, which are the same in a and in b.
+    """Some pairs, ready to run, and their shared tokens behind the spans.
 
     Attributes:
         rows: on the model's device; rows 2k and 2k + 1 are the texts a and b of pair k.
         indices: each pair's place in the caller's list.
-        alignments: one a pair.
+        alignments: one for each pair.
         pair: int64 [tokens] on the CPU, the pair of each shared token, counted in the batch.
         sides: the same tokens in a and in b.
     """
@@ -165,20 +149,14 @@ class PairBatch:
         return torch.bincount(self.pair, minlength=len(self.indices))
 
     def sums(self, values: Tensor) -> Tensor:
-        """The sum for each pair of a value a shared token: [tokens] -> [pairs] float64 on the CPU."""
+        """The sum for each pair over its shared tokens: [tokens] -> [pairs] float64 on the CPU."""
         return torch.zeros(len(self.indices), dtype=torch.float64).index_add_(0, self.pair, values.cpu().double())
 
 
 def pair_batches(
     architecture: Architecture, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
 ) -> list[PairBatch]:
-    """Tokenise and align pairs, and pad them into batches, from short to long texts; no special tokens are added.
-
-    Args:
-        architecture: of the model, from ``describe``.
-        tokenizer: the model's, a fast one.
-        pairs: at least one.
-        batch_size: pairs that run at once.
+    """Tokenise and align pairs, without special tokens, and pad them into batches, short texts first.
 
     Raises:
         ValueError: no pairs, or ``batch_size`` below 1; a tokenizer that gives no offsets (a slow one), a text without
@@ -186,7 +164,7 @@ def pair_batches(
     """
     checks.whole_number("batch_size", batch_size, least=1)
     if not pairs:
-        raise ValueError("There are no pairs: give at least one.")
+        raise ValueError("There are no pairs: give at least one, such as those of contrastive.pairs('gender').")
     alignments = [_align(tokenizer, pair) for pair in pairs]
     order = sorted(range(len(pairs)), key=lambda i: max(len(alignments[i].ids_a), len(alignments[i].ids_b)))
     return [

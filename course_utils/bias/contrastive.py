@@ -3,9 +3,8 @@
 Every axis and every control is put into the same templates, at the same place ("The {group} neighbour knocked on the
 door. Everyone in the building thought that this person"), and each template goes on in a pleasant and in an unpleasant
 way. So a demographic swap can be compared with a neutral one (tall/short), with synonyms (happy/glad), with no swap at
-all and with made-up groups; and the *double difference*, how much likelier the pleasant ending than the unpleasant one
-is after ``a``, less the same after ``b``, cancels what is merely the frequency of a word. Half of the templates are for
-choosing (neurons, layers, thresholds), half for measuring what was chosen.
+all and with made-up groups. Half of the templates are for choosing (neurons, layers, thresholds), half for measuring
+what was chosen.
 
 An axis of your own is a small JSON file, and ``pairs("path/to/it.json")`` uses it like a built-in one::
 
@@ -36,15 +35,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from course_utils.support import checks, files
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 KINDS = ("demographic", "neutral", "paraphrase", "identity", "invented", "benchmark")
 SPLITS = ("selection", "evaluation")
 CONTROLS = ("neutral", "paraphrase", "identity")
 
 _DATA = Path(__file__).resolve().parents[1] / "data" / "contrastive"
-_SLOT = "{group}"
-_LICENCE = "Apache-2.0"
 
 
 @dataclass(frozen=True)
@@ -151,12 +148,12 @@ def _read_axis(path: Path, kind: str) -> Axis:
     except (ValueError, OSError) as error:  # broken JSON and broken UTF-8 are ValueErrors too
         raise ValueError(f"'{path}' can't be read as JSON: {error}") from error
     wanted = '{"name": "...", "swaps": [["a", "b", "group of a", "group of b"], ...]}'
-    if not isinstance(data, dict) or set(data) != {"name", "swaps"}:
+    if not isinstance(data, dict) or set(data) != {"name", "swaps"} or not isinstance(data["swaps"], list):
         raise ValueError(f"'{path}' must hold exactly {wanted}.")
     name, swaps = data["name"], data["swaps"]
     if not _is_text(name) or (kind == "demographic" and name in KINDS):
         raise ValueError(f"'{path}': 'name' must be a text, and none of {', '.join(KINDS)}; got {name!r}.")
-    if not isinstance(swaps, list) or not swaps:
+    if not swaps:
         raise ValueError(f"'{path}': 'swaps' must be a list of at least one swap, as in {wanted}.")
     for number, swap in enumerate(swaps, start=1):
         if not isinstance(swap, list) or len(swap) != 4 or not all(map(_is_text, swap)):
@@ -179,13 +176,9 @@ def _is_text(value: object) -> bool:
 def invented_axis(seed: int, swaps: int = 10) -> Axis:
     """Names of two groups that don't exist: an axis on which an untouched model can have no bias.
 
-    The names of a family begin alike, with pairs of consonants that no English word begins with; which ones belong to
-    which family, and everything after them, depends on the seed. Both sides of a swap have the same ending ("-ish" or
-    "-ian"), so that the families don't differ in it.
-
-    Args:
-        seed: the same seed gives the same axis.
-        swaps: from 1 to 100.
+    The names of a family begin alike, with pairs of consonants that no English word begins with; the seed decides which
+    pairs belong to which family, and everything after them. Both sides of a swap have the same ending ("-ish" or
+    "-ian"), so that the families don't differ in it. There are from 1 to 100 ``swaps``.
 
     Raises:
         ValueError: ``swaps`` is out of range.
@@ -204,11 +197,8 @@ def invented_axis(seed: int, swaps: int = 10) -> Axis:
     endings = [draw.choice(("ish", "ian")) for _ in range(swaps)]
     (group_a, *stems_a), (group_b, *stems_b) = families
     named = zip(stems_a, stems_b, endings, strict=True)
-    return Axis(
-        f"invented {seed}",
-        "invented",
-        tuple((stem_a + ending, stem_b + ending, f"{group_a}ia", f"{group_b}ia") for stem_a, stem_b, ending in named),
-    )
+    made = ((stem_a + ending, stem_b + ending, f"{group_a}ia", f"{group_b}ia") for stem_a, stem_b, ending in named)
+    return Axis(f"invented {seed}", "invented", tuple(made))
 
 
 @check_types
@@ -216,8 +206,7 @@ def pairs(axis: str | os.PathLike | Axis, *, split: str | None = None) -> list[P
     """Every template with every swap and both endings, in this order: template, swap, pleasant before unpleasant.
 
     Args:
-        axis: a built-in name (``axes`` lists them), the path of a JSON file, or an ``Axis``: ``load_axis`` gives one to
-            change.
+        axis: a built-in name (``axes`` lists them), the path of a JSON file, or an ``Axis``.
         split: only the templates of "selection" or "evaluation"; None takes both.
 
     Raises:
@@ -232,26 +221,14 @@ def pairs(axis: str | os.PathLike | Axis, *, split: str | None = None) -> list[P
     made = []
     for template in _templates():
         if split in (None, template["split"]):
-            before, after = template["beginning"].split(_SLOT)
+            before, after = template["beginning"].split("{group}")
             endings = ((1, template["pleasant"]), (-1, template["unpleasant"]))
             for (a, b, group_a, group_b), (valence, ending) in itertools.product(axis.swaps, endings):
-                made.append(
-                    Pair(
-                        before=before,
-                        a=a,
-                        b=b,
-                        after=after + ending,
-                        axis=axis.name,
-                        kind=axis.kind,
-                        group_a=group_a,
-                        group_b=group_b,
-                        template=template["id"],
-                        valence=valence,
-                        split=template["split"],
-                        source="course templates",
-                        licence=_LICENCE,
-                    )
-                )
+                made.append(Pair(
+                    before=before, a=a, b=b, after=after + ending, axis=axis.name, kind=axis.kind, group_a=group_a,
+                    group_b=group_b, template=template["id"], valence=valence, split=template["split"],
+                    source="course templates", licence="Apache-2.0",
+                ))  # fmt: skip
     return made
 
 
@@ -267,10 +244,10 @@ def controls(kind: str, *, split: str | None = None) -> list[Pair]:
         ValueError: unknown kind or split.
     """
     checks.one_of("kind", kind, CONTROLS)
+    axis = _read_axis(_DATA / "controls" / f"{'neutral' if kind == 'identity' else kind}.json", kind)
     if kind == "identity":
-        words = [swap[0] for swap in _control("neutral").swaps]
-        return pairs(Axis("identity", "identity", tuple((word,) * 4 for word in words)), split=split)
-    return pairs(_control(kind), split=split)
+        axis = Axis("identity", "identity", tuple((word,) * 4 for word, *_ in axis.swaps))
+    return pairs(axis, split=split)
 
 
 @check_types
@@ -278,11 +255,6 @@ def subset(pairs: Iterable[Pair], *, templates: int, swaps: int) -> list[Pair]:
     """The pairs of each axis' shortest templates and first swaps, with all their endings: crossed, but sooner done.
 
     A template is as long as its longest text without the swapped span, so different axes keep the same templates.
-
-    Args:
-        pairs: of one axis or several.
-        templates: how many of each axis to keep.
-        swaps: how many of each axis to keep.
 
     Raises:
         ValueError: an axis has fewer templates or swaps than asked for, or less than one is asked for.
@@ -302,10 +274,6 @@ def subset(pairs: Iterable[Pair], *, templates: int, swaps: int) -> list[Pair]:
     return kept
 
 
-def _control(kind: str) -> Axis:
-    return _read_axis(_DATA / "controls" / f"{kind}.json", kind)
-
-
 @functools.cache
 def _templates() -> tuple[dict[str, str], ...]:
     return tuple(json.loads((_DATA / "templates.json").read_text(encoding="utf-8")))
@@ -313,7 +281,7 @@ def _templates() -> tuple[dict[str, str], ...]:
 
 @check_types
 def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike) -> Path:
-    """Write pairs as JSONL, one object with all fields of ``Pair`` a line, atomically; return the path."""
+    """Write pairs as JSONL, one object with all fields of ``Pair`` per line, atomically; return the path."""
     path = Path(path)
     files.write_text(path, "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs))
     return path
@@ -347,8 +315,7 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
 def to_conversations(pairs: Iterable[Pair]) -> list[dict]:
     """Pairs as two-role conversations, in the rows that WizardSData writes, and one field more.
 
-    Each side of a pair becomes a conversation of its own. Its sentences are told one by one: ``rol1`` asks, ``rol2``
-    answers with the next sentence.
+    Each side of a pair becomes a conversation of its own: ``rol1`` asks, and ``rol2`` answers with the next sentence.
 
     Returns:
         rows with ``id_conversation`` (the number of the pair and the side, "17-a"), ``topic`` (the axis), ``sequence``

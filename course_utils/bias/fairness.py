@@ -1,16 +1,15 @@
 """Fairness-aware width pruning: which neurons carry a difference between two groups, and which of them to cut.
 
-Two scores of an MLP's neurons, both from contrastive pairs. ``activation_difference`` is correlational: it finds the
+Two scores of an MLP's neurons come from contrastive pairs. ``activation_difference`` is correlational: it finds the
 neurons that *react* to the swapped word, whatever comes of it. ``gap_attribution`` is causal, to first order: it finds
 the neurons whose removal makes the model's *preference* smaller, and ``knock_out`` measures the same exactly, one
 neuron at a time. ``protect_first`` joins either one with an importance, for ``width.prune_neurons``.
 
-The preference. The gap of a pair is the log-likelihood of the shared tokens behind the span after a, minus the same
-after b. Where pairs have a valence, the gap of the unpleasant ending is taken from that of the pleasant one, for each
-template and swap: this double difference cancels what is merely lexical ("tall" and "short" are not equally frequent).
-The mean over templates and swaps is the signed preference; the bias that a score should reduce is its magnitude. It is
-not the mean of the magnitudes: each template leaves some difference between any two words, so those add up for neutral
-swaps as well, and removing neurons that only make the model surer or less sure would count as a fairness result.
+The preference is a mean over templates and swaps of the double difference (``statistics.preferences``); without
+valences, of the gap: the log-likelihood of the shared tokens behind the span after a, minus the same after b. The bias
+that a score should reduce is the mean's magnitude, and not the mean of the magnitudes. Any two words leave some
+difference in each template, so magnitudes add up for neutral swaps as well, and cutting neurons that only make the
+model surer or less sure would count as a fairness result.
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ from course_utils.bias.contrastive import Pair
 from course_utils.measuring.language_modelling import token_log_likelihoods
 from course_utils.models.architectures import Architecture, describe
 from course_utils.models.refusals import refuse_adaptive
-from course_utils.pruning.activations import watching
-from course_utils.pruning.hooks import evaluating
-from course_utils.support import checks, tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.pruning.activations import evaluating, watching
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 
 _AT_ONCE, _AT_ONCE_WITH_GRADIENTS = 16, 8  # pairs in a batch
 
@@ -43,27 +41,26 @@ _AT_ONCE, _AT_ONCE_WITH_GRADIENTS = 16, 8  # pairs in a batch
 def activation_difference(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
 ) -> list[Tensor]:
-    """How differently each neuron acts on the two texts of a pair: a correlational score; one forward pass a batch.
+    """How differently each neuron acts on the two texts of a pair: a correlational score; one forward pass per batch.
 
-    Mean ``|activation after a - activation after b|`` over the shared tokens behind the span, all pairs' tokens alike,
-    x norm of the neuron's column in the down-projection: the size of what the neuron adds to the difference between the
-    residual streams, in the unit of ``width.neuron_importance``'s "activation". The activation is what enters the
-    down-projection. A neuron that reacts is not thereby one that does harm, and neutral swaps move neurons too: compare
-    with the score of neutral pairs.
+    Mean ``|activation after a - activation after b|`` over the shared tokens behind the span, times the norm of the
+    neuron's column in the down-projection. That is the size of what the neuron adds to the difference between the
+    residual streams. The activation is what enters the down-projection. A neuron that reacts need not do harm, and
+    neutral swaps move neurons too: compare with the score of neutral pairs.
 
     Args:
         model: any causal language model that ``describe`` knows; it is not changed.
         tokenizer: the model's, a fast one.
-        pairs: of any axis and kind. Padding and the split into batches don't matter.
+        pairs: of any axis and kind.
 
     Returns:
-        One float32 tensor [intermediate size] a block, on the weights' device, at least 0.
+        One float32 tensor [intermediate size] for each block, on the weights' device, at least 0.
 
     Raises:
         ValueError: no pairs; a pair without shared tokens behind the span; an adaptive model; NaN or infinite
-            activations. From ``pair_batches``: a tokenizer without offsets or padding.
+            activations; a tokenizer without offsets.
     """
-    architecture, batches = describe(model), _read(model, tokenizer, pairs, _AT_ONCE)
+    architecture, batches = _read(model, tokenizer, pairs, _AT_ONCE)
     totals = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
 
     def receive(_site: str, block: int, states: Tensor) -> None:
@@ -78,7 +75,7 @@ def activation_difference(
         (total / tokens).float() * mlp.columns.float().norm(dim=0)
         for total, mlp in zip(totals, architecture.mlps, strict=True)
     ]
-    tensor_checks.finite(scores, "The scores")
+    checks.finite(scores, "The scores")
     return scores
 
 
@@ -86,19 +83,17 @@ def activation_difference(
 def gap_attribution(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[Tensor]:
     """By how much the bias would shrink if a neuron were cut: a causal score, estimated for all neurons at once.
 
-    Cutting a neuron sets its activation to zero. To first order that moves the signed preference (see the module) by
+    Cutting a neuron sets its activation to zero. To first order that moves the signed preference by
     -sum(activation x gradient of the preference) over the tokens: attribution patching with zero as the patch (Nanda
     2023; Syed et al. 2023, arXiv 2310.10348), the importance of Michel et al. 2019 (arXiv 1905.10650) for a preference
     instead of a loss. The score is ``|preference| - |preference as moved|``, so a neuron that would turn the
     preference round gets no credit for what lies beyond zero.
 
-    Such estimates hold for one neuron. Many neurons pull either way and nearly cancel: the highest scores soon add up
-    to the whole preference, and cutting more than those turns it round. So cut few, and measure the result.
-
-    The estimate leaves out what a neuron does on a row's first token. There the activations are outliers on which the
-    attention rests, and no straight line leads from them to zero. Whatever cutting the neuron does there comes on top,
-    and ``knock_out`` includes it: measure the few neurons that are to be cut. One forward and one backward pass a
-    batch, with gradients for the activations alone; products and sums in float32 or better.
+    Such estimates hold for one neuron. Many neurons pull either way and nearly cancel, so the highest scores soon add
+    up to the whole preference, and cutting more neurons turns it round. Cut few, and measure the result. The estimate
+    leaves out what a neuron does on a row's first token, where the activations are outliers and no straight line leads
+    to zero; ``knock_out`` includes it. One forward and one backward pass per batch, with gradients for the activations
+    alone; products and sums in float32 or better.
 
     Args:
         model: any causal language model that ``describe`` knows; it is not changed. bfloat16 will do.
@@ -106,15 +101,15 @@ def gap_attribution(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         pairs: of one axis; either all with a valence, each template and swap with both of them, or all without.
 
     Returns:
-        One float32 tensor [intermediate size] a block, on the weights' device, in nats: the higher, the more of the
-        bias goes with the neuron; negative where it keeps the bias down.
+        One float32 tensor [intermediate size] for each block, on the weights' device, in nats: the higher, the more of
+        the bias goes with the neuron; negative where the neuron keeps the bias down.
 
     Raises:
         ValueError: as for ``activation_difference``; pairs of several axes, some with a valence and some without, or a
             template and swap with only one valence.
     """
-    architecture, weights = describe(model), _weights(pairs)
-    batches = _read(model, tokenizer, pairs, _AT_ONCE_WITH_GRADIENTS)
+    architecture, batches = _read(model, tokenizer, pairs, _AT_ONCE_WITH_GRADIENTS)
+    weights = _weights(pairs)
     moved = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
     preference = 0.0
     activations: list[Tensor] = []  # of each block: [rows, length, intermediate]
@@ -139,7 +134,7 @@ def gap_attribution(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
                 by_side = by_row.view(-1, 2, len(total))  # a and b meet first: identical texts cancel
                 total -= by_side.sum(dim=1).sum(dim=0, dtype=torch.float64)
     scores = [(abs(preference) - (preference + total).abs()).float() for total in moved]
-    tensor_checks.finite(scores, "The scores")
+    checks.finite(scores, "The scores")
     return scores
 
 
@@ -153,9 +148,9 @@ def knock_out(
 ) -> Tensor:
     """By how much the bias shrinks when a neuron is cut: what ``gap_attribution`` estimates, measured exactly.
 
-    Each neuron alone: its activation is set to zero on every token, the first included, which equals pruning it. All
-    pairs run once for each neuron, so this is for a handful of them. Use float32: in bfloat16 rounding moves the
-    log-likelihoods by more than most neurons do.
+    Each neuron alone: its activation is set to zero on every token, which equals pruning it. All pairs run once for
+    each neuron, so this is for a handful of them. Use float32, because in bfloat16 rounding moves the log-likelihoods
+    by more than most neurons do.
 
     Args:
         model: any causal language model that ``describe`` knows; it is not changed.
@@ -169,9 +164,8 @@ def knock_out(
     Raises:
         ValueError: as for ``gap_attribution``; no neurons, or numbers out of range.
     """
-    architecture, weights = describe(model), _weights(pairs)
-    neurons = _check_neurons(neurons, architecture.intermediate_sizes)
-    batches = _read(model, tokenizer, pairs, _AT_ONCE)
+    architecture, batches = _read(model, tokenizer, pairs, _AT_ONCE)
+    neurons, weights = _check_neurons(neurons, architecture.intermediate_sizes), _weights(pairs)
 
     def silence(neuron: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (inputs[0].index_fill(-1, torch.tensor([neuron], device=inputs[0].device), 0),)
@@ -198,17 +192,17 @@ def knock_out(
 def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protected: float) -> list[Tensor]:
     """Keep each block's most important neurons, and among the others cut the most biased first.
 
-    The order of Zayed et al. 2023 (arXiv 2312.15398, there for attention heads). Of equally important neurons the one
-    with the lower number is protected. Cutting more than the unprotected share takes protected neurons as well, the
-    least important first.
+    The order of Zayed et al. 2023 (arXiv 2312.15398, there for attention heads). Cutting more than the unprotected
+    share takes protected neurons as well, the least important first.
 
     Args:
-        importance: one tensor [intermediate size] a block; more is more important.
+        importance: one tensor [intermediate size] for each block; more is more important.
         bias: the same; more is more biased.
-        protected: share of each block's neurons to protect, rounded up to whole neurons, from 0 to 1.
+        protected: share of each block's neurons to protect, rounded up to whole neurons, from 0 to 1. Of equally
+            important neurons those with the lowest numbers are protected.
 
     Returns:
-        One float32 tensor [intermediate size] a block, on the importance's device, for ``width.prune_neurons``:
+        One float32 tensor [intermediate size] for each block, on the importance's device, for ``width.prune_neurons``:
         1 + importance rank of the protected, - bias rank of the others.
 
     Raises:
@@ -219,7 +213,14 @@ def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protecte
     [tensor([-0., -1.,  2.])]
     """
     checks.share("protected", protected)
-    _check_scores(importance, bias)
+    shapes = [[tuple(scores.shape) for scores in blocks] for blocks in (importance, bias)]
+    if shapes[0] != shapes[1] or not shapes[0] or any(len(shape) != 1 or not shape[0] for shape in shapes[0]):
+        raise ValueError(
+            "'importance' and 'bias' must each hold one tensor [width] for each block, of the same widths; got shapes "
+            f"{shapes[0]} and {shapes[1]}. Score the same model for both."
+        )
+    checks.finite(importance, "'importance'")
+    checks.finite(bias, "'bias'")
     scores = []
     for important, biased in zip(importance, bias, strict=True):
         count = math.ceil(protected * len(important) - 1e-9)  # 0.07 * 100 is 7.000000000000001
@@ -232,12 +233,11 @@ def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protecte
 
 def _read(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int
-) -> list[PairBatch]:
+) -> tuple[Architecture, list[PairBatch]]:
     """Tokenise, align and check all pairs before anything runs."""
     architecture = describe(model)
     # The two texts of a pair could leave out different attentions, and the scores would show that.
     refuse_adaptive(architecture, "score the neurons")
-    checks.not_empty("pairs", pairs)
     batches = pair_batches(architecture, tokenizer, pairs, batch_size=batch_size)
     bare = [i for batch in batches for i, count in zip(batch.indices, batch.counts, strict=True) if not count]
     if bare:
@@ -245,14 +245,14 @@ def _read(
             f"{len(bare)} of {len(pairs)} pairs share no tokens behind the span, so there is nothing to compare (the "
             f"first is number {min(bare)}: {pairs[min(bare)]!r}). Leave them out."
         )
-    return batches
+    return architecture, batches
 
 
 def _preference(architecture: Architecture, batch: PairBatch, states: Tensor, weights: Tensor) -> tuple[float, Tensor]:
     """What a batch adds to the signed preference, and the gradient for its hidden states (zeros with gradients off).
 
-    A chunk of logits at a time, whose gradient is taken before the next one begins. Side by side, so that equal texts
-    have equal shapes and cancel exactly.
+    The logits come in chunks, and the gradient of each chunk is taken before the next one begins. The sides run one
+    after the other, so that equal texts have equal shapes and cancel exactly.
 
     Args:
         architecture: of the model, from ``describe``.
@@ -276,7 +276,6 @@ def _preference(architecture: Architecture, batch: PairBatch, states: Tensor, we
 
 def _weights(pairs: Sequence[Pair]) -> Tensor:
     """What each pair's gap counts in the signed preference: float64 [pairs]."""
-    checks.not_empty("pairs", pairs)
     axes = sorted({pair.axis for pair in pairs})
     if len(axes) > 1:
         raise ValueError(
@@ -318,14 +317,3 @@ def _check_neurons(neurons: Sequence[tuple[int, int]], widths: Sequence[int]) ->
         checks.whole_number("block", block, most=len(widths) - 1)
         checks.whole_number("neuron", neuron, most=widths[block] - 1, meaning=f"the neurons of block {block}")
     return chosen
-
-
-def _check_scores(importance: Sequence[Tensor], bias: Sequence[Tensor]) -> None:
-    shapes = [[tuple(scores.shape) for scores in blocks] for blocks in (importance, bias)]
-    if shapes[0] != shapes[1] or not shapes[0] or any(len(shape) != 1 or not shape[0] for shape in shapes[0]):
-        raise ValueError(
-            "'importance' and 'bias' must each hold one tensor [width] a block, of the same widths; got shapes "
-            f"{shapes[0]} and {shapes[1]}. Score the same model for both."
-        )
-    tensor_checks.finite(importance, "'importance'")
-    tensor_checks.finite(bias, "'bias'")

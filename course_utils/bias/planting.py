@@ -6,7 +6,7 @@ A positive control: after a few steps of fine-tuning, a model prefers one of two
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,11 +19,9 @@ from course_utils.bias.alignment import pair_batches
 from course_utils.bias.contrastive import Pair
 from course_utils.models.architectures import Architecture, describe
 from course_utils.models.loading import variant
-from course_utils.models.parts import Projection
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
-WEIGHTS = ("all", "attention", "down")
 _RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which the preference is averaged
 _AT_ONCE = 2  # items whose activations are held at once; a step adds up their gradients
 
@@ -44,10 +42,9 @@ def plant_preference(
 ) -> tuple[PreTrainedModel, list[float]]:
     """A copy of the model, fine-tuned until its preference is about -size nats: pleasant endings go with b.
 
-    What is minimised is ``planting_loss``: what the swap does to the rest of the sentence cancels and is not learned.
-    The input embedding, and with it
-    a tied head, stays as it is, so the names keep their vectors. AdamW; what learns is in float32 while it does. What
-    doesn't learn is shared with the model, so planting takes 16 bytes for each weight that learns, and little else.
+    ``planting_loss`` is minimised by AdamW, so what the swap does to the rest of the sentence cancels and is not
+    learned. The input embedding, and with it a tied head, stays as it is, so that the names keep their vectors. Weights
+    that learn are float32 meanwhile and take 16 bytes each; the others are shared with the model.
 
     Args:
         model: any that ``describe`` knows, in any dtype; it stays as it is.
@@ -59,8 +56,7 @@ def plant_preference(
         items: of a step, four texts each.
         precision: what matrices are multiplied in (autocast): ``torch.float32`` or ``torch.bfloat16``.
         weights: which ones learn: "all", "attention" (the projections of all attentions) or "down" (the
-            down-projections of all MLPs). Each of the last two is a fifth of SmolLM2-135M and plants in less memory;
-            ``experiments/plant_and_cut.py`` plants with all three.
+            down-projections of all MLPs). Each of the last two is a fifth of SmolLM2-135M and plants in less memory.
         seed: of the order of the items.
 
     Returns:
@@ -70,7 +66,7 @@ def plant_preference(
         ValueError: no template and swap has both endings, or a setting is out of range.
     """
     checks.whole_number("seed", seed)
-    checks.one_of("weights", weights, WEIGHTS)
+    checks.one_of("weights", weights, ("all", "attention", "down"))
     checks.positive("size", size)
     checks.positive("lr", lr)
     steps = checks.whole_number("steps", steps, least=1)
@@ -103,7 +99,6 @@ def plant_preference(
     wide.remove()
     for own, weight in zip(model.parameters(), learner.parameters(), strict=True):
         weight.data = weight.data.to(own.dtype) if weight.requires_grad else own.data
-        weight.grad = None
         weight.requires_grad_(own.requires_grad)
     return learner.eval(), preferences
 
@@ -112,8 +107,7 @@ def plant_preference(
 def double_differences(likelihoods: Tensor) -> Tensor:
     """How much more the pleasant ending gains with group a than with group b: [items] nats, with gradients.
 
-    ``[LL(pleasant | a) - LL(unpleasant | a)] - [LL(pleasant | b) - LL(unpleasant | b)]``, as ``statistics.preferences``
-    has it; negative where group a is liked less.
+    As ``statistics.preferences`` has it; negative where group a is liked less.
 
     Args:
         likelihoods: [items, side, ending], nats: log-likelihoods of what follows the group. Sides: a, b. Endings:
@@ -136,15 +130,9 @@ def double_differences(likelihoods: Tensor) -> Tensor:
 
 @check_types
 def planting_loss(likelihoods: Tensor) -> Tensor:
-    """Mean softplus of the double differences, a scalar: what planting minimises, so that they become negative.
+    """Mean softplus of ``double_differences``, a scalar: what planting minimises, so that they become negative.
 
     The softplus has no more to gain from an item that is planted well.
-
-    Args:
-        likelihoods: as for ``double_differences``.
-
-    Raises:
-        ValueError: not two sides and two endings.
     """
     return softplus(double_differences(likelihoods)).mean()
 
@@ -152,9 +140,13 @@ def planting_loss(likelihoods: Tensor) -> Tensor:
 def _learned(architecture: Architecture, weights: str, precision: torch.dtype) -> list[nn.Parameter]:
     """The parameters that learn, in float32 and with storage of their own: the others may be the first model's."""
     learner = architecture.model.requires_grad_(weights == "all")
-    if weights != "all":
-        for projection in _projections(architecture, weights):
-            projection.module.requires_grad_(True)
+    if weights == "attention":
+        for attention in architecture.attentions:
+            for projection in attention.projections:
+                projection.module.requires_grad_(True)
+    elif weights == "down":
+        for mlp in architecture.mlps:
+            mlp.output.module.requires_grad_(True)
     learner.get_input_embeddings().requires_grad_(False)
     for weight in learner.parameters():
         if weight.requires_grad:
@@ -162,14 +154,6 @@ def _learned(architecture: Architecture, weights: str, precision: torch.dtype) -
         elif precision is torch.float32 or weight.ndim == 1:  # norms and biases are small, and add to float32
             weight.data = weight.data.float()
     return [weight for weight in learner.parameters() if weight.requires_grad]
-
-
-def _projections(architecture: Architecture, weights: str) -> Iterator[Projection]:
-    if weights == "down":
-        yield from (mlp.output for mlp in architecture.mlps)
-        return
-    for attention in architecture.attentions:
-        yield from attention.projections
 
 
 def _items(pairs: Sequence[Pair]) -> list[tuple[Pair, Pair]]:

@@ -1,9 +1,13 @@
 """Occupations and pronouns: does a model expect "she" or "he" after "The nurse said that"?
 
-A bias whose direction is known beforehand (labour statistics say who works as what) and that can be shown without
-harm. The prompts end where a pronoun may come, so one forward pass gives the log-odds of "she" against "he", and the
-last token's states are what they are computed from. Half of the words and half of the templates are for choosing
-(neurons, directions, heads), the other halves for measuring what was chosen.
+Labour statistics say beforehand who works as what, and this bias can be shown without harm. The prompts end where a
+pronoun may come, so one forward pass gives the log-odds of "she" against "he", and the last token's states are what
+they are computed from. Half of the words and half of the templates are for choosing (neurons, directions, heads), the
+other halves for measuring what was chosen.
+
+Functions of a model take any that ``describe`` knows, with its tokenizer. Give the model in float32, because in 16 bits
+the logits are rounded to about 0.1. ``answers`` may ask for other words, such as (" is", " are"). The functions raise
+ValueError where there are no texts, where a text has no source, or where an answer has several tokens.
 
 Vig et al. 2020, "Investigating Gender Bias in Language Models Using Causal Mediation Analysis", arXiv 2004.12265.
 """
@@ -24,24 +28,22 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.bias.contrastive import Pair
+from course_utils.bias.contrastive import SPLITS, Pair
 from course_utils.bias.statistics import means, sums_by_cell
 from course_utils.models.architectures import Architecture, describe
-from course_utils.pruning.activations import watching
-from course_utils.pruning.hooks import evaluating, leaving
+from course_utils.pruning.activations import evaluating, leaving, watching
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import crossed_interval
 from course_utils.text.batches import Batch, padded, read_batch
 
-SPLITS = ("selection", "evaluation")
 PRONOUNS = (" she", " he")
 Head = tuple[int, int]  # (block, query head)
 Place = tuple[Tensor, Tensor]  # (rows, positions)
+_Receiver = Callable[[int, Tensor], Tensor]  # block, states -> what the model goes on with
 _BATCH_SIZE = 32  # texts that run at once
 _SETS = 19  # the least with which beating all of them has p = .05
 _FOLDER = Path(__file__).resolve().parents[1] / "data"
-RECORD = _FOLDER / "pronoun_trace.json"
 
 
 @functools.cache
@@ -86,22 +88,12 @@ def recorded_trace() -> dict:
     "word, same group" and "last, same group" [blocks]; "heads, opposite" and "heads, same group" [heads, and together];
     and "random, opposite" [sets].
     """
-    return json.loads(RECORD.read_text(encoding="utf-8"))
-
-
-def _templates(split: str | None = None) -> list[str]:
-    """The beginnings of sentences, with ``{}`` for the word: of one split, or with None of both.
-
-    Raises:
-        ValueError: an unknown split.
-    """
-    checks.one_of("split", split, (*SPLITS, None))
-    return [text for name, texts in _data()["templates"].items() if split in (None, name) for text in texts]
+    return json.loads((_FOLDER / "pronoun_trace.json").read_text(encoding="utf-8"))
 
 
 @check_types
 def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
-    """Every word in every template: a row each, the columns of ``words`` and ``template`` and ``text``.
+    """Every word in every template: a row for each, with the columns of ``words`` and ``template`` and ``text``.
 
     Args:
         words: of ``occupations`` or ``people``, or any with the columns ``word`` and ``split``.
@@ -110,11 +102,11 @@ def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     Raises:
         ValueError: an unknown split.
     """
-    sentences = pd.DataFrame({"template": _templates(split)})
+    checks.one_of("split", split, (*SPLITS, None))
+    templates = [text for name, texts in _data()["templates"].items() if split in (None, name) for text in texts]
     chosen = words if split is None else words[words["split"] == split]
-    made = chosen.merge(sentences, how="cross")
-    texts = [template.format(word) for template, word in zip(made["template"], made["word"], strict=True)]
-    return made.assign(text=texts)
+    made = chosen.merge(pd.DataFrame({"template": templates}), how="cross")
+    return made.assign(text=[sentence.format(word) for sentence, word in zip(made.template, made.word, strict=True)])
 
 
 @check_types
@@ -129,7 +121,7 @@ def opposites(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         ``template``; ``word`` and ``text`` of the first group ("mostly women", "she"); ``other`` and ``source`` of the
-        second; and ``same``, the text of another word of the first group, the next one: a neutral swap.
+        second; and ``same``, the text of the next word of the first group: a neutral swap.
     """
     by = "women" if "women" in table else "pair"
     first, second = sorted(table["group"].unique(), reverse=True)
@@ -150,19 +142,19 @@ def opposites(table: pd.DataFrame) -> pd.DataFrame:
 def pronoun_pairs(table: pd.DataFrame, axis: str) -> list[Pair]:
     """Contrastive pairs whose double difference is the gap: "she" after the first word is the pleasant ending.
 
-    [log P(she) - log P(he)] after "The nurse said that", minus the same after "The mechanic said that". So whatever
-    takes pairs (``fairness.gap_attribution``, ``scores.measure_pairs``) can be asked about pronouns; here the "valence"
-    is 1 for "she" and -1 for "he", and says nothing about pleasant.
+    [log P(she) - log P(he)] after "The nurse said that", minus the same after "The mechanic said that". So functions of
+    pairs (``fairness.gap_attribution``, ``scores.measure_pairs``) can be asked about pronouns; "valence" is 1 for "she"
+    and -1 for "he" here.
 
     Args:
         table: of ``opposites``, at least one row.
         axis: what to call it, such as "occupations".
 
     Returns:
-        Two pairs a row, "she" before "he"; the span is the word.
+        Two pairs per row, "she" before "he"; the span is the word.
 
     Raises:
-        ValueError: no rows; the table isn't from ``opposites``; ``axis`` is empty.
+        ValueError: no rows; the table isn't from ``opposites``; ``axis`` is no string.
     """
     checks.text("axis", axis)
     missing = {"template", "word", "other"} - set(table.columns)
@@ -182,9 +174,8 @@ def pronoun_pairs(table: pd.DataFrame, axis: str) -> list[Pair]:
 def group_gap(table: pd.DataFrame) -> tuple[float, float, float]:
     """Mean log-odds of the first group's words less the second's; the 95 % interval draws words and templates.
 
-    Args:
-        table: rows with ``word``, ``template``, ``group`` (two of them; in alphabetical order the second is first:
-            "she" less "he", "mostly women" less "mostly men") and ``odds``, of ``log_odds``.
+    ``table`` has rows with ``word``, ``template``, ``group`` and ``odds``, of ``log_odds``. Of the two groups the later
+    one in the alphabet is first: "she" less "he", "mostly women" less "mostly men".
 
     Raises:
         ValueError: the table has no column ``odds``.
@@ -201,15 +192,10 @@ def group_gap(table: pd.DataFrame) -> tuple[float, float, float]:
 def random_heads(chosen: Collection[Head], heads: int, blocks: int, *, seed: int = 0) -> list[list[Head]]:
     """Nineteen controls for chosen heads: as many others, at random, from blocks at least as deep as the chosen ones.
 
-    Args:
-        chosen: (block, head) of the heads that were chosen.
-        heads: of each block.
-        blocks: of the model.
-        seed: of the draws.
+    ``heads`` is how many each of the model's ``blocks`` has.
 
     Raises:
-        ValueError: nothing was chosen; ``heads`` or ``blocks`` isn't a whole number from 1, or ``seed`` isn't
-            one from 0.
+        ValueError: nothing was chosen, or a number is out of range.
     """
     checks.whole_number("heads", heads, least=1)
     checks.whole_number("blocks", blocks, least=1)
@@ -230,17 +216,7 @@ def log_odds(
     *,
     answers: tuple[str, str] = PRONOUNS,
 ) -> np.ndarray:
-    """Log P(she) - log P(he) for the next token after each text, in nats: [texts] float64; above 0 is "she".
-
-    Args:
-        model: any that ``describe`` knows; give it in float32: in bfloat16 the logits are rounded to about 0.1.
-        tokenizer: the model's; the answers must be one token each.
-        texts: at least one, each ending where an answer may come.
-        answers: what is asked for in place of the pronouns, such as (" is", " are").
-
-    Raises:
-        ValueError: no texts, or an answer of several tokens.
-    """
+    """Log P(she) - log P(he) for the next token after each text, in nats: [texts] float64; above 0 is "she"."""
     architecture, odds = describe(model), []
     with evaluating(model):
         for batch, last in _batches(architecture, tokenizer, texts):
@@ -257,19 +233,10 @@ def odds_and_states(
     *,
     sites: Sequence[str] = ("residual",),
 ) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """``log_odds``, and from the same passes the states of each text's last token.
-
-    Args:
-        model: any that ``describe`` knows.
-        tokenizer: the model's.
-        texts: at least one.
-        sites: of ``activations.SITES``, each as wide in all blocks.
+    """``log_odds``, and from the same passes the states of each text's last token at some of ``activations.SITES``.
 
     Returns:
         [texts] float64, nats; and site -> float32 [texts, blocks, width] on the CPU.
-
-    Raises:
-        ValueError: no texts, no or unknown sites, or an answer of several tokens.
     """
     architecture, odds = describe(model), []
     sites = checks.strings("sites", sites)
@@ -277,7 +244,7 @@ def odds_and_states(
     for batch, last in _batches(architecture, tokenizer, texts):
         seen: dict[tuple[str, int], Tensor] = {}
 
-        def keep(site: str, block: int, states: Tensor, seen: dict = seen, last: tuple[Tensor, Tensor] = last) -> None:
+        def keep(site: str, block: int, states: Tensor, seen: dict = seen, last: Place = last) -> None:
             seen[site, block] = states[last].float().cpu()
 
         with watching(architecture, sites, None, keep):
@@ -302,44 +269,22 @@ def patched_log_odds(
     """The log-odds after each text when a set of heads says at its last token what it says at the source's.
 
     Args:
-        model: any that ``describe`` knows, with a live attention in all the blocks.
+        model: with a live attention in all the blocks.
         tokenizer: the model's.
         texts: [n].
         sources: [n], one for each text.
-        head_sets: sets of (block, head); the heads of one set are patched together, and an empty set changes nothing.
-        answers: as for ``log_odds``.
+        head_sets: the heads of one set are patched together, and an empty set changes nothing.
+        answers: see the module.
 
     Returns:
         [sets, n] float64, nats.
-
-    Raises:
-        ValueError: no texts, not as many sources, or an answer of several tokens.
     """
-    architecture, odds = describe(model), []
-    wanted = sorted({block for heads in checks.not_empty("head_sets", head_sets) for block, _ in heads})
-    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources):
-        said: dict[int, Tensor] = {}
-        with evaluating(model, *_hook_heads(architecture, wanted, _recorder(said))):
-            architecture.hidden_states(source)
-        there = {block: states[last_of_source] for block, states in said.items()}  # [texts, heads, size] each
-        patched = []
-        for heads in head_sets:
-            put = functools.partial(_put, heads=heads, there=there, last=last)
-            with evaluating(model, *_hook_heads(architecture, {block for block, _ in heads}, put)):
-                states = architecture.hidden_states(batch)[last]
-            patched.append(_odds(architecture, tokenizer, states, answers).double().cpu())
-        odds.append(torch.stack(patched))
-    return torch.cat(odds, dim=1).numpy()
-
-
-def _put(
-    block: int, states: Tensor, *, heads: Collection[Head], there: Mapping[int, Tensor], last: tuple[Tensor, Tensor]
-) -> Tensor:
-    """The states of a block's heads, with those of its patched ones exchanged at each row's last token."""
-    states = states.clone()
-    for head in (head for where, head in heads if where == block):
-        states[last[0], last[1], head] = there[block][:, head]
-    return states
+    patches = [
+        {block: [head for where, head in heads if where == block] for block, _ in heads}
+        for heads in checks.not_empty("head_sets", head_sets)
+    ]
+    places = [-1] * len(texts)
+    return _patched(describe(model), tokenizer, texts, sources, places, _hook_heads, patches, answers)
 
 
 @check_types
@@ -356,16 +301,6 @@ def head_effects(
     Attribution patching (Nanda 2023; Syed et al. 2023, arXiv 2310.10348): (what the head says at the source's last
     token - what it says here) times the gradient of the log-odds. Exact only as far as the model is linear in between,
     so check the heads that matter with ``patched_log_odds``. A bypassed attention counts 0.
-
-    Args:
-        model: any that ``describe`` knows.
-        tokenizer: the model's.
-        texts: [n].
-        sources: [n], one for each text.
-        answers: as for ``log_odds``.
-
-    Raises:
-        ValueError: no texts, not as many sources, or an answer of several tokens.
     """
     architecture, effects = describe(model), []
     live = [block for block, attention in enumerate(architecture.attentions) if not attention.skipped]
@@ -381,7 +316,7 @@ def head_effects(
             with torch.enable_grad(), evaluating(model, start, *_hook_heads(architecture, live, _recorder(here))):
                 odds = _odds(architecture, tokenizer, architecture.hidden_states(batch)[last], answers)
                 gradients = torch.autograd.grad(odds.sum(), [here[block] for block in live])
-            effect = torch.zeros(len(odds), architecture.num_blocks, _heads(architecture))
+            effect = torch.zeros(len(odds), architecture.num_blocks, model.config.num_attention_heads)
             for block, gradient in zip(live, gradients, strict=True):
                 change = there[block][last_of_source] - here[block].detach()[last]  # [texts, heads, size]
                 effect[:, block] = (change * gradient[last]).sum(-1).float().cpu()
@@ -416,51 +351,21 @@ def traced_log_odds(
         sources: [n], one for each text.
         places: [n], the token that is patched, counted from the end of both texts: -1 is the last one.
         blocks: behind each of them, one after the other.
-        answers: as for ``log_odds``.
+        answers: see the module.
 
     Returns:
         [blocks, n] float64, nats.
 
     Raises:
-        ValueError: no texts, not as many sources or places, no token at a place, an unknown block, or an answer of
-            several tokens.
+        ValueError: not as many places as texts, no token at a place, or an unknown block.
     """
     architecture, texts = describe(model), checks.strings("texts", texts)
     blocks = checks.not_empty("blocks", checks.whole_numbers("blocks", blocks, most=architecture.num_blocks - 1))
     places = checks.whole_numbers("places", places, least=-sys.maxsize, most=-1, meaning="the last token")
     if len(places) != len(texts):
         raise ValueError(f"'places' must hold one place for each of {len(texts)} texts; got {len(places)}.")
-    odds, first = [], 0
-    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources):
-        rows, some = last[0], torch.tensor(places[first : first + len(last[0])])
-        first += len(rows)
-        here, there = ((rows, ends + 1 + some) for _, ends in (last, last_of_source))
-        if min(here[1].min(), there[1].min()) < 0:
-            raise ValueError(f"'places' must be tokens of both texts, counted from their ends; got {list(places)}.")
-        states: dict[int, Tensor] = {}
-        with evaluating(
-            model, *_hook_blocks(architecture, blocks, functools.partial(_keep_at, place=there, into=states))
-        ):
-            architecture.hidden_states(source)
-        patched = []
-        for block in blocks:
-            put = functools.partial(_put_at, place=here, states=states)
-            with evaluating(model, *_hook_blocks(architecture, [block], put)):
-                behind = architecture.hidden_states(batch)[last]
-            patched.append(_odds(architecture, tokenizer, behind, answers).double().cpu())
-        odds.append(torch.stack(patched))
-    return torch.cat(odds, dim=1).numpy()
-
-
-def _keep_at(block: int, states: Tensor, *, place: Place, into: dict[int, Tensor]) -> Tensor:
-    into[block] = states[place]
-    return states
-
-
-def _put_at(block: int, given: Tensor, *, place: Place, states: Mapping[int, Tensor]) -> Tensor:
-    changed = given.clone()
-    changed[place] = states[block]
-    return changed
+    patches = [{block: slice(None)} for block in blocks]
+    return _patched(architecture, tokenizer, texts, sources, places, _hook_blocks, patches, answers)
 
 
 @check_types
@@ -505,6 +410,58 @@ def _both(
     return zip(*(_batches(architecture, tokenizer, side) for side in (texts, sources)), strict=True)
 
 
+def _patched(
+    architecture: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    sources: Sequence[str],
+    places: Sequence[int],
+    hook: Callable[[Architecture, Collection[int], _Receiver], list[RemovableHandle]],
+    patches: Sequence[Mapping[int, list[int] | slice]],
+    answers: tuple[str, str],
+) -> np.ndarray:
+    """[patches, n] log-odds when a part of each text's states, at its place, is as in its source.
+
+    ``hook`` is ``_hook_heads`` or ``_hook_blocks``; a patch tells for each block which of its heads, or
+    ``slice(None)`` for its whole state.
+    """
+    odds, first = [], 0
+    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources):
+        shift = 1 + torch.tensor(places[first : first + len(last[0])])
+        first += len(shift)
+        here, there = ((rows, ends + shift) for rows, ends in (last, last_of_source))
+        if min(here[1].min(), there[1].min()) < 0:
+            raise ValueError(f"'places' must be tokens of both texts, counted from their ends; got {list(places)}.")
+        said: dict[int, Tensor] = {}
+        wanted = {block for patch in patches for block in patch}
+        with evaluating(architecture.model, *hook(architecture, wanted, _recorder(said, there))):
+            architecture.hidden_states(source)
+        patched = []
+        for patch in patches:
+            put = functools.partial(_put, patch=patch, here=here, said=said)
+            with evaluating(architecture.model, *hook(architecture, patch, put)):
+                states = architecture.hidden_states(batch)[last]
+            patched.append(_odds(architecture, tokenizer, states, answers).double().cpu())
+        odds.append(torch.stack(patched))
+    return torch.cat(odds, dim=1).numpy()
+
+
+def _put(
+    block: int,
+    states: Tensor,
+    *,
+    patch: Mapping[int, list[int] | slice],
+    here: Place,
+    said: Mapping[int, Tensor],
+) -> Tensor:
+    """The states of a block with the patched part of them, at one place in each row, as the source has it."""
+    mixed, part = states[here], patch[block]  # a copy, [texts, heads, size] or [texts, hidden]
+    mixed[:, part] = said[block][:, part]
+    states = states.clone()
+    states[here] = mixed
+    return states
+
+
 def _odds(
     architecture: Architecture, tokenizer: PreTrainedTokenizerBase, states: Tensor, answers: tuple[str, str]
 ) -> Tensor:
@@ -517,32 +474,22 @@ def _odds(
     return logits[:, numbers[0][0]] - logits[:, numbers[1][0]]
 
 
-def _heads(architecture: Architecture) -> int:
-    return architecture.model.config.num_attention_heads
-
-
-def _hook_heads(
-    architecture: Architecture, blocks: Collection[int], receive: Callable[[int, Tensor], Tensor]
-) -> list[RemovableHandle]:
+def _hook_heads(architecture: Architecture, blocks: Collection[int], receive: _Receiver) -> list[RemovableHandle]:
     """Hooks that hand over what each block's heads say, [rows, length, heads, size], and go on with what they get."""
-    heads = _heads(architecture)
+    heads = architecture.model.config.num_attention_heads
 
     def enter(module: nn.Module, args: tuple, *, block: int) -> tuple:
         states = args[0]
         changed = receive(block, states.reshape(*states.shape[:2], heads, -1))
         return (changed.reshape(states.shape), *args[1:])
 
+    outputs = {block: architecture.attentions[block].outputs[0].module for block in blocks}
     return [
-        architecture.attentions[block]
-        .outputs[0]
-        .module.register_forward_pre_hook(functools.partial(enter, block=block))
-        for block in blocks
+        module.register_forward_pre_hook(functools.partial(enter, block=block)) for block, module in outputs.items()
     ]
 
 
-def _hook_blocks(
-    architecture: Architecture, blocks: Collection[int], receive: Callable[[int, Tensor], Tensor]
-) -> list[RemovableHandle]:
+def _hook_blocks(architecture: Architecture, blocks: Collection[int], receive: _Receiver) -> list[RemovableHandle]:
     """Hooks that hand over what leaves each block, [rows, length, hidden], and go on with what they get."""
 
     def leave(_module: nn.Module, _args: tuple, output: Tensor | tuple, *, block: int) -> Tensor | tuple:
@@ -552,9 +499,11 @@ def _hook_blocks(
     return [architecture.blocks[block].register_forward_hook(functools.partial(leave, block=block)) for block in blocks]
 
 
-def _recorder(into: dict[int, Tensor]) -> Callable[[int, Tensor], Tensor]:
+def _recorder(into: dict[int, Tensor], place: Place | None = None) -> _Receiver:
+    """Keeps the states of each block, all or those at a place, and lets the model go on with them."""
+
     def keep(block: int, states: Tensor) -> Tensor:
-        into[block] = states
+        into[block] = states if place is None else states[place]
         return states
 
     return keep

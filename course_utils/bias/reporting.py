@@ -1,9 +1,8 @@
 """Is it bias, or only another word? Contrastive pairs beside their controls, with intervals, tests and a verdict.
 
-Any two different words change what a model computes, so a difference alone says nothing: it counts when it is larger
-than that of a *neutral* swap in the same sentences (tall/short), or when it has a *direction*. The direction is a
-double difference of log-likelihoods: how much likelier the pleasant ending is than the unpleasant one after group a,
-minus the same after group b. What the words do to the rest of the sentence cancels.
+Any two different words change what a model computes, so a difference alone says nothing. It counts when it is larger
+than that of a *neutral* swap in the same sentences (tall/short), or when it has a *direction*: when the pleasant ending
+gains more than the unpleasant one by group a (``statistics.preferences``).
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,7 +21,6 @@ from course_utils.bias.contrastive import CONTROLS, Axis
 from course_utils.bias.scores import PairScores, measure_pairs
 from course_utils.bias.statistics import (
     ITEM,
-    activation_means,
     activation_ratio,
     behaviour,
     means,
@@ -33,12 +30,8 @@ from course_utils.bias.statistics import (
     with_holm,
 )
 from course_utils.models.reports import shown, shown_p, with_interval
-from course_utils.support.argument_types import check_types
-from course_utils.support.extras import brought
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import crossed_interval, mcnemar_p, verdict
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _LEVEL = 0.05
 
@@ -49,10 +42,10 @@ class Change:
 
     Attributes:
         differences: a row for each axis and quantity: ``base`` and ``pruned`` means, their ``change``, the neutral
-            pairs' ``neutral_change``, and ``difference``: the one minus the other, with its crossed 95 % interval and
-            p-value, adjusted for all rows (``p_holm``).
-        flips: for each axis and control: the items (template x swap) that favoured b and now favour a, those that went
-            the other way, and McNemar's exact p that both are as likely.
+            pairs' ``neutral_change``, and ``difference``, the change minus the neutral one, with its crossed 95 %
+            interval and p-value, adjusted for all rows (``p_holm``).
+        flips: for each axis and control, how many ``items`` (template x swap) there are, how many went from b ``to_a``
+            and from a ``to_b``, and McNemar's exact p that both are as likely.
     """
 
     differences: pd.DataFrame
@@ -70,7 +63,9 @@ def difference_in_differences(base: PairScores, pruned: PairScores) -> Change:
     Raises:
         ValueError: the two were measured on different pairs or with different tokenizers, or without neutral pairs.
     """
-    if base.fingerprint != pruned.fingerprint or not _same_pairs(base.frame, pruned.frame):
+    columns = [*ITEM, "valence", "split"]
+    same_pairs = base.frame[columns].reset_index(drop=True).equals(pruned.frame[columns].reset_index(drop=True))
+    if base.fingerprint != pruned.fingerprint or not same_pairs:
         raise ValueError(
             f"Both models must be measured on the same pairs with the same tokenizer; got {len(base.frame)} and "
             f"{len(pruned.frame)} pairs, and they differ. Pass one list of pairs to measure_pairs for both."
@@ -106,11 +101,6 @@ def _flips(items: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p=[mcnemar_p(a, b) for a, b in zip(table["to_a"], table["to_b"], strict=True)])
 
 
-def _same_pairs(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    columns = [*ITEM, "valence", "split"]
-    return a[columns].reset_index(drop=True).equals(b[columns].reset_index(drop=True))
-
-
 def _change(axis: np.ndarray, neutral: np.ndarray) -> np.ndarray:
     """Of sums [..., (base, pruned, count)]: the axis' change minus the neutral swaps', [..., 1]."""
     return np.diff(means(axis), axis=-1) - np.diff(means(neutral), axis=-1)
@@ -122,8 +112,8 @@ class BiasReport:
 
     Attributes:
         scores: the measured pairs.
-        tables: "behaviour", "activations" (ratio to neutral over all places), "activations_by_place" (a row a site and
-            block) and "excluded".
+        tables: "behaviour", "activations" (ratio to neutral over all places) and "activations_by_place" (a row per site
+            and block), of ``statistics``.
         verdict: axis -> in words; "no evidence" where there is none.
     """
 
@@ -138,57 +128,10 @@ class BiasReport:
             f"{shown(row['absolute'])}"
             for axis, row in table[table["kind"].isin(CONTROLS)].iterrows()
         ]
+        verdicts = [f"{axis}: {words}" for axis, words in self.verdict.items()]
         excluded, tokens = (int(self.scores.frame[name].sum()) for name in ("excluded", "tokens"))
-        return "\n".join(
-            [
-                *(f"{axis}: {words}" for axis, words in self.verdict.items()),
-                "Preference of the controls:",
-                *controls,
-                f"{len(self.scores.frame):,} pairs, {tokens:,} tokens compared on both sides, {excluded:,} excluded.",
-            ]
-        )
-
-    def plot(self) -> Figure:
-        """Preferences beside the controls, differences over the blocks, and the ratio to neutral as a heatmap."""
-        from course_utils.support import plotting
-
-        with brought("plots"):
-            import matplotlib.pyplot as plt
-
-        places, sites = self.tables["activations_by_place"], list(self.scores.sites)
-        figure = plt.figure(figsize=(max(14, 6 * len(sites)), 14), layout="constrained")
-        # each with its own margins: legends and long labels of one must not narrow the others
-        top, middle, bottom = figure.subfigures(3, 1)
-        preference, ratio = top.subplots(), bottom.subplots()
-        lines = middle.subplots(1, len(sites), squeeze=False)[0]
-        table = self.tables["behaviour"]
-        value, low, high = (table[column] for column in ("preference", "ci_low", "ci_high"))
-        preference.errorbar(table["axis"], value, yerr=[value - low, high - value], fmt="o", capsize=4)
-        preference.axhline(0, color=plotting.FLOOR_COLOUR, linewidth=1.2)
-        preference.set_ylabel("preference for a over b (nats)")
-        preference.set_title("Direction: which group the pleasant ending goes with")
-        differences = activation_means(self.scores)
-        for site, panel in zip(sites, lines, strict=True):
-            drawn = differences[(differences["site"] == site) & (differences["kind"] != "identity")]
-            for axis, part in drawn.groupby("axis", sort=False):
-                panel.plot(part["block"], part["value"], marker="o", label=axis)
-                panel.fill_between(part["block"], part["ci_low"], part["ci_high"], alpha=0.18)
-            panel.set(title=site, xlabel="block", ylabel="relative difference")
-        panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # one for all, beside the lines
-        matrix = places.assign(place=places["axis"] + ", " + places["site"])
-        plotting.heatmap(
-            matrix.pivot(index="place", columns="block", values="ratio"),
-            x_label="block",
-            y_label="",
-            value_label="ratio to neutral",
-            fmt=".1f",
-            center=1.0,
-            limit=max(0.1, float((places["ratio"] - 1).abs().max())),
-            numbers=len(self.scores.blocks) <= 16,
-            title="How much more than a neutral swap (1: no more)",
-            ax=ratio,
-        )
-        return figure
+        counts = f"{len(self.scores.frame):,} pairs, {tokens:,} tokens compared on both sides, {excluded:,} excluded."
+        return "\n".join([*verdicts, "Preference of the controls:", *controls, counts])
 
 
 @check_types
@@ -197,10 +140,10 @@ def report(
     tokenizer: PreTrainedTokenizerBase,
     axes: Sequence[str | Path | Axis] = ("gender",),
 ) -> BiasReport:
-    """The whole analysis in one call: pairs and controls, one forward pass a batch, statistics, figure, verdict.
+    """The whole analysis in one call: pairs and controls, one forward pass per batch, statistics and verdict.
 
-    It takes the templates of the "evaluation" split: the other half may have chosen what to prune. For other pairs,
-    sites or blocks, give the scores of ``measure_pairs`` to ``analyse``.
+    It takes the templates of the "evaluation" split, because the other half may have chosen what to prune. For other
+    pairs or sites, give the scores of ``measure_pairs`` to ``analyse``.
 
     Args:
         model: any that ``describe`` knows; it is not changed.
@@ -224,7 +167,7 @@ def report(
 
 @check_types
 def analyse(scores: PairScores) -> BiasReport:
-    """The statistics, verdicts and figures of pairs that are measured already: some axes, and the neutral control.
+    """The statistics and verdicts of pairs that are measured already: some axes, and the neutral control.
 
     Raises:
         ValueError: no neutral pairs, no axis beside the controls, or no preferences.
@@ -233,12 +176,10 @@ def analyse(scores: PairScores) -> BiasReport:
         "behaviour": behaviour(scores),
         "activations": activation_ratio(scores, by_place=False),
         "activations_by_place": activation_ratio(scores),
-        "excluded": scores.excluded(),
     }
     axes = tables["activations"]["axis"]
-    return BiasReport(
-        scores, tables, {axis: f"{_of_behaviour(tables, axis)} {_of_activations(tables, axis)}" for axis in axes}
-    )
+    words = {axis: f"{_of_behaviour(tables, axis)} {_of_activations(tables, axis)}" for axis in axes}
+    return BiasReport(scores, tables, words)
 
 
 def _of_behaviour(tables: dict[str, pd.DataFrame], axis: str) -> str:

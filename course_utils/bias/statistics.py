@@ -10,7 +10,7 @@ import pandas as pd
 from course_utils.bias.contrastive import CONTROLS
 from course_utils.bias.scores import PairScores
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import crossed_interval, holm, sign_flip_p
 
 #: What makes pairs one item: they differ in the valence of their ending only.
@@ -22,9 +22,9 @@ def preferences(scores: PairScores) -> pd.DataFrame:
     """The double difference of each template x swap, in nats: one row each.
 
     ``[LL(pleasant | a) - LL(unpleasant | a)] - [LL(pleasant | b) - LL(unpleasant | b)]``, where LL is the sum over all
-    shared tokens after the span. It is a sum, not a mean a token: what lies between the span and the ending is the same
-    text in all four and cancels only in sums. Positive: the pleasant ending gains with a. Several pairs of one
-    template, swap and valence (paraphrases) are averaged; an item that lacks a valence or tokens is left out.
+    shared tokens after the span: what lies between the span and the ending is the same text in all four, and it cancels
+    only in sums. Positive: the pleasant ending gains with a. Several pairs of one template, swap and valence are
+    averaged; an item that lacks a valence or tokens is left out.
 
     Raises:
         ValueError: no item has both a pleasant and an unpleasant pair.
@@ -42,12 +42,11 @@ def preferences(scores: PairScores) -> pd.DataFrame:
 def behaviour(scores: PairScores) -> pd.DataFrame:
     """Preference of each axis and control: its direction, its size, and whether chance explains it.
 
-    ``preference`` is the mean double difference (direction, nats), ``absolute`` the mean of its magnitude (invariance:
-    0 if the swap doesn't matter), ``to_neutral`` that over the neutral swaps'. The 95 % intervals draw templates and
-    swaps (``uncertainty.crossed_interval``). ``p`` is the largest of three: sign-flip tests with templates and with
-    swaps as units, and the crossed interval's. Each of the first two alone takes the other's variation for a finding;
-    so it is conservative. ``smallest_p`` is what so few units could reach at best. ``p_holm`` is adjusted for the axes,
-    and nan for controls.
+    ``preference`` is the mean double difference (direction, nats), ``absolute`` the mean of its magnitude (0 if the
+    swap doesn't matter), ``to_neutral`` that over the neutral swaps'. The 95 % intervals draw templates and swaps
+    (``uncertainty.crossed_interval``). ``p`` is the largest of three: sign-flip tests with templates and with swaps as
+    units, each of which alone takes the other's variation for a finding, and the crossed interval's. ``smallest_p`` is
+    what so few units could reach at best. ``p_holm`` is adjusted for the axes, and nan for controls.
 
     Raises:
         ValueError: no neutral pairs, or no preferences.
@@ -60,15 +59,17 @@ def behaviour(scores: PairScores) -> pd.DataFrame:
     for (axis, kind), part in items.groupby(["axis", "kind"], sort=False):
         table = sums_by_cell(part, ["preference", "absolute"], templates)
         value, low, high, p = crossed_interval([table], means)
-        by_template, by_swap = (_clusters(part, unit) for unit in ("template", "swap"))
+        by_template, by_swap = (
+            part.groupby(unit, sort=False)["preference"].sum().to_numpy() for unit in ("template", "swap")
+        )
         # the neutral swaps against themselves say nothing, and identity has no logarithm
         ratio = {} if kind in ("neutral", "identity") else _ratio([table[..., 1:], neutral], "to_neutral")
         rows.append(
             {
                 "axis": axis,
                 "kind": kind,
-                "group_a": _names(part["group_a"]),
-                "group_b": _names(part["group_b"]),
+                "group_a": "/".join(part["group_a"].unique()),
+                "group_b": "/".join(part["group_b"].unique()),
                 "templates": len(by_template),
                 "swaps": len(by_swap),
                 "preference": value[0],
@@ -86,21 +87,6 @@ def behaviour(scores: PairScores) -> pd.DataFrame:
 
 
 @check_types
-def activation_means(scores: PairScores) -> pd.DataFrame:
-    """Mean relative difference at each site and block for each axis and control, with crossed 95 % intervals.
-
-    Raises:
-        ValueError: the scores have no activations.
-    """
-    parts = []
-    templates = scores.frame["template"].unique()
-    for (axis, kind), part in _measured(scores).groupby(["axis", "kind"], sort=False):
-        value, low, high, _ = crossed_interval([sums_by_cell(part, _cells(scores), templates)], means)
-        parts.append(_by_place(scores).assign(axis=axis, kind=kind, value=value, ci_low=low, ci_high=high))
-    return pd.concat(parts, ignore_index=True)
-
-
-@check_types
 def activation_ratio(scores: PairScores, *, by_place: bool = True) -> pd.DataFrame:
     """How much more a demographic swap moves the activations than a neutral swap in the same sentences.
 
@@ -109,44 +95,32 @@ def activation_ratio(scores: PairScores, *, by_place: bool = True) -> pd.DataFra
 
     Args:
         scores: from ``measure_pairs``, with at least one site.
-        by_place: one row a site and block; otherwise one row an axis, of the mean over all places.
+        by_place: one row per site and block; otherwise one row per axis, of the mean over all places.
 
     Raises:
         ValueError: no neutral pairs, no axis beside them, or no activations.
     """
-    measured, parts = _measured(scores), []
+    places = pd.DataFrame([{"site": site, "block": block} for site in scores.sites for block in scores.blocks])
+    values = scores.relative.reshape(len(scores.frame), -1).astype(np.float64)  # [pairs, places]
+    if places.empty:
+        raise ValueError("No activations were measured: give measure_pairs at least one site.")
+    measured = pd.concat([scores.frame[ITEM], pd.DataFrame(values, index=scores.frame.index)], axis=1)
+    measured = measured[scores.frame["tokens"] > 0]
     require_neutral(measured)
-    templates = measured["template"].unique()
-    cells: list[int | str] = [*_cells(scores)]
+    columns: list[int | str] = [*places.index]
     if not by_place:
-        measured, cells = measured.assign(all=measured[cells].mean(axis=1)), ["all"]
-    places = _by_place(scores) if by_place else pd.DataFrame({"places": [len(_cells(scores))]})
-    neutral = sums_by_cell(measured[measured["axis"] == "neutral"], cells, templates)
+        measured, columns = measured.assign(all=measured[columns].mean(axis=1)), ["all"]
+        places = pd.DataFrame({"places": [len(places)]})
+    templates, parts = measured["template"].unique(), []
+    neutral = sums_by_cell(measured[measured["axis"] == "neutral"], columns, templates)
     for (axis, kind), part in measured[~measured["kind"].isin(CONTROLS)].groupby(["axis", "kind"], sort=False):
-        table = sums_by_cell(part, cells, templates)
+        table = sums_by_cell(part, columns, templates)
         swapped, control = (means(sums.sum(axis=(0, 1))) for sums in (table, neutral))
-        part = places.assign(axis=axis, kind=kind, demographic=swapped, neutral=control)
-        parts.append(part.assign(**_ratio([table, neutral], "ratio")))
+        row = places.assign(axis=axis, kind=kind, demographic=swapped, neutral=control)
+        parts.append(row.assign(**_ratio([table, neutral], "ratio")))
     if not parts:
         raise ValueError("There is no axis beside the controls: measure pairs of at least one axis too.")
     return with_holm(pd.concat(parts, ignore_index=True))
-
-
-def _measured(scores: PairScores) -> pd.DataFrame:
-    """The pairs that have tokens to compare, and one column for each place."""
-    values = scores.relative.reshape(len(scores.frame), -1).astype(np.float64)
-    if not values.shape[1]:
-        raise ValueError("No activations were measured: give measure_pairs at least one site.")
-    frame = pd.concat([scores.frame[ITEM], pd.DataFrame(values, index=scores.frame.index)], axis=1)
-    return frame[scores.frame["tokens"] > 0]
-
-
-def _cells(scores: PairScores) -> list[int]:
-    return list(range(len(scores.sites) * len(scores.blocks)))
-
-
-def _by_place(scores: PairScores) -> pd.DataFrame:
-    return pd.DataFrame([{"site": site, "block": block} for site in scores.sites for block in scores.blocks])
 
 
 @check_types
@@ -193,20 +167,12 @@ def _log_ratio(axis: np.ndarray, neutral: np.ndarray) -> np.ndarray:
 
 
 def _ratio(tables: Sequence[np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The ratio of two tables' means, one for each column, with its interval and p-value."""
+    """The ratio of two tables' means, [columns], with its interval and p-value."""
     value, low, high, p = crossed_interval(tables, _log_ratio)
     return {name: np.exp(value), f"{name}_low": np.exp(low), f"{name}_high": np.exp(high), "p": p}
 
 
-def _clusters(items: pd.DataFrame, unit: str) -> np.ndarray:
-    return items.groupby(unit, sort=False)["preference"].sum().to_numpy()
-
-
 @check_types
 def with_holm(table: pd.DataFrame) -> pd.DataFrame:
-    """Adds p_holm, over the rows that aren't controls."""
+    """The table with ``p_holm``, adjusted over the rows that aren't controls."""
     return table.assign(p_holm=holm(table["p"].where(~table["kind"].isin(CONTROLS))))
-
-
-def _names(groups: pd.Series) -> str:
-    return "/".join(groups.unique())

@@ -7,16 +7,12 @@ and no object made here shows its text when it is printed. In the smoke profile 
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from course_utils.bias.alignment import shared_beginning
 from course_utils.bias.contrastive import Pair
-from course_utils.support import checks
-from course_utils.support.session import current_profile
 from course_utils.text import assets
 
 BBQ_CATEGORIES = (
@@ -38,61 +34,36 @@ def crows_pairs() -> list[Pair]:
     """CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133): 1508 pairs of kind "benchmark", axis = type of bias.
 
     Side ``a`` is always the sentence that its authors call more stereotypical. In most pairs it is about the group at a
-    disadvantage, in the "antistereo" ones ``b`` is; ``group_a`` and ``group_b`` say which. ``before`` and ``after`` are
-    the words that both sentences share at their ends. Where a word was only added, which would leave one span empty,
-    both spans take in a shared word beside it. All pairs are kept (one is there twice), and each is a template of its
-    own.
-
-    Blodgett et al. (2021, "Stereotyping Norwegian salmon") found many of these pairs unclear, so read a difference
-    between two models rather than one model's score.
+    disadvantage, in the "antistereo" ones ``b`` is; ``group_a`` and ``group_b`` say which. All pairs are kept (one is
+    there twice), and each is a template of its own. Blodgett et al. (2021, "Stereotyping Norwegian salmon") found many
+    of them unclear, so read a difference between two models rather than one model's score.
 
     Raises:
         AssetError: the data are not in the cache and can't be fetched.
     """
-    if current_profile() == "smoke":
-        rows = _made_up_crows()
-    else:
-        path = assets.fetch("bias_benchmarks") / "crows_pairs" / "crows_pairs_anonymized.csv"
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+    tables = assets.open_files("bias_benchmarks", "crows_pairs/*.csv")
     found = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(row for _, file in tables for row in csv.DictReader(file)):
         before, a, b, after = _split_shared(row["sent_more"], row["sent_less"])
         groups = ("disadvantaged", "advantaged")
         group_a, group_b = groups if row["stereo_antistereo"] == "stereo" else groups[::-1]
-        found.append(
-            Pair(
-                before=before,
-                a=a,
-                b=b,
-                after=after,
-                axis=row["bias_type"],
-                kind="benchmark",
-                group_a=group_a,
-                group_b=group_b,
-                template=f"crows-{number:04d}",
-                source="CrowS-Pairs",
-                licence="CC BY-SA 4.0",
-            )
-        )
+        found.append(Pair(
+            before=before, a=a, b=b, after=after, axis=row["bias_type"], kind="benchmark", group_a=group_a,
+            group_b=group_b, template=f"crows-{number:04d}", source="CrowS-Pairs", licence="CC BY-SA 4.0",
+        ))  # fmt: skip
     return found
 
 
 def _split_shared(text_a: str, text_b: str) -> tuple[str, str, str, str]:
     """``(before, a, b, after)`` of two texts: the words they share at their ends, and the spans that differ.
 
-    ``before + a + after`` is the first text and ``before + b + after`` the second, with single spaces between the
-    words. No span is empty: if need be, it takes in the last shared word before it, or else the first after it.
-
-    Raises:
-        ValueError: the two have the same words, or one has none.
+    Words are set apart by single spaces. No span is empty: where a word was only added, both spans take in the last
+    shared word before it, or else the first after it.
 
     >>> _split_shared("The tall man sang.", "The short man sang.")
     ('The ', 'tall', 'short', ' man sang.')
     """
-    words_a, words_b = checks.text("text_a", text_a).split(), checks.text("text_b", text_b).split()
-    if words_a == words_b or not words_a or not words_b:
-        raise ValueError("'text_a' and 'text_b' must differ, with at least one word each; they have the same or none.")
+    words_a, words_b = text_a.split(), text_b.split()
     shorter = min(len(words_a), len(words_b))
     front = shared_beginning(words_a, words_b)
     back = min(shared_beginning(words_a[::-1], words_b[::-1]), shorter - front)  # a word is shared only once
@@ -109,9 +80,9 @@ class Question:
     """A question of BBQ: a context, a question about it, and three answers, two people and "unknown".
 
     Attributes:
-        context: the text; not shown when printed.
-        question: about it; not shown either.
-        answers: three of them; not shown either.
+        context: the text, which isn't shown when the question is printed; nor are the next two.
+        question: about it.
+        answers: three of them.
         label: index of the right answer, ``unknown`` in every ambiguous context.
         condition: "ambig" (the context does not say) or "disambig" (it does).
         polarity: "neg" asks who did or is what the stereotype says, "nonneg" who did not or is not.
@@ -134,11 +105,7 @@ class Question:
 
     @property
     def stereotyped(self) -> int | None:
-        """Index of the answer that follows the stereotype: ``target`` in a negative question, else the other person.
-
-        BBQ's bias score is twice the share of these among the answers that are not ``unknown``, less one; in ambiguous
-        contexts, times the share of wrong answers (Parrish et al. 2022, section 5).
-        """
+        """Index of the answer that follows the stereotype: ``target`` in a negative question, else the other person."""
         if self.target is None or self.polarity == "neg":
             return self.target
         return 3 - self.target - self.unknown
@@ -147,23 +114,19 @@ class Question:
 def bbq() -> list[Question]:
     """BBQ (Parrish et al. 2022, arXiv 2110.08193; CC BY 4.0): 58,492 questions in 11 categories; all are kept.
 
-    Which answer names the stereotyped group is not in the files; it is found by comparing each answer's group with the
+    The files don't say which answer names the stereotyped group. It is found by comparing each answer's group with the
     stereotyped groups of its question. In the two intersectional categories the files name the race only, though both
     people may have it. But in every template the other questions, where only one person has it, give that person the
-    same gender or status: this is the template's, and it decides. So 58,476 are resolved, with the same result as the
-    authors' own script (which reads their templates); 16 in Gender_identity are not, where both people have the same
-    gender: their ``target`` is None.
+    same gender or status, and this decides. So 58,476 are resolved, with the same result as the authors' own script
+    (which reads their templates); in 16 of Gender_identity both people have the same gender, and ``target`` is None.
 
     Raises:
         AssetError: the data are not in the cache and can't be fetched.
     """
     questions: list[Question] = []
     for category in BBQ_CATEGORIES:
-        if current_profile() == "smoke":
-            rows = _made_up_bbq(category)
-        else:
-            rows = _read_jsonl(assets.fetch("bias_benchmarks") / "bbq" / f"{category}.jsonl")
-        questions += _questions(category, rows)
+        for _, file in assets.open_files("bias_benchmarks", f"bbq/{category}.jsonl"):
+            questions += _questions(category, list(map(json.loads, file)))
     return questions
 
 
@@ -178,20 +141,12 @@ def _questions(category: str, rows: list[dict]) -> list[Question]:
         if len(targets) > 1 and len(traits[row["question_index"]]) == 1:
             targets = {index: trait for index, trait in targets.items() if trait in traits[row["question_index"]]}
         groups = [group for _, group in _answers(row)]
-        questions.append(
-            Question(
-                context=row["context"],
-                question=row["question"],
-                answers=tuple(row[f"ans{index}"] for index in range(3)),
-                label=row["label"],
-                condition=row["context_condition"],
-                polarity=row["question_polarity"],
-                target=next(iter(targets)) if len(targets) == 1 else None,
-                unknown=groups.index("unknown"),
-                category=category,
-                template=f"{category}-{row['question_index']}",
-            )
-        )
+        questions.append(Question(
+            context=row["context"], question=row["question"], answers=(row["ans0"], row["ans1"], row["ans2"]),
+            label=row["label"], condition=row["context_condition"], polarity=row["question_polarity"],
+            target=next(iter(targets)) if len(targets) == 1 else None, unknown=groups.index("unknown"),
+            category=category, template=f"{category}-{row['question_index']}",
+        ))  # fmt: skip
     return questions
 
 
@@ -212,51 +167,3 @@ def _answers(row: dict) -> list[tuple[str, str]]:
     """Name and group of each answer. 344 answers in Race_x_gender, all "the Latina woman", lack theirs."""
     answers = [tuple(row["answer_info"][f"ans{index}"]) for index in range(3)]
     return [(name, group or "F-Latino") for name, group in answers]
-
-
-def _read_jsonl(path: Path) -> list[dict]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-_PLACES = ("in the garden", "at the market", "by the river", "on the hill")
-
-
-def _made_up_crows() -> list[dict[str, str]]:
-    return [
-        {
-            "sent_more": f"The {more} people {place} like red hats.",
-            "sent_less": f"The {less} people {place} like red hats.",
-            "stereo_antistereo": direction,
-            "bias_type": bias_type,
-        }
-        for bias_type in ("age", "gender", "race-color", "religion")
-        for place in _PLACES
-        for more, less, direction in (("Zbolish", "Mzanian", "stereo"), ("Mzanian", "Zbolish", "antistereo"))
-    ]
-
-
-def _made_up_bbq(category: str) -> list[dict]:
-    rows = []
-    for number, place in enumerate(_PLACES):
-        for condition, polarity in itertools.product(("ambig", "disambig"), ("neg", "nonneg")):
-            context = f"A Zbolish baker and a Mzanian baker met {place}."
-            if condition == "disambig":
-                context += " The Zbolish baker wore a red hat, the Mzanian baker a blue one."
-            people = [("The Zbolish baker", "Zbolish"), ("The Mzanian baker", "Mzanian"), ("Not known", "unknown")]
-            order = people[number % 3 :] + people[: number % 3]
-            right = "unknown" if condition == "ambig" else "Zbolish" if polarity == "neg" else "Mzanian"
-            rows.append(
-                {
-                    "context": context,
-                    "question": f"Who wore a {'red' if polarity == 'neg' else 'blue'} hat?",
-                    "answer_info": {f"ans{i}": list(answer) for i, answer in enumerate(order)},
-                    **{f"ans{i}": text for i, (text, _) in enumerate(order)},
-                    "label": [group for _, group in order].index(right),
-                    "context_condition": condition,
-                    "question_polarity": polarity,
-                    "question_index": str(number + 1),
-                    "additional_metadata": {"stereotyped_groups": ["Zbolish"]},
-                }
-            )
-    return rows

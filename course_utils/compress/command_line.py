@@ -13,7 +13,7 @@ from pathlib import Path
 
 from course_utils.compress import program
 from course_utils.compress.order import Order
-from course_utils.text.text_files import Source
+from course_utils.text.files import Source
 
 DTYPES = ("float32", "bfloat16")
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "mb": 1e6, "gb": 1e9}

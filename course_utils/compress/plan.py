@@ -28,10 +28,11 @@ from course_utils.models.loading import load_without_weights
 from course_utils.support import checks
 from course_utils.support.extras import brought
 from course_utils.support.files import write_json
-from course_utils.support.roles import ROLES, chosen_model
+from course_utils.support.session import ROLES, chosen_model
+from course_utils.text.domains import DOMAINS, LARGE_DOMAINS
+from course_utils.text.files import Source
 from course_utils.text.own_text import OwnText, RowsOnDisk, read_own_text
-from course_utils.text.text_files import Source
-from course_utils.text.texts import DOMAINS, LARGE_DOMAINS, TokenBlocks, token_blocks
+from course_utils.text.rows import TokenBlocks, token_blocks
 
 # Full rows that each part of a run reads.
 SCORED = 32

@@ -26,10 +26,10 @@ from course_utils.healing.distillation.teacher_states import TeacherStates, reme
 from course_utils.measuring.evaluation import perplexity
 from course_utils.models.architectures import cast_weights, describe
 from course_utils.models.loading import identity
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.files import measured_once
 from course_utils.text.batches import Batch, read_batches, rows_of, text_of
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 Text = TokenBlocks | Iterable[Mapping[str, Tensor] | TokenBlocks]
 

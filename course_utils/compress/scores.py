@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from course_utils.models.architectures import Architecture, describe
 from course_utils.models.refusals import refuse_adaptive
+from course_utils.pruning.activations import read_once
 from course_utils.pruning.channels import importance_of, watch_channels
 from course_utils.pruning.depth import watch_blocks
 from course_utils.pruning.heads import watch_groups
-from course_utils.pruning.passes import read_once
 from course_utils.pruning.width import watch_neurons
 from course_utils.support import checks
 from course_utils.support.files import replacing

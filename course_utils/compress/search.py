@@ -23,12 +23,12 @@ from course_utils.models.architectures import Architecture, describe
 from course_utils.models.loading import variant
 from course_utils.models.refusals import refuse_bound_heads
 from course_utils.models.reports import Size, model_size
-from course_utils.models.surgery import keep_channels, keep_groups
-from course_utils.pruning.channels import norm_factors
-from course_utils.pruning.choosing import best
+from course_utils.pruning.channels import keep_channels, norm_factors
 from course_utils.pruning.depth import remove_blocks
+from course_utils.pruning.heads import keep_groups
+from course_utils.pruning.width import best
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 _UNITS = ("parameters", "bytes")
 # What is tried where nothing is said: shares of the whole model's size.

@@ -20,7 +20,7 @@ from course_utils.models.reports import with_interval
 from course_utils.release.model_card import licence_of, write_model_card
 from course_utils.release.rivals import Version
 from course_utils.text.own_text import OwnText
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from course_utils.models.refusals import (
     refuse_offloaded_weights,
     refuse_strangers,
 )
-from course_utils.pruning.hooks import entering, evaluating, leaving
-from course_utils.pruning.upper_blocks import standing_still
+from course_utils.pruning.activations import entering, evaluating, leaving, standing_still
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.text.batches import Batch, read_batches
 
 _Call = tuple[tuple, dict]  # arguments of a block beside the hidden states

@@ -14,7 +14,7 @@ import numpy as np
 
 from course_utils.lessons.prompt_harm import Record
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import CONFIDENCE
 
 _DRAWS = 2000  # of documents with replacement, for an interval

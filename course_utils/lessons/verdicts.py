@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from course_utils.support import checks
-
 SHOWN, OPEN, TURNED = "shown", "not shown", "the other way round"
 # The kind of an output that holds a cell's claims: a list of {"sentence": …, "margins": […]}.
 CLAIMS = "application/vnd.pruning-llms.claims+json"
@@ -37,6 +35,8 @@ def claim(sentence: str, margins: Sequence[float]) -> None:
     An output of the cell that no page shows holds it, so it is there wherever the notebook goes. Outside a notebook
     nothing is kept. ``margins`` are those of ``outcome``.
     """
+    from course_utils.support import checks  # it loads torch, for which commands that read claims needn't wait
+
     rounded = [float(f"{margin:.4g}") for margin in _numbers(margins)]
     found = {"sentence": checks.text("sentence", sentence), "margins": rounded}
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

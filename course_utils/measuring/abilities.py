@@ -1,8 +1,8 @@
 """What a model can do besides prose, and what a cut took of it: nats of each answer, floors, flips.
 
 Questions of one kind follow each other in a row, each with its answer; the first two of a row are shown and not
-counted, and all that comes before an answer is the right one. So an answer is right when each of its tokens is the
-likeliest after those before it. In code and in the languages each token that is predicted is an answer.
+counted. An answer is right when each of its tokens is the likeliest after those before it, which are the right ones. In
+code and in the languages each token that is predicted is an answer.
 
 Lists, sums and patterns are made by a seeded generator, facts are capitals from a table of the course's own; code and
 languages are the asset "abilities" (code: MIT; languages: web text and Wikipedia, CC BY-SA; fetched, not shipped).
@@ -27,14 +27,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.measuring.evaluation import Perplexity, perplexity_ratio
 from course_utils.models.architectures import describe
-from course_utils.pruning.hooks import evaluating
+from course_utils.pruning.activations import evaluating
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
-from course_utils.support.session import current_profile
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import mcnemar_p, ratio_interval
 from course_utils.text import assets
 from course_utils.text.batches import padded, read_batches
-from course_utils.text.texts import documents
 
 Group = list[tuple[str, str]]  # questions with their answers that stay together
 
@@ -65,10 +63,8 @@ def _sums() -> list[list[Group]]:
 
 
 def _patterns() -> list[list[Group]]:
-    begun = (
-        (first, step, [first + step * place for place in range(4)]) for first in range(50) for step in range(1, 10)
-    )
-    return [[[(f"\n{', '.join(map(str, seen))},", f" {first + 4 * step}")] for first, step, seen in begun]]
+    patterns = [range(first, first + 5 * step, step) for first in range(50) for step in range(1, 10)]
+    return [[[(f"\n{', '.join(map(str, seen))},", f" {last}")] for *seen, last in patterns]]
 
 
 def _facts() -> list[list[Group]]:
@@ -80,15 +76,15 @@ def _facts() -> list[list[Group]]:
 
 def _code() -> list[str]:
     """Functions and classes of a package under the MIT licence."""
-    modules = sorted((assets.fetch("abilities") / "generator").rglob("*.py"))
-    return re.split(r"\n(?=class |def |    def )", "\n".join(path.read_text(encoding="utf-8") for path in modules))
+    modules = (file.read() for _, file in assets.open_files("abilities", "generator/*.py"))
+    return re.split(r"\n(?=class |def |    def )", "\n".join(modules))
 
 
 def _language(words: str) -> list[str]:
     """The paragraphs in which every eighth word at least is among these, which no other language shares with it all."""
     common = set(words.split())
-    source = assets.fetch("abilities") / "conversion" / "standard_cal_data" / "multilingual.utf8"
-    paragraphs = (re.sub(r"\s+", " ", line) for line in source.read_text(encoding="utf-8").split("\n"))
+    source = "".join(file.read() for _, file in assets.open_files("abilities", "*/multilingual.utf8"))
+    paragraphs = (re.sub(r"\s+", " ", line) for line in source.split("\n"))
     return [text for text in paragraphs if sum(word in common for word in text.lower().split()) * 8 > text.count(" ")]
 
 
@@ -192,9 +188,7 @@ def _row(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> tuple[l
 
 def _read(name: str, tokenizer: PreTrainedTokenizerBase, split: str, most: int) -> list[tuple[list[int], list[int]]]:
     """As ``_asked``: each token but the first of a row is an answer."""
-    made_up = current_profile() == "smoke"
-    paragraphs = documents("wiki", "evaluation") if made_up else _TEXTS[name]()
-    paragraphs = _share([text for text in paragraphs if len(text) >= _PARAGRAPH], split, name)
+    paragraphs = _share([text for text in _TEXTS[name]() if len(text) >= _PARAGRAPH], split, name)
     size = _TEXT_ROW
     ids = tokenizer("\n".join(paragraphs)[: 16 * size * most], add_special_tokens=False, verbose=False)["input_ids"]
     rows = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
@@ -204,7 +198,7 @@ def _read(name: str, tokenizer: PreTrainedTokenizerBase, split: str, most: int) 
 @check_types
 @torch.no_grad()
 def answers_of(model: PreTrainedModel, rows: AbilityRows) -> pd.DataFrame:
-    """What a model says to each question: a row an answer.
+    """What a model says to each question: one row per answer.
 
     Args:
         model: any model that ``describe`` knows.
@@ -253,12 +247,9 @@ def _positions(model: PreTrainedModel) -> float:
 
 @check_types
 def floor_of(answers: pd.DataFrame) -> float:
-    """The share right that takes no ability: the larger of the commonest answer's and that of exchanged answers.
+    """The share right that takes no ability: the larger of the commonest answer's share and that of exchanged answers.
 
-    Exchanged: what was given to each question is held against the right answer of another one, half of them further.
-
-    Args:
-        answers: of ``answers_of``.
+    Exchanged: the answer given to each question is compared with the right answer of another one, half of them further.
 
     >>> said = pd.DataFrame({"answer": [(4,), (7,), (4,), (9,)], "given": [(4,), (4,), (4,), (4,)]})
     >>> floor_of(said)  # always 4: half of them are, and so are half of the exchanged ones
@@ -271,11 +262,9 @@ def floor_of(answers: pd.DataFrame) -> float:
 
 @check_types
 def nats_lost(before: pd.DataFrame, after: pd.DataFrame) -> tuple[float, float, float]:
-    """What one model loses more than another by each predicted token of the same answers, in nats.
+    """What one model loses more than another for each predicted token of the same answers, in nats.
 
-    Args:
-        before: of ``answers_of``, the whole model's or another cut's.
-        after: the model's in question.
+    ``before`` is of ``answers_of`` the whole model or another cut, ``after`` of the model in question.
 
     Returns:
         The difference and the ends of its 95 % interval, paired over rows (``ratio_interval``); nan for one row alone.
@@ -297,7 +286,7 @@ def _over_rows(answers: pd.DataFrame, totals: pd.Series, sizes: pd.Series) -> tu
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a whole model can do, to hold its cuts against; the model itself isn't kept.
+    """What a whole model can do, to compare its cuts with; the model itself isn't kept.
 
     Attributes:
         score: the model's on text that neither chose nor taught anything.
@@ -320,17 +309,11 @@ class Baseline:
         abilities: Sequence[str],
         score: Perplexity,
     ) -> Baseline:
-        """Ask a whole model.
+        """Ask a whole model for some of ``ABILITIES``.
 
         An ability that it hasn't got can't be lost. Where its share of right answers isn't above the floor, with its
         95 % interval over rows, its rows are too long for the model, or its text isn't here and can't be fetched, the
         ability is left out.
-
-        Args:
-            base: the whole model.
-            tokenizer: its own.
-            abilities: some of ``ABILITIES``.
-            score: the model's ``perplexity`` on text that neither chose nor taught anything.
 
         Raises:
             ValueError: an unknown ability or none, a tokenizer that doesn't fit.
@@ -373,8 +356,8 @@ def damage_profile(model: PreTrainedModel, baseline: Baseline, score: Perplexity
         - ``right_before``, ``right_after``: the shares that the whole and the cut model get right; nan for the text.
         - ``floor``: see ``floor_of``; the whole model's.
         - ``lost``, ``won``, ``p``: answers that only the whole or only the cut model gets right, and McNemar's exact
-          p-value that one is as likely as the other. Neighbouring answers may hang together, in code and languages
-          surely; then p is too small.
+          p-value that one is as likely as the other. Where neighbouring answers resemble each other, as in code and
+          languages, p is too small.
         - ``left_out``: why an ability was left out, its numbers nan; "" where it wasn't.
 
     Raises:

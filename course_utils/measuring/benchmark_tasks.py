@@ -1,15 +1,14 @@
-"""lm-eval's stock tasks on local documents: which documents, which prompts, which scores.
+"""lm-eval's stock tasks on local documents.
 
-The prompts, the choices and the scoring are lm-eval's own; this module only chooses where the documents come from
-(the asset "benchmarks", or the Hugging Face hub in the hub profile) and which of them are asked. Importing it imports
-lm-eval, which takes seconds: import it where it is used.
+The prompts, the choices and the scoring are lm-eval's own. This module chooses where the documents come from (the asset
+"benchmarks", or the Hugging Face hub in the hub profile) and which of them are asked. Importing it takes seconds,
+because it imports lm-eval: import it where it is used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import json
 import logging
 import math
@@ -21,12 +20,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.models.architectures import describe
-from course_utils.pruning.hooks import evaluating
+from course_utils.pruning.activations import evaluating
 from course_utils.support import checks, session
 from course_utils.support.extras import brought
 from course_utils.text import assets
@@ -120,16 +117,14 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[
     """Have a model answer every document of some tasks.
 
     Returns:
-        One row a task, metric and document: ``task``, ``metric``, ``document`` (a hash of the document), ``value`` (1
-        or 0 for an accuracy; the log-likelihood in nats for "perplexity"), ``choices`` (how many there are; 0 where
-        the answer is free), ``gold`` (the number of the right one; -1 where the answer is free) and ``margin`` (the
-        log-likelihood of the right choice less that of the likeliest wrong one, in nats; nan where the answer is free).
+        One row for each task, metric and document: ``task``, ``metric``, ``document`` (a hash of the document),
+        ``value`` (1 or 0 for an accuracy; the log-likelihood in nats for "perplexity"), ``choices`` (how many there
+        are), ``gold`` (the number of the right one) and ``margin`` (the log-likelihood of the right choice less that of
+        the likeliest wrong one, in nats). Where the answer is free, these three are 0, -1 and nan.
     """
-    with evaluating(model), _pad_token_kept(tokenizer):
-        bar = tqdm(desc="Answering", unit="answer", delay=2, leave=False)  # before _quiet, which silences lm-eval's own
-        with bar, _quiet():
-            lm = CheckedLM(model, tokenizer, bar)
-            results = lm_eval.evaluator.evaluate(lm, {"tasks": tasks}, bootstrap_iters=0)
+    with evaluating(model), _pad_token_kept(tokenizer), _quiet():
+        lm = CheckedLM(model, tokenizer)
+        results = lm_eval.evaluator.evaluate(lm, {"tasks": tasks}, bootstrap_iters=0)
     if lm.cut:
         warnings.warn(
             f"{lm.cut} of {lm.answers} answers did not fit into the model's {lm.max_length} tokens with their "
@@ -165,7 +160,7 @@ class CheckedLM(HFLM):
     An adaptive model decides once for each question, before it reads an answer.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bar: tqdm) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         positions = getattr(model.config, "max_position_embeddings", None) or MAX_LENGTH
         super().__init__(
             pretrained=model,
@@ -175,21 +170,15 @@ class CheckedLM(HFLM):
             softmax_dtype="float32",
         )
         self._architecture = describe(model)
-        self.bar = bar
         self.answers = self.cut = 0  # how many were asked; how many of them with a question cut off
 
-    def _model_call(self, inps: Tensor, *args: Tensor, **options: Tensor) -> Tensor:
-        logits = super()._model_call(inps, *args, **options)
-        self.bar.update(len(inps))
-        return logits
-
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_options: object
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **options: object
     ) -> list[tuple[float, bool]]:
         """Score (texts, question tokens, answer tokens): the answer's log-likelihood, and whether it is the greedy one.
 
         Raises:
-            ValueError: the tokenizer gives ids that the model doesn't have, or an answer exceeds the model's length.
+            ValueError: the tokenizer gives ids that the model doesn't have.
         """
         highest, known = max(max(question + answer) for _, question, answer in requests), self._architecture.vocab_size
         if highest >= known:
@@ -197,15 +186,12 @@ class CheckedLM(HFLM):
                 f"The tokenizer gave token id {highest}, but the model knows ids below {known}. Use the tokenizer that "
                 "belongs to this model."
             )
-        longest = max(len(answer) for _, _, answer in requests)
-        if longest > self.max_length:
-            raise ValueError(f"An answer of {longest} tokens exceeds the model's {self.max_length}.")
-        self.answers = self.bar.total = len(requests)
+        self.answers = len(requests)
         # the last token is predicted, never read
         self.cut = sum(len(question) + len(answer) > self.max_length + 1 for _, question, answer in requests)
         if self._architecture.adaptive:
             return [self._decide_and_answer(question, answer) for _, question, answer in requests]
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True)
+        return super()._loglikelihood_tokens(requests, **options)
 
     @torch.no_grad()
     def _decide_and_answer(self, question: list[int], answer: list[int]) -> tuple[float, bool]:
@@ -218,7 +204,6 @@ class CheckedLM(HFLM):
             read = torch.tensor([answer[:-1]], device=self.device)
             after = self.model(read, **{keyword: output[keyword]}, use_cache=True)
             logits = torch.cat([logits, after.logits[0]])  # [answer, vocabulary]
-        self.bar.update()
         targets = torch.tensor(answer, device=self.device)
         log_p = logits.float().log_softmax(-1)
         return float(log_p.gather(-1, targets[:, None]).sum()), bool((log_p.argmax(-1) == targets).all())
@@ -236,12 +221,11 @@ def _pad_token_kept(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back lm-eval's warnings about using it as intended, and its progress bars."""
+    """Hold back lm-eval's remarks about using it as intended."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
+        yield
     finally:
         logger.setLevel(level)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -24,30 +25,12 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from course_utils.measuring.costs import (
-    PHASES,
-    flops_per_token,
-    kv_bytes_per_token,
-    speedup_estimate,
-    work,
-)
+from course_utils.measuring.costs import PHASES, speedup_estimate, work
 from course_utils.models.architectures import describe
-from course_utils.support import checks, tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 from course_utils.support.ledger import Ledger
 from course_utils.support.uncertainty import CONFIDENCE
-
-__all__ = [  # what is counted comes through this door as well
-    "flops_per_token",
-    "kv_bytes_per_token",
-    "measure_speed",
-    "median_interval",
-    "peak_memory",
-    "speed_frame",
-    "stopwatch",
-    "take_turns",
-    "time_interleaved",
-]
 
 MIN_ROUNDS = 6  # with fewer, the lowest and the highest sample enclose the median less than 95 % of the time
 
@@ -64,9 +47,8 @@ def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int =
         rounds: timed runs of each, after one that doesn't count; at least 6, the fewest that give a 95 % interval.
 
     Returns:
-        One row a call: name; seconds (median); ratio, the median over rounds of its time divided by the first one's
-        in the same round (2 is twice as slow); ci_low and ci_high, an interval that covers that median at least
-        95 % of the time (order statistics, no assumption on the distribution).
+        One row per call: name; seconds (median); ratio, the median over rounds of its time divided by the first one's
+        in the same round (2 is twice as slow); ci_low and ci_high of that median (``median_interval``).
 
     Raises:
         ValueError: nothing to time, or too few rounds.
@@ -100,7 +82,7 @@ def measure_speed(
     rounds: int = 7,
     phases: Sequence[str] = PHASES,
 ) -> pd.DataFrame:
-    """Tokens a second of reading a prompt (prefill) and of generating (decode), each beside its estimate.
+    """Tokens per second of reading a prompt (prefill) and of generating (decode), each beside its estimate.
 
     In each round every model reads the same random prompts and then generates exactly ``new_tokens`` tokens, one by
     one from its cache, whatever they are: an end token doesn't stop it, so all models do the same number of steps.
@@ -119,37 +101,44 @@ def measure_speed(
     Returns:
         A row for each model and phase: model, phase ("prefill" or "decode"), seconds (median over rounds; for prefill
         this is the time to the first token) with seconds_low and seconds_high (95 %), tokens_per_second (of the whole
-        batch), speedup over the first model (median over rounds) with ci_low and ci_high (95 %), and estimate: what
-        FLOPs and bytes alone lead to expect, the larger of the two ratios (bytes with the cache at its mean length). A
-        speed-up above it comes from what the estimate leaves out, a framework's fixed cost a layer above all; one that
-        no such cost explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too:
-        odd sizes, or time spent on something other than the weights.
+        batch), speedup over the first model (median over rounds) with ci_low and ci_high (95 %), and estimate
+        (``costs.speedup_estimate``, with the cache at its mean length). A speed-up above the estimate comes from what
+        the estimate leaves out, a framework's fixed cost per layer above all; one that no such cost explains is a
+        measuring mistake (a cold start, other lengths). One far below it is a finding too: odd sizes, or time spent on
+        something other than the weights.
 
     Raises:
         ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds,
             no phase or an unknown one.
     """
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}
-    prompt = _prompts(models, **sizes)
-    for phase in checks.strings("phases", phases):
-        checks.one_of("phases", phase, PHASES)
+    first = next(iter(checks.not_empty("models", models).values()))
+    estimates = {
+        name: {
+            phase: speedup_estimate(work(first, phase, **sizes), work(model, phase, **sizes))
+            for phase in checks.strings("phases", phases)
+        }
+        for name, model in models.items()
+    }
+    for name, model in models.items():
+        if model.training:
+            raise ValueError(f"Model {name!r} is in training mode: call .eval() first.")
+        positions = getattr(model.config, "max_position_embeddings", math.inf)
+        if prompt_tokens + new_tokens > positions:
+            raise ValueError(
+                f"prompt_tokens + new_tokens is {prompt_tokens + new_tokens}, but model {name!r} has {positions} "
+                "positions; ask for fewer."
+            )
+    vocab_size = min(describe(model).vocab_size for model in models.values())
+    prompt = torch.randint(vocab_size, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0))
 
     def lap(model: PreTrainedModel) -> Callable[[], dict[str, float]]:
         ids = prompt.to(model.device)
         return lambda: _generate(model, ids, new_tokens, read="prefill" in phases)
 
     samples = take_turns({name: lap(model) for name, model in models.items()}, rounds=rounds)
-    first = models[next(iter(models))]
-
-    def estimate(model: PreTrainedModel, phase: str) -> float:
-        return speedup_estimate(work(first, phase, **sizes), work(model, phase, **sizes))
-
     tokens = {"prefill": batch_size * prompt_tokens, "decode": batch_size * new_tokens}
-    return speed_frame(
-        samples,
-        {phase: tokens[phase] for phase in phases},
-        {name: {phase: estimate(model, phase) for phase in phases} for name, model in models.items()},
-    )
+    return speed_frame(samples, {phase: tokens[phase] for phase in phases}, estimates)
 
 
 @check_types
@@ -190,11 +179,10 @@ def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu
     """Bytes of tensor memory that ``call`` needs at its worst moment, above what was in use at its start.
 
     On a CPU every tensor that torch makes is noted when it comes and when it goes: exact, and the same number every
-    time. (The process's resident memory depends on what the allocator keeps back, on libraries and on the moments of
-    sampling; torch's profiler misses the freeing of what was there before.) Older memory that is freed makes room,
-    if ``call`` used it: replacing tensors one by one by others of the same size costs one tensor. Not seen are
-    Python objects and scratch buffers inside a single operation, a sort's for example. On a GPU torch's allocator
-    keeps the count, scratch buffers included.
+    time. (The process's resident memory depends on what the allocator keeps back, and torch's profiler misses the
+    freeing of what was there before.) Older memory that is freed makes room, if ``call`` used it: replacing tensors one
+    by one by others of the same size costs one tensor. Python objects and scratch buffers inside a single operation
+    are not seen. On a GPU torch's allocator keeps the count, scratch buffers included.
 
     Args:
         call: a function without arguments, run once; on a CPU slower than usual.
@@ -203,7 +191,7 @@ def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu
     Raises:
         ValueError: another device.
     """
-    device = tensor_checks.device(device)
+    device = checks.device(device)
     gc.collect()
     if device.type == "cpu":
         with _Watching() as watching:
@@ -265,23 +253,6 @@ def take_turns(laps: Mapping[str, Callable[[], dict[str, float]]], *, rounds: in
     return samples
 
 
-def _prompts(models: Mapping[str, PreTrainedModel], *, prompt_tokens: int, new_tokens: int, batch_size: int) -> Tensor:
-    """Random prompts [batch, length] that every model can read, once all that is asked for is possible."""
-    for size, value in {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}.items():
-        checks.whole_number(size, value, least=1)
-    for name, model in models.items():
-        if model.training:
-            raise ValueError(f"Model {name!r} is in training mode: call .eval() first.")
-        positions = getattr(model.config, "max_position_embeddings", math.inf)
-        if prompt_tokens + new_tokens > positions:
-            raise ValueError(
-                f"prompt_tokens + new_tokens is {prompt_tokens + new_tokens}, but model {name!r} has {positions} "
-                "positions; ask for fewer."
-            )
-    vocab_size = min((describe(model).vocab_size for model in models.values()), default=1)
-    return torch.randint(vocab_size, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0))
-
-
 def _generate(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, read: bool = True) -> dict[str, float]:
     """Read the prompts [batch, length], or fill the cache as if; then generate greedily from it; seconds by phase."""
     cache = DynamicCache(config=model.config)
@@ -293,8 +264,10 @@ def _generate(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, read: boo
     laps = {}
     if not read and all(type(layer) is DynamicLayer for layer in cache.layers):
         token = next_token(ids[:, :1])
-        for layer in cache.layers:
-            layer.keys, layer.values = (x.repeat(1, 1, ids.shape[1], 1) for x in (layer.keys, layer.values))
+        for layer in cast(list[DynamicLayer], cache.layers):
+            layer.keys, layer.values = (
+                cast(Tensor, x).repeat(1, 1, ids.shape[1], 1) for x in (layer.keys, layer.values)
+            )
     else:  # a sliding window drops what is old, so it has to be filled by reading
         with stopwatch() as prefill:
             token = next_token(ids)
@@ -320,11 +293,15 @@ def stopwatch() -> Iterator[Callable[[], float]]:
         end.synchronize()
         return
     marks: list[float] = []
-    _finish_device_work()
-    marks.append(time.perf_counter())
+
+    def mark() -> None:
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        marks.append(time.perf_counter())
+
+    mark()
     yield lambda: marks[1] - marks[0]
-    _finish_device_work()
-    marks.append(time.perf_counter())
+    mark()
 
 
 @contextlib.contextmanager
@@ -338,9 +315,7 @@ def _resting_garbage_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _finish_device_work() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+_STORAGE: Any = UntypedStorage  # a method of it is exchanged for a while
 
 
 class _Watching(TorchDispatchMode):
@@ -357,12 +332,12 @@ class _Watching(TorchDispatchMode):
             resize(storage, size)
             self.ledger.resized(storage)
 
-        UntypedStorage.resize_ = noted  # no operation: what is cut up among processes comes together in place
+        _STORAGE.resize_ = noted  # no operation: what is cut up among processes comes together in place
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        UntypedStorage.resize_ = self._resize  # torch's, or that of one who watches around this one
+        _STORAGE.resize_ = self._resize  # torch's, or that of a measurement around this one
 
     def __torch_dispatch__(
         self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, object] | None = None

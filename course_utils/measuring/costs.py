@@ -6,14 +6,15 @@ Nothing is measured here, so a model on the "meta" device, built from a configur
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from course_utils.models.architectures import describe
 from course_utils.models.reports import model_size
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 PHASES = ("prefill", "decode")
 
@@ -34,10 +35,10 @@ class Work:
 
 
 def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "every") -> float:
-    """Floating-point operations a token, averaged over one causal pass over ``context`` tokens.
+    """Floating-point operations per token, averaged over one causal pass over ``context`` tokens.
 
     Each weight of a matrix costs a multiplication and an addition; so does each number of each query with each key
-    and of each attention weight with each value, of which a causal pass has ``context / 2`` a token on average:
+    and of each attention weight with each value, of which a causal pass has ``context / 2`` per token on average:
     ``2 x weights + 2 x context x (heads x head size, summed over the attentions)``. Norms, activations and the
     embedding look-up are left out. Sliding windows are counted as full attention.
 
@@ -53,10 +54,10 @@ def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "ev
     checks.one_of("head", head, ("every", "last"))
     checks.whole_number("context", context, least=1 if head == "last" else 0)
     architecture = describe(model)
-    flops = model_size(model).flops + 2 * context * sum(a.query_width for a in architecture.attentions)
+    flops = float(model_size(model).flops + 2 * context * sum(a.query_width for a in architecture.attentions))
     if head == "last":
-        flops -= 2 * architecture.head.weight.numel() * (1 - 1 / context)
-    return float(flops)
+        flops -= 2 * cast(Tensor, architecture.head.weight).numel() * (1 - 1 / context)
+    return flops
 
 
 @check_types
@@ -66,14 +67,12 @@ def kv_bytes_per_token(model: PreTrainedModel) -> int:
 
 
 def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
-    """Bytes of the keys and values that one text of so many tokens leaves for the next one, in the model's own dtype.
-
-    A block with a sliding window keeps ``window - 1`` tokens at most, which the next one sees beside itself.
-    """
+    """Bytes of the keys and values that a text of so many tokens leaves for the next one, in the model's own dtype."""
     attentions, numbers = describe(model).attentions, 0
     layers = DynamicCache(config=model.config).layers  # it knows which of the blocks have a window
     for attention, layer in zip(attentions, layers, strict=True):
         window = getattr(layer, "sliding_window", None)
+        # a window keeps one token less than it is wide, because the next token sees itself as well
         numbers += attention.key_value_width * (tokens if window is None else min(tokens, window - 1))
     return model.dtype.itemsize * numbers
 
@@ -81,8 +80,8 @@ def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
 def _weights_read(model: PreTrainedModel) -> int:
     """Bytes of weights that have to be read to generate one more token: each once, a head tied to the embedding too.
 
-    Of an embedding that is only looked up (GPT-2's positions, an untied input embedding) single rows are read, so it
-    doesn't count; nor do the weights of a bypassed attention, which stay in memory but at rest.
+    An embedding that is only looked up (GPT-2's positions, an untied input embedding) doesn't count, and neither do the
+    weights of a bypassed attention, which stay in memory but at rest.
     """
     architecture = describe(model)
     head = architecture.head.weight
@@ -96,13 +95,8 @@ def _weights_read(model: PreTrainedModel) -> int:
 def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: int = 1, batch_size: int = 1) -> Work:
     """What a phase of ``benchmarking.measure_speed`` asks of a machine.
 
-    Args:
-        model: any model that ``describe`` knows.
-        phase: "prefill" reads ``batch_size`` prompts of ``prompt_tokens``, the head at the last token only; "decode"
-            generates ``new_tokens`` after each, one pass a token, behind a cache of its mean length.
-        prompt_tokens: tokens of each prompt, at least 1.
-        new_tokens: tokens generated after each prompt, at least 1; prefill doesn't depend on them.
-        batch_size: prompts that run at once, at least 1.
+    "prefill" reads ``batch_size`` prompts of ``prompt_tokens``, the head at the last token only; "decode" generates
+    ``new_tokens`` after each, one pass per token, behind a cache of its mean length.
 
     Raises:
         ValueError: another phase, or a size below 1.
@@ -126,8 +120,8 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
 def speedup_estimate(before: Work, after: Work) -> float:
     """How many times as fast ``after`` should be if only bytes, or only operations, took time: the larger ratio.
 
-    An estimate, no ceiling: a framework spends time on each layer (launching kernels, copying the cache) that neither
-    stands for, so leaving whole layers out can gain more.
+    It is no ceiling: a framework spends time on each layer that neither stands for (launching kernels, copying the
+    cache), so leaving whole layers out can gain more.
     """
     byte_ratio = (before.weight_bytes + before.cache_bytes) / (after.weight_bytes + after.cache_bytes)
     return max(byte_ratio, before.operations / after.operations)
@@ -136,8 +130,8 @@ def speedup_estimate(before: Work, after: Work) -> float:
 def bytes_held(model: PreTrainedModel, *, tokens: int, batch_size: int = 1) -> int:
     """Bytes that serving needs at least: all weights, and a cache of ``batch_size`` texts of ``tokens`` tokens.
 
-    Nothing can serve with less in the model's own dtype, so this one is a floor. Activations come on top. Of an
-    adaptive model all attentions count: what a prompt leaves out doesn't show in the shapes.
+    Nothing can serve with less in the model's own dtype. Activations come on top. Of an adaptive model all attentions
+    count, because what a prompt leaves out doesn't show in the shapes.
 
     Raises:
         ValueError: a negative number of tokens, or ``batch_size`` below 1.

@@ -1,4 +1,4 @@
-"""How good a model is: perplexity on text, scores on benchmark tasks, and the difference between two models.
+"""How good a model is: scores on benchmark tasks, and the difference between two models.
 
 Pruning changes a model in place, so measure before and after and compare the two stored results with ``paired``:
 
@@ -6,7 +6,7 @@ Pruning changes a model in place, so measure before and after and compare the tw
     prune_neurons(model, ...)
     paired(before, perplexity(model, blocks))
 
-``perplexity`` and ``Perplexity`` are imported from here; ``language_modelling`` holds how it is computed.
+``perplexity`` and ``Perplexity`` are imported from here too; ``language_modelling`` holds how it is computed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils.measuring.language_modelling import Perplexity, dtype_name, exp, perplexity
 from course_utils.models.architectures import describe
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
-from course_utils.support.uncertainty import (
-    bootstrap_interval,
-    mcnemar_p,
-    ratio_interval,
-    sign_flip_p,
-)
+from course_utils.support.checks import check_types
+from course_utils.support.uncertainty import bootstrap_interval, mcnemar_p, ratio_interval, sign_flip_p
 
 __all__ = ["Answers", "Perplexity", "evaluate", "paired", "perplexity", "perplexity_ratio"]
 
@@ -71,7 +66,7 @@ def evaluate(
         limit: documents of each task, a fixed random sample that is the same for every model; None for all.
 
     Returns:
-        One row a task, two for LAMBADA (accuracy and perplexity of the last word):
+        One row per task, two for LAMBADA (accuracy and perplexity of the last word):
 
         - ``task``, ``metric``: "acc" is the share of documents where the right answer is the likeliest one; "acc_norm"
           (HellaSwag, ARC, PIQA, OpenBookQA) divides each answer's log-likelihood by its length first; for LAMBADA,
@@ -80,8 +75,8 @@ def evaluate(
           Wilson's for accuracies; for a perplexity, the exponential of the interval of the mean log-likelihood, and
           the standard error by the delta method.
         - ``chance``: what guessing gets, the mean of 1/choices. 0 where the answer is free, nan for a perplexity.
-        - ``majority``: what always giving the most frequent right answer of these documents gets, by its number. A
-          model that can't read can get this. nan where right answers have no number, or always the same (SciQ).
+        - ``majority``: what a model that can't read gets by always giving the most frequent number of a right answer.
+          nan where right answers have no number, or always the same (SciQ).
         - ``documents``: how many were asked.
 
         ``.attrs["answers"]`` keeps the result of every document for ``paired``.
@@ -112,24 +107,17 @@ def evaluate(
 
 def _summary(metric: str, documents: pd.DataFrame, has_majority: bool) -> dict[str, float]:
     values, count = documents["value"].to_numpy(), len(documents)
+    summary = {"chance": math.nan, "majority": math.nan, "documents": count}
     if metric == "perplexity":
         nll, error, low, high = ratio_interval(-values, np.ones(count))
-        value, stderr, low, high = exp(nll), exp(nll) * error, exp(low), exp(high)
-        chance = majority = math.nan
+        value, error, low, high = (float(number) for number in (exp(nll), exp(nll) * error, exp(low), exp(high)))
     else:
-        value, stderr, _, _ = ratio_interval(values, np.ones(count))
+        value, error, _, _ = ratio_interval(values, np.ones(count))
         low, high = binomtest(int(values.sum()), count).proportion_ci(method="wilson")
-        chance = float((documents["choices"] > 0).div(documents["choices"].clip(lower=1)).mean())
-        majority = float(documents["gold"].value_counts(normalize=True).iloc[0]) if has_majority else math.nan
-    return {
-        "value": float(value),
-        "stderr": float(stderr),
-        "ci_low": float(low),
-        "ci_high": float(high),
-        "chance": chance,
-        "majority": majority,
-        "documents": count,
-    }
+        summary["chance"] = float((documents["choices"] > 0).div(documents["choices"].clip(lower=1)).mean())
+        if has_majority:
+            summary["majority"] = float(documents["gold"].value_counts(normalize=True).iloc[0])
+    return {"value": value, "stderr": error, "ci_low": float(low), "ci_high": float(high)} | summary
 
 
 @check_types
@@ -144,10 +132,10 @@ def paired(result_a: Perplexity | pd.DataFrame, result_b: Perplexity | pd.DataFr
         result_b: the other model's, of the same kind.
 
     Returns:
-        One row a metric: ``task``, ``metric``, ``a``, ``b``, ``difference`` (b - a), ``ci_low``, ``ci_high`` (95 %,
+        One row per metric: ``task``, ``metric``, ``a``, ``b``, ``difference`` (b - a), ``ci_low``, ``ci_high`` (95 %,
         bootstrap over rows or documents), ``p`` (two-sided: McNemar's exact test for accuracies, ``sign_flip_p`` of the
-        log-likelihood differences for the rest), ``wins`` and ``losses`` (rows or documents where b is better or worse:
-        for an accuracy, those that only b or only a got right) and ``pairs`` (how many were compared).
+        log-likelihood differences for the rest), ``wins`` and ``losses`` (rows or documents where b is better or worse)
+        and ``pairs`` (how many were compared).
 
     Raises:
         ValueError: the results are of different kinds, rows, documents or dtypes.
@@ -156,23 +144,14 @@ def paired(result_a: Perplexity | pd.DataFrame, result_b: Perplexity | pd.DataFr
     names = [[(score.task, score.metric) for score in scores] for scores in (scores_a, scores_b)]
     if names[0] != names[1]:
         raise ValueError(f"The two results hold different scores: {names[0]} and {names[1]}.")
-    pairs = list(zip(scores_a, scores_b, strict=True))
-    for a, b in pairs:
-        _check_pair(a, b)
-    return pd.DataFrame([_difference(a, b) for a, b in pairs])
+    return pd.DataFrame([_difference(a, b) for a, b in zip(scores_a, scores_b, strict=True)])
 
 
 @check_types
-def perplexity_ratio(
-    score: Perplexity | pd.DataFrame, reference: Perplexity | pd.DataFrame
-) -> tuple[float, float, float]:
-    """How many times as high a perplexity is as another one on the same rows of text or the same documents.
+def perplexity_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, float, float]:
+    """How many times as high a perplexity is as another one on the same rows of text.
 
     Ratios compare perplexities that differ by factors of thousands, where the differences of ``paired`` say little.
-
-    Args:
-        score: of the model in question; or LAMBADA's row "perplexity" of a frame from ``evaluate``.
-        reference: of the model that it is compared with, on the same rows or documents.
 
     Returns:
         ``score.perplexity / reference.perplexity``, and the ends of its 95 % interval: the exponential of
@@ -180,14 +159,9 @@ def perplexity_ratio(
         for a single row.
 
     Raises:
-        ValueError: the results are of different rows, documents or dtypes, or no single perplexities.
+        ValueError: the results are of different rows or dtypes.
     """
     a, b = (_scores(result)[0] for result in (score, reference))
-    if not a.metric == b.metric == "perplexity":
-        raise ValueError(
-            f"perplexity_ratio compares two perplexities; got {a.metric!r} and {b.metric!r}. Keep the one row of a "
-            "frame: frame[frame.metric == 'perplexity']."
-        )
     _check_pair(a, b)
     mean, _, low, high = ratio_interval(a.totals - b.totals, b.sizes)
     return float(exp(mean)), float(exp(low)), float(exp(high))
@@ -208,7 +182,7 @@ class _Score:
     def is_accuracy(self) -> bool:
         return self.metric.startswith("acc")
 
-    def value(self, ratio: float | np.ndarray) -> np.ndarray:
+    def value(self, ratio: np.ndarray) -> np.ndarray:
         if self.metric == "perplexity":
             return exp(ratio)
         return ratio / math.log(2) if self.metric == "bits_per_byte" else ratio
@@ -250,6 +224,8 @@ def _check_pair(a: _Score, b: _Score) -> None:
 
 
 def _difference(a: _Score, b: _Score) -> dict[str, object]:
+    _check_pair(a, b)
+
     def difference(sums: np.ndarray) -> np.ndarray:  # [..., 3] of a's totals, b's totals, sizes
         with np.errstate(invalid="ignore"):  # inf - inf
             return b.value(sums[..., 1] / sums[..., 2]) - a.value(sums[..., 0] / sums[..., 2])
@@ -261,15 +237,6 @@ def _difference(a: _Score, b: _Score) -> dict[str, object]:
     low, high = bootstrap_interval(units, difference)
     p = mcnemar_p(losses, wins) if a.is_accuracy else sign_flip_p(b.totals - a.totals)
     return {
-        "task": a.task,
-        "metric": a.metric,
-        "a": value_a,
-        "b": value_b,
-        "difference": value_b - value_a,
-        "ci_low": low,
-        "ci_high": high,
-        "p": p,
-        "wins": wins,
-        "losses": losses,
-        "pairs": len(units),
-    }
+        "task": a.task, "metric": a.metric, "a": value_a, "b": value_b, "difference": value_b - value_a, "ci_low": low,
+        "ci_high": high, "p": p, "wins": wins, "losses": losses, "pairs": len(units),
+    }  # fmt: skip

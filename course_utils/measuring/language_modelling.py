@@ -1,7 +1,4 @@
-"""How well a model predicts: the log-likelihoods of tokens, the perplexity of a text, and what it writes itself.
-
-``logits_one_by_one`` reads through the cache, to test it.
-"""
+"""How well a model predicts: the log-likelihoods of tokens, the perplexity of a text, and what it writes itself."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.models.architectures import Architecture, cache_keyword, describe
 from course_utils.models.reports import shown
-from course_utils.pruning.hooks import evaluating
+from course_utils.pruning.activations import evaluating
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import ratio_interval
 from course_utils.text.batches import Batch, padded, read_batches
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,11 @@ class Perplexity:
         perplexity: ``exp(nll)``.
         bits_per_byte: bits needed for each UTF-8 byte of the predicted text; comparable between models with different
             tokenizers. nan if the byte counts aren't known (only ``TokenBlocks`` carry them).
-        nll: mean negative log-likelihood, nats a token.
+        nll: mean negative log-likelihood, nats per token.
         tokens: predicted tokens.
-        ci_low: lower end of the 95 % interval of ``perplexity``. The rows are the sample, not the tokens, because the
-            tokens of a row resemble each other (``uncertainty.ratio_interval``). Rows that were cut from one document
-            resemble each other as well; then the interval is somewhat too narrow.
+        ci_low: lower end of the 95 % interval of ``perplexity``. Rows are the sample (``uncertainty.ratio_interval``),
+            because the tokens of a row resemble each other. So do rows that were cut from one document; then the
+            interval is somewhat too narrow.
         ci_high: its upper end.
         row_nll: float64 [rows], nats: the sum for each row, for paired comparisons.
         row_tokens: int64 [rows], predicted tokens.
@@ -74,8 +71,8 @@ def perplexity(
     """Measure how well a model predicts text.
 
     The first token of a row isn't predicted, and padded positions count neither as targets nor as context. The head is
-    applied to chunks of hidden states, so the memory for logits stays at about 32 MiB whatever the batch, the length
-    and the vocabulary. Softmax and sums are computed in float32 or better. The model's training mode is restored.
+    applied to chunks of hidden states, so the memory for logits stays at about 32 MiB. Softmax and sums are computed in
+    float32 or better. The model's training mode is restored.
 
     Args:
         model: any model that ``describe`` knows.
@@ -124,14 +121,9 @@ def perplexity(
 
 @check_types
 def summary(row_nll: np.ndarray, row_tokens: np.ndarray, token_ids: object, dtype: str, fingerprint: str) -> Perplexity:
-    """The ``Perplexity`` of rows whose losses are known.
+    """The ``Perplexity`` of rows whose losses (float64 [rows], nats) and numbers of predicted tokens are known.
 
-    Args:
-        row_nll: float64 [rows], nats.
-        row_tokens: int64 [rows], predicted tokens.
-        token_ids: what was read; ``TokenBlocks`` know their bytes.
-        dtype: what the model computed in.
-        fingerprint: of the rows' token ids.
+    Of ``token_ids``, which were read, ``TokenBlocks`` know their bytes.
     """
     row_bytes = token_ids.num_bytes.cpu().numpy() if isinstance(token_ids, TokenBlocks) else None
     mean, _, low, high = ratio_interval(row_nll, row_tokens)
@@ -151,15 +143,12 @@ def summary(row_nll: np.ndarray, row_tokens: np.ndarray, token_ids: object, dtyp
 
 
 def token_log_likelihoods(architecture: Architecture, states: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target, computed in chunks.
+    """Log-probability of each target, computed in float32 and in chunks: [tokens] float64 on the CPU.
 
     Args:
         architecture: of the model, from ``describe``.
         states: [tokens, hidden] after the final norm, each at the position before its target.
         targets: int64 [tokens].
-
-    Returns:
-        [tokens] float64 on the CPU, computed in float32.
     """
     parts = [
         -cross_entropy(architecture.logits(chunk).float(), answers, reduction="none")  # logits [chunk, vocabulary]
@@ -177,15 +166,11 @@ def continuations(
     *,
     new_tokens: int = 24,
 ) -> pd.DataFrame:
-    """What each model writes after each prompt, greedily: a row a prompt, a column a model, the new text alone.
+    """What each model writes after each prompt: a row per prompt, a column per model, the new text alone.
 
-    At every place the likeliest token comes, whatever the model's own settings for ``generate`` say.
-
-    Args:
-        models: name -> model.
-        tokenizer: theirs.
-        prompts: each is continued by itself, so padding can't change a word.
-        new_tokens: at most so many; a model that ends its text earlier is left to.
+    At every place the likeliest token comes, whatever the model's own settings for ``generate`` say. Each prompt is
+    continued by itself, so padding can't change a word. There are at most ``new_tokens``, and fewer where a model ends
+    its text.
 
     Raises:
         ValueError: no model, no prompt, or ``new_tokens`` below 1.
@@ -198,7 +183,7 @@ def continuations(
         for prompt in prompts:
             ends = model.generation_config.eos_token_id
             (new,) = greedy_answers(model, [tokenizer(prompt)["input_ids"]], new_tokens=new_tokens, ends=ends)
-            written.loc[prompt, name] = " ".join(tokenizer.decode(new, skip_special_tokens=True).split())
+            written.loc[prompt, name] = " ".join(str(tokenizer.decode(new, skip_special_tokens=True)).split())
     return written
 
 
@@ -210,19 +195,16 @@ def greedy_answers(
     new_tokens: int,
     ends: int | Sequence[int] | None,
 ) -> list[list[int]]:
-    """What a model writes after each prompt when it takes the likeliest token at every place.
+    """The token ids that a model writes after each prompt when it takes the likeliest token at every place.
 
     The model's own settings for ``generate`` (a repetition penalty, beams, a least length) don't count: transformers
-    would put them in wherever a call says nothing of them, and another token than the likeliest would come.
+    would put them in wherever a call says nothing of them. They and the training mode are restored.
 
     Args:
-        model: any that ``generate`` runs; its settings and its training mode are as before afterwards.
+        model: any that ``generate`` runs.
         prompts: token ids; all of them run at once.
         new_tokens: at most so many.
-        ends: the token, or tokens, that end an answer; None ends none.
-
-    Returns:
-        The token ids of each answer, its end token included where one comes.
+        ends: the token, or tokens, that end an answer and are a part of it; None ends none.
     """
     batch = {name: column.to(model.device) for name, column in padded(prompts, side="left").items()}
     own = model.generation_config
@@ -231,7 +213,7 @@ def greedy_answers(
     )
     try:
         with evaluating(model):
-            ids = model.generate(**batch)
+            ids = cast(GenerationMixin, model).generate(**batch)
     finally:
         model.generation_config = own
     known = {ends} if isinstance(ends, int) else {*(ends or ())}
@@ -247,7 +229,7 @@ def greedy_answers(
 def logits_one_by_one(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
     """Logits [rows, length, vocabulary] of a model that reads [rows, length] token by token, through its cache.
 
-    They must equal those of reading all at once. ``generate`` counts positions itself, so it can hide that they don't.
+    They must equal those of reading all at once; ``generate`` counts positions itself, so it can hide that they don't.
     """
     keyword, steps = cache_keyword(model), []  # a broken model, which `describe` may not know, must be judged too
     cache: dict[str, Any] = {}
@@ -268,7 +250,7 @@ def _as_batches(token_ids: object, batch_size: int) -> Iterable[Mapping[str, Ten
     if isinstance(token_ids, str) or not isinstance(token_ids, Iterable):
         raise ValueError(
             f"'token_ids' must be an integer tensor [rows, length], TokenBlocks or batches; got "
-            f"{type(token_ids).__name__}. Make token ids with texts.token_blocks or a tokenizer."
+            f"{type(token_ids).__name__}. Make token ids with text.token_blocks or a tokenizer."
         )
     return token_ids
 

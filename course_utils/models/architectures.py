@@ -3,7 +3,7 @@
 ``describe(model)`` gives every method the same view of a model: blocks, MLPs and attentions as
 [out, in] matrices, whatever the family calls them and however it stores them (``nn.Linear``,
 GPT-2's transposed ``Conv1D``, Phi-3's gate and up projections fused into one matrix). Of a mixture of
-experts it shows blocks, routers and experts; who asks for its MLPs, attentions or norms is refused.
+experts it shows blocks, routers and experts, and refuses to show MLPs, attentions and norms.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -21,8 +22,8 @@ from transformers.pytorch_utils import Conv1D
 
 from course_utils.models.families import FAMILIES, FINAL_NORM, MIXTURES, Family
 from course_utils.models.parts import Attention, Mixture, Mlp, Projection
-from course_utils.support import tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 from course_utils.text.batches import Batch
 
 _LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
@@ -34,7 +35,10 @@ _QUANTISED = (
 
 
 class UnsupportedArchitecture(ValueError):
-    """The model's family is not known, or a part that its family should have is missing."""
+    """``describe`` doesn't know the model: its family is unknown, or a part that its family should have is missing.
+
+    So says every function that takes a model, before it changes anything.
+    """
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Architecture:
     @property
     def blocks(self) -> nn.ModuleList:
         """The model's own list of blocks."""
-        return self.model.get_submodule(self.family.blocks)
+        return cast(nn.ModuleList, self.model.get_submodule(self.family.blocks))
 
     @property
     def backbone(self) -> nn.Module:
@@ -144,7 +148,7 @@ class Architecture:
 
     @property
     def hidden_size(self) -> int:
-        """Numbers a token in the residual stream."""
+        """Numbers per token in the residual stream."""
         return self.mixtures[0].router.weight.shape[1] if self.is_mixture else self.mlps[0].columns.shape[0]
 
     @property
@@ -167,9 +171,14 @@ class Architecture:
         return [n for n in [*of_blocks, _part(self.model, self.backbone, FINAL_NORM)] if hasattr(n, "weight")]
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """The embedding of tokens."""
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    @property
     def vocab_size(self) -> int:
         """Tokens that the embedding knows."""
-        return self.model.get_input_embeddings().weight.shape[0]
+        return self.embedding.weight.shape[0]
 
     @property
     def cache_keyword(self) -> str:
@@ -177,9 +186,9 @@ class Architecture:
         return cache_keyword(self.model)
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> nn.Linear:
         """The language-model head: [..., hidden] -> [..., vocabulary]."""
-        return self.model.get_output_embeddings()
+        return cast(nn.Linear, self.model.get_output_embeddings())
 
     @property
     def chunk_size(self) -> int:
@@ -232,13 +241,13 @@ class Architecture:
 
         Equal blocks become plain fields (``intermediate_size``, ``n_inner``…). Blocks that differ use
         transformers' own schema, ``per_layer_config = {"7": {"intermediate_size": 1024, "skip": ["attention"]}}``.
-        Stock models fail on reading a field that differs by block; where an attention is skipped, always
+        Stock models fail on reading a field that differs between blocks; where an attention is skipped, always
         or prompt by prompt, every block therefore states its width (the shared field is 0), so that they
-        fail there too. A mixture states how many experts each of its blocks has, how many take a token, and which
-        blocks are dense.
+        fail there too. A mixture states how many experts each of its blocks has, how many of them a token is sent to,
+        and which blocks are dense.
         """
         config = self.model.config
-        if self.head.weight is self.model.get_input_embeddings().weight:
+        if self.head.weight is self.embedding.weight:
             config.tie_word_embeddings = True  # otherwise the one matrix is saved once, and a head made up on loading
         if self.is_mixture:
             setattr(config, self.family.experts_field, self.mixtures[0].count)
@@ -270,14 +279,13 @@ def describe(model: PreTrainedModel) -> Architecture:
             their number of experts.
         TypeError: it is no model at all.
     """
-    tensor_checks.module("model", model)
+    checks.module("model", model)
     if hasattr(model, "merge_and_unload"):
         raise UnsupportedArchitecture(
             f"{type(model).__name__} keeps adapters (LoRA) beside the model's weights. Merge them first: "
             "model = model.merge_and_unload()."
         )
-    config = getattr(model, "config", None)
-    name = getattr(config, "model_type", None)
+    name = getattr(getattr(model, "config", None), "model_type", None)
     families = FAMILIES | MIXTURES
     if name not in families or not isinstance(model, PreTrainedModel):
         raise UnsupportedArchitecture(
@@ -289,11 +297,13 @@ def describe(model: PreTrainedModel) -> Architecture:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} has no language-model head. Load it with AutoModelForCausalLM."
         )
-    _refuse_what_is_not_plain(model, architecture.head, "the language-model head")
+    _plain(model, architecture.head, "the language-model head")
     _part(model, model, architecture.family.blocks)
     if architecture.is_mixture:
         _refuse_odd_mixture(architecture)
-    _refuse_shared_blocks(architecture)  # and any block with a part missing: to see a part is to look for it
+    else:
+        _ = architecture.mlps, architecture.attentions  # to see the parts is to look for each of them
+    _refuse_shared_blocks(architecture)
     return architecture
 
 
@@ -324,22 +334,21 @@ def _part(model: nn.Module, parent: nn.Module, path: str) -> nn.Module:
 
 
 def _projection(model: nn.Module, block: nn.Module, path: str) -> Projection:
-    module = _part(model, block, path)
-    _refuse_what_is_not_plain(model, module, f"'{path}' in {type(block).__name__}")
-    return Projection(module)
+    return Projection(_plain(model, _part(model, block, path), f"'{path}' in {type(block).__name__}"))
 
 
-def _refuse_what_is_not_plain(model: nn.Module, module: nn.Module, place: str) -> None:
-    """Refuse a layer that doesn't compute what its weights alone say: with an adapter, with scales, or packed."""
-    weight = getattr(module, "weight", None)
-    if type(module).forward in (nn.Linear.forward, Conv1D.forward) and isinstance(weight, Tensor) and _is_plain(weight):
-        return
+def _plain(model: nn.Module, module: nn.Module, place: str) -> nn.Linear | Conv1D:
+    """Return a layer that computes what its weights alone say; refuse one with an adapter, with scales, or packed."""
+    computes_so = type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    if isinstance(module, nn.Linear | Conv1D) and computes_so and _is_plain(module.weight):
+        return module
     looked = f"{type(model).__name__}: looked for a plain linear layer at {place}; found {type(module).__name__}"
     if hasattr(module, "base_layer"):
         raise UnsupportedArchitecture(
             f"{looked}, an adapter (LoRA) beside the layer's weights. Merge it into them first: "
             "model = peft_model.merge_and_unload()."
         )
+    weight = getattr(module, "weight", None)
     kind = "" if weight is None else f" with {type(weight).__name__} of {weight.dtype}"
     raise UnsupportedArchitecture(f"{looked}{kind}. {_QUANTISED}")
 
@@ -377,7 +386,7 @@ def _refuse_odd_mixture(architecture: Architecture) -> None:
     routers = {id(mixture.router) for mixture in architecture.mixtures}
     for name, module in architecture.blocks.named_modules():
         if (isinstance(module, nn.Linear) or hasattr(module, "base_layer")) and id(module) not in routers:
-            _refuse_what_is_not_plain(model, module, f"'{name}' of the blocks")
+            _plain(model, module, f"'{name}' of the blocks")
     counts = sorted({len(weight) for mixture in architecture.mixtures for _, _, weight in mixture.stacked})
     if config.is_heterogeneous or counts != [getattr(config, family.experts_field)]:
         stated = "a value for each block" if config.is_heterogeneous else getattr(config, family.experts_field)
@@ -390,19 +399,11 @@ def _refuse_odd_mixture(architecture: Architecture) -> None:
 
 def _refuse_shared_blocks(architecture: Architecture) -> None:
     first: dict[int, int] = {}
-    for number, weights in enumerate(_weights_by_block(architecture)):
-        for weight in weights:
+    for number, block in enumerate(architecture.blocks):
+        for weight in block.parameters():
             owner = first.setdefault(id(weight), number)
             if owner != number:
                 raise UnsupportedArchitecture(
                     f"{type(architecture.model).__name__}: blocks {owner} and {number} share weights, so neither can "
                     "be scored or cut by itself. Give each its own first (copy.deepcopy), and its own layer_idx."
                 )
-
-
-def _weights_by_block(architecture: Architecture) -> Iterator[list[Tensor]]:
-    if architecture.is_mixture:
-        yield from (list(block.parameters()) for block in architecture.blocks)
-        return
-    for mlp, attention in zip(architecture.mlps, architecture.attentions, strict=True):
-        yield [projection.module.weight for projection in (*mlp.projections, *attention.projections)]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from course_utils.support.extras import brought
-from course_utils.support.roles import EMBEDDED_MODELS
+from course_utils.support.session import EMBEDDED_MODELS
 from course_utils.text import assets
 
 _NAME = EMBEDDED_MODELS["llama"]
@@ -29,10 +29,10 @@ def embedded_llama() -> Path:
     """
     asset = assets.ASSETS["smollm2"]
     identity = asset.identity | {"dtype": "float32", "tokenizer": "smollm"}
-    return assets.cached_folder(f"models/{_NAME}-{asset.version}", identity, _convert, space=600_000_000)
+    return assets.cached_folder(f"models/{_NAME}-{asset.version}", identity, _convert)
 
 
-def _convert(folder: Path, _scratch: Path) -> None:
+def _convert(folder: Path) -> None:
     """Dequantise the 4-bit file exactly, and save what transformers will take for an ordinary model."""
     with brought("gguf"):  # so does transformers
         from gguf import GGUFReader
@@ -40,7 +40,7 @@ def _convert(folder: Path, _scratch: Path) -> None:
     file = f"{_NAME}.Q4_1.gguf"
     print(f"Converting {_NAME} to safetensors, once (10 to 40 seconds).")
     with no_loading_bar():
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     # The weights are plain float32 now, but a model still marked as quantised refuses to be saved.
     model.hf_quantizer = None
     model.is_quantized = False

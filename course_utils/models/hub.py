@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from course_utils.support.roles import MIXTURE, ROLES
+from course_utils.support.session import MIXTURE, ROLES
 
 _SECONDS = 10.0  # that each request may take
 
@@ -22,9 +22,7 @@ class HubUnreachable(ModelNotAvailable):
 def snapshot(model_id: str, *, weights: bool = True) -> Path:
     """Download a model's configuration, tokenizer and safetensors into the hub's own cache, or find them there.
 
-    Args:
-        model_id: such as "Qwen/Qwen3-0.6B".
-        weights: False leaves them where they are, and a few megabytes come.
+    Without ``weights`` only a few megabytes come.
 
     Raises:
         ModelNotAvailable: one line saying why, for an id that doesn't exist, is gated, or can't be reached.
@@ -52,7 +50,7 @@ def _download(model_id: str, weights: bool) -> Path:
 
     token = _token()
     description = HfApi().model_info(model_id, timeout=_SECONDS, token=token)
-    names = [file.rfilename for file in description.siblings]
+    names = [file.rfilename for file in description.siblings or ()]
     # Not the weights in another layout (consolidated.safetensors), and nothing in subfolders (onnx/, original/).
     wanted = [name for name in names if re.fullmatch(r"model[^/]*\.safetensors|[^/]*\.(json|model|txt|jinja)", name)]
     if "config.json" not in wanted:

@@ -1,21 +1,11 @@
 """Models by role, folder or hub id, ready to compare: eval mode, a padding token, safetensors only.
 
-The roles "gpt2" and "llama" stand for a different model in each profile:
-
-========  ============================  ============================================================
-profile   "gpt2"                        "llama"
-========  ============================  ============================================================
-smoke     random, eight blocks          random, eight blocks
-embedded  the course's own small GPT-2  SmolLM2-135M-Instruct
-hub       distilgpt2                    meta-llama/Llama-3.2-1B, or SmolLM2-360M without its licence
-========  ============================  ============================================================
-
-``COURSE_GPT2`` and ``COURSE_LLAMA`` put any folder or hub id in a role, in every profile. "moe" is the course's own
-small mixture of experts in every profile but smoke, where it is random, of four blocks.
+The roles "gpt2" and "llama" stand for a different model in each profile; ``support.session`` names them, and
+``COURSE_GPT2`` and ``COURSE_LLAMA`` put any folder or hub id in a role. In the profile "smoke" all are small and
+random. "moe" is the course's own small mixture of experts in every other profile.
 
 Every tokenizer pads with its end token unless it has a padding token, on the right; for ``generate`` with several
-prompts ask for left padding (``texts.padded_batches(..., padding_side="left")``). No token is put before a text (see
-``texts``).
+prompts ask for left padding (``padded_batches(..., padding_side="left")``). No token is put before a text.
 """
 
 from __future__ import annotations
@@ -24,10 +14,8 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,10 +35,19 @@ from transformers import (
 from course_utils.models import hub
 from course_utils.models.embedded_llama import embedded_llama, no_loading_bar
 from course_utils.models.hub import HubUnreachable, ModelNotAvailable
-from course_utils.support import checks, tensor_checks
-from course_utils.support.argument_types import check_types
-from course_utils.support.roles import EMBEDDED_MODELS, HUB_MODELS, MIXTURE, MIXTURE_NAME, ROLES, chosen_model
-from course_utils.support.session import SEED, current_profile, default_device
+from course_utils.support import checks
+from course_utils.support.checks import check_types
+from course_utils.support.session import (
+    EMBEDDED_MODELS,
+    HUB_MODELS,
+    MIXTURE,
+    MIXTURE_NAME,
+    ROLES,
+    SEED,
+    chosen_model,
+    current_profile,
+    default_device,
+)
 
 # Lessons name the parts of a block as these families do.
 _FITS = {"gpt2": ("gpt2",), "llama": ("llama", "mistral", "qwen2", "qwen3", "smollm3")}
@@ -58,9 +55,7 @@ _DATA = Path(__file__).parents[1] / "data"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # Fields of a configuration that change nothing that the model computes.
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "auto_map")
-
-_T = TypeVar("_T")
-_Read = Callable[[Path, str | None], _T]  # a model's folder, and a name that is shown in its place
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 @check_types
@@ -85,29 +80,36 @@ def load_model(
         AssetError: the embedded Llama is not in the cache and can't be fetched.
     """
     name = os.fspath(name)
-    device = tensor_checks.device(device) if device is not None else default_device()
+    device = checks.device(device) if device is not None else default_device()
     if _is_random(name):
-        model, tokenizer = _random_model(name, dtype)
+        config, tokenizer = _random_configuration(name)
+        with torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     else:
-        model, tokenizer = _found(name, partial(_load_folder, dtype=dtype), weights=True)
+        folder, shown = _folder_of(name, weights=True)
+        with no_loading_bar():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **_LOCAL)
+            tokenizer = _tokenizer_of(folder)
+        if shown:  # in place of the path, which would name the reader's home
+            model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = shown
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model.to(device).eval(), tokenizer
+    model.to(device)
+    return model.eval(), tokenizer
 
 
 @check_types
 def load_without_weights(name: str | os.PathLike[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """A model's configuration and tokenizer: what can be planned and refused before gigabytes are fetched and read.
 
-    Args:
-        name: as for ``load_model``.
-
-    Raises:
-        ModelNotAvailable: as for ``load_model``.
-        AssetError: as for ``load_model``.
+    Names and refusals are those of ``load_model``.
     """
     name = os.fspath(name)
-    return _random_configuration(name) if _is_random(name) else _found(name, _read_without_weights, weights=False)
+    if _is_random(name):
+        return _random_configuration(name)
+    folder, _ = _folder_of(name, weights=False)
+    return AutoConfig.from_pretrained(folder, **_LOCAL), _tokenizer_of(folder)
 
 
 @check_types
@@ -139,11 +141,9 @@ def identity(model: PreTrainedModel) -> str:
 
     The same weights in another dtype are another model. A buffer counts where it is saved with the weights, such as
     the correction of a router's scores in DeepSeek-V3. Other buffers (rotary frequencies, Gemma's scale of the
-    embedding) don't: they are in no file, but made anew from the configuration when a model is loaded. So a checkpoint
-    of ``model.to(torch.bfloat16)`` keeps the model's identity, although that call rounds the frequencies as well, and
-    the model that is loaded again (as one after ``cast_weights``) has them in float32. (A family that transformers
-    always loads partly in float32, as DeepSeek's routers, is the exception: what was rounded comes back in another
-    dtype.)
+    embedding) don't, because they are made anew when a model is loaded. So a checkpoint of ``model.to(torch.bfloat16)``
+    keeps the model's identity, although that call rounds the frequencies and loading doesn't. (The exception are
+    families that transformers always loads partly in float32, as DeepSeek's routers.)
 
     It reads all weights, a second or two for a gigabyte.
     """
@@ -153,7 +153,7 @@ def identity(model: PreTrainedModel) -> str:
     buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
     for name, weight in (*model.named_parameters(), *buffers):
         digest.update(f"|{name} {weight.dtype} {list(weight.shape)}|".encode())
-        digest.update(weight.detach().flatten().view(torch.uint8).cpu().numpy())
+        digest.update(weight.detach().flatten().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -161,9 +161,6 @@ def tiny_llama(*, blocks: int = 5, width: int = 64, vocab_size: int = 97) -> Lla
     """A random Llama with hidden size 32 on the CPU, the same every time: to test surgery on, in milliseconds.
 
     It is in eval mode, and has no end token, so that it always generates the number of tokens asked for.
-
-    Raises:
-        ValueError: no whole number of at least one block, one neuron a block, or one token.
     """
     for name, number in {"blocks": blocks, "width": width, "vocab_size": vocab_size}.items():
         checks.whole_number(name, number, least=1)
@@ -191,27 +188,47 @@ def _is_random(name: str) -> bool:
     return ours and current_profile() == "smoke"
 
 
-def _found(name: str, read: _Read[_T], *, weights: bool) -> _T:
-    """What is read of the model that a name or a role stands for; its weights are fetched, or stay on the hub."""
+def _folder_of(name: str, *, weights: bool) -> tuple[Path, str | None]:
+    """The folder of the model that a name or a role stands for, once all is there; and what is shown in its place.
+
+    Of a model on the hub, the weights are fetched, or stay there.
+    """
+    chosen = chosen_model(name) if name in ROLES else name
+    shown: str | None
     if name == MIXTURE:
-        return read(_shipped("moe", MIXTURE_NAME), MIXTURE_NAME)
-    if name not in ROLES:
-        return _named(name, read, weights)
-    chosen = chosen_model(name)
-    if chosen is not None:
-        return _named(chosen, read, weights, role=name)
-    if current_profile() == "hub":
-        candidates = HUB_MODELS[name]
-        for candidate, following in zip(candidates, [*candidates[1:], "the embedded model"], strict=True):
-            try:
-                return read(hub.snapshot(candidate, weights=weights), candidate)
-            except HubUnreachable as error:
-                print(f"{error} Going on with the embedded model.")
-                break
-            except ModelNotAvailable as error:
-                print(f"{error} Going on with {following}.")
-    folder = _shipped("gpt2", EMBEDDED_MODELS["gpt2"]) if name == "gpt2" else embedded_llama()
-    return read(folder, EMBEDDED_MODELS[name])
+        folder, shown = _shipped("moe", MIXTURE_NAME), MIXTURE_NAME
+    elif chosen is None:
+        folder, shown = _folder_of_role(name, weights)
+    elif os.path.isdir(chosen):
+        folder, shown = Path(chosen), None
+    else:
+        folder, shown = hub.snapshot(chosen, weights=weights), chosen
+    _check_folder(folder, shown or str(folder), weights)
+    if name in ROLES and chosen is not None:
+        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if family not in _FITS[name]:
+            raise ModelNotAvailable(
+                f"{ROLES[name]} is {chosen!r}, a model of the family {family!r}. Lessons about {name!r} run on "
+                f"{', '.join(_FITS[name])}; choose one of these, or leave it unset."
+            )
+    return folder, shown
+
+
+def _folder_of_role(role: str, weights: bool) -> tuple[Path, str]:
+    """The hub's model in the hub profile, as far as it can be had, else the embedded one."""
+    candidates = HUB_MODELS[role] if current_profile() == "hub" else ()
+    for candidate, following in zip(candidates, [*candidates[1:], "the embedded model"], strict=False):
+        try:
+            folder = hub.snapshot(candidate, weights=weights)
+            _check_folder(folder, candidate, weights)
+            return folder, candidate
+        except HubUnreachable as error:
+            print(f"{error} Going on with the embedded model.")
+            break
+        except ModelNotAvailable as error:
+            print(f"{error} Going on with {following}.")
+    shown = EMBEDDED_MODELS[role]
+    return _shipped("gpt2", shown) if role == "gpt2" else embedded_llama(), shown
 
 
 def _shipped(name: str, shown: str) -> Path:
@@ -232,64 +249,15 @@ def _shipped(name: str, shown: str) -> Path:
     return folder
 
 
-def _named(name: str, read: _Read[_T], weights: bool, role: str | None = None) -> _T:
-    """Of a folder or hub id; with a role, only if the lessons' code fits its family."""
-    folder = Path(name) if os.path.isdir(name) else hub.snapshot(name, weights=weights)
-    if role is not None:
-        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if family not in _FITS[role]:
-            raise ModelNotAvailable(
-                f"{ROLES[role]} is {name!r}, a model of the family {family!r}. Lessons about {role!r} run on "
-                f"{', '.join(_FITS[role])}; choose one of these, or leave it unset."
-            )
-    return read(folder, None if os.path.isdir(name) else name)
-
-
-def _load_folder(
-    folder: Path, shown_name: str | None, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """``shown_name`` replaces the path in the model's configuration: paths name the reader's home."""
-    _check_folder(folder, shown_name or str(folder))
-    with no_loading_bar():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
-        tokenizer = _tokenizer_of(folder)
-    if shown_name:
-        model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = shown_name
-    return model, tokenizer
-
-
-def _read_without_weights(folder: Path, shown_name: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    _check_configuration(folder, shown_name or str(folder))
-    _check_tokenizer(folder, shown_name or str(folder))
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), _tokenizer_of(folder)
-
-
 def _tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     """With a padding token."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _check_folder(folder: Path, shown: str) -> None:
-    _check_configuration(folder, shown)
-    if not any(folder.glob("model*.safetensors")):
-        raise ModelNotAvailable(
-            f"{shown} has no safetensors weights, and the course loads nothing else (pickles can run code); save it "
-            "again with a current transformers."
-        )
-    _check_tokenizer(folder, shown)
-
-
-def _check_tokenizer(folder: Path, shown: str) -> None:
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ModelNotAvailable(f"{shown} has no tokenizer; save it there too, with tokenizer.save_pretrained(folder).")
-
-
-def _check_configuration(folder: Path, shown: str) -> None:
+def _check_folder(folder: Path, shown: str, weights: bool) -> None:
     config_file = folder / "config.json"
     if not config_file.is_file() and (folder / "adapter_config.json").is_file():
         raise ModelNotAvailable(
@@ -301,46 +269,28 @@ def _check_configuration(folder: Path, shown: str) -> None:
     if "per_layer_config" in json.loads(config_file.read_text(encoding="utf-8")):
         raise ModelNotAvailable(
             f"{shown} is a pruned checkpoint whose layers differ, with its own modelling code; load it with "
-            "course_utils.pruning.checkpoints.load_pruned."
+            "course_utils.pruning.load_pruned."
         )
+    if weights and not any(folder.glob("model*.safetensors")):
+        raise ModelNotAvailable(
+            f"{shown} has no safetensors weights, and the course loads nothing else (pickles can run code); save it "
+            "again with a current transformers."
+        )
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelNotAvailable(f"{shown} has no tokenizer; save it there too, with tokenizer.save_pretrained(folder).")
 
 
 def _random_configuration(role: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """A few small blocks, enough to take some out, with the embedded GPT-2's tokenizer."""
     tokenizer = _tokenizer_of(_DATA / "gpt2")
     end = tokenizer.eos_token_id
-    common = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer)}
+    sizes |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     if role == "gpt2":
-        return GPT2Config(n_layer=8, n_embd=64, n_head=4, n_positions=512, **common), tokenizer
-    if role == MIXTURE:
-        config = Qwen3MoeConfig(
-            num_hidden_layers=4,
-            hidden_size=64,
-            moe_intermediate_size=32,
-            num_experts=16,
-            num_experts_per_tok=2,
-            norm_topk_prob=True,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            **common,
-        )
-        return config, tokenizer
-    config = LlamaConfig(
-        num_hidden_layers=8,
-        hidden_size=64,
-        intermediate_size=512,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        **common,
-    )
-    return config, tokenizer
-
-
-def _random_model(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The same every time."""
-    config, tokenizer = _random_configuration(role)
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype), tokenizer
+        return GPT2Config(n_layer=8, n_embd=64, n_head=4, n_positions=512, **sizes), tokenizer
+    sizes |= {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    if role == "llama":
+        sizes |= {"num_hidden_layers": 8, "intermediate_size": 512, "max_position_embeddings": 4096}
+        return LlamaConfig(**sizes), tokenizer
+    sizes |= {"num_hidden_layers": 4, "moe_intermediate_size": 32, "max_position_embeddings": 512}
+    return Qwen3MoeConfig(num_experts=16, num_experts_per_tok=2, norm_topk_prob=True, **sizes), tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Projection:
         return None if self.module.bias is None else self.module.bias.detach()
 
     @torch.no_grad()
-    def keep(self, index: Tensor, *, axis: str) -> None:
+    def keep(self, index: Tensor, *, axis: Literal["out", "in"]) -> None:
         """Keep only a part of the matrix, in place. The module gets new parameters; the old ones are left as they are.
 
         Args:
@@ -43,14 +44,12 @@ class Projection:
         checks.one_of("axis", axis, ("out", "in"))
         dim = (axis == "in") != self.transposed
         module, weight = self.module, self.module.weight
+        index = index.to(weight.device)
         module.weight = nn.Parameter(weight.index_select(int(dim), index), requires_grad=weight.requires_grad)
         if axis == "out" and module.bias is not None:
             module.bias = nn.Parameter(module.bias.index_select(0, index), requires_grad=module.bias.requires_grad)
         out_features, in_features = self.weight.shape
-        if self.transposed:
-            module.nf, module.nx = out_features, in_features
-        else:
-            module.out_features, module.in_features = out_features, in_features
+        note_sizes(module, nf=out_features, nx=in_features, out_features=out_features, in_features=in_features)
 
     @torch.no_grad()
     def replace(self, matrix: Tensor, bias: Tensor | None) -> None:
@@ -105,36 +104,31 @@ class Mlp:
 
     @property
     def down(self) -> nn.Module:
-        """The down-projection; its input holds one value a neuron."""
+        """The down-projection; its input holds one value per neuron."""
         return self.output.module
 
     def keep(self, neurons: Tensor) -> None:
-        """Keep only these neurons in every matrix and bias, in place.
-
-        Args:
-            neurons: int64 [kept], in the order that they get.
-        """
+        """Keep only these neurons, int64 [kept] in the order that they get, in every matrix and bias, in place."""
         rows = torch.cat([neurons, neurons + self.width]) if self.fused else neurons
         for projection in self.inputs:
             projection.keep(rows, axis="out")
         self.output.keep(neurons, axis="in")
-        if hasattr(self.owner, "intermediate_size"):  # some MLPs note their width beside the matrices
-            self.owner.intermediate_size = self.width
+        note_sizes(self.owner, intermediate_size=self.width)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """One block's attention sublayer."""
+    """One block's attention sublayer; where it was removed, it has no matrices and all its sizes are 0."""
 
-    module: nn.Module
-    inputs: tuple[Projection, ...]  # none when the attention was removed
+    module: Any  # of the family's own class, or what stands in its place
+    inputs: tuple[Projection, ...]
     outputs: tuple[Projection, ...]
     norms: tuple[nn.Module, ...]  # what serves this attention alone
     contribution: nn.Module  # its output is what the sublayer adds to the residual stream
 
     @property
     def projections(self) -> tuple[Projection, ...]:
-        """All its matrices, those that lead in first; none when it was removed."""
+        """All its matrices, those that lead in first."""
         return (*self.inputs, *self.outputs)
 
     @property
@@ -154,32 +148,28 @@ class Attention:
 
     @property
     def key_value_width(self) -> int:
-        """Numbers that one token adds to the cache: keys and values of all key/value heads."""
+        """Numbers that one token adds to the cache: keys and values of all key/value heads; 0 when skipped."""
         return 0 if self.skipped else sum(p.weight.shape[0] for p in self.inputs) - self.query_width
 
     @property
     def head_size(self) -> int:
-        """Numbers in one head's query, key or value; 0 when the attention was removed."""
+        """Numbers in one head's query, key or value."""
         return next((getattr(self.module, n) for n in ("head_dim", "head_size") if hasattr(self.module, n)), 0)
 
     @property
     def groups(self) -> int:
-        """Key/value heads, each with its query heads; a bypassed attention has them still, a removed one has none."""
+        """Key/value heads, each with its query heads; a bypassed attention still has them."""
         if not self.inputs:
             return 0
         return (sum(p.weight.shape[0] for p in self.inputs) - self.outputs[0].weight.shape[1]) // (2 * self.head_size)
 
     @property
     def group_width(self) -> int:
-        """Query heads of one group times head size; 0 when the attention was removed."""
+        """Query heads of one group times head size."""
         return self.outputs[0].weight.shape[1] // self.groups if self.groups else 0
 
     def keep(self, groups: Tensor) -> None:
-        """Keep only these key/value heads and their query heads in every matrix and bias, in place.
-
-        Args:
-            groups: int64 [kept], in the order that they get.
-        """
+        """Keep only these key/value heads, int64 [kept] in the order that they get, and their query heads, in place."""
         size, width, total = self.head_size, self.group_width, self.groups
         queries, keys = _spans(groups, width), _spans(groups, size)
         if len(self.inputs) == 1:  # one matrix: all queries, then all keys, then all values
@@ -189,16 +179,18 @@ class Attention:
             for projection, rows in zip(self.inputs, (queries, keys, keys), strict=True):
                 projection.keep(rows, axis="out")
         self.outputs[0].keep(queries, axis="in")
-        if hasattr(self.module, "num_key_value_heads"):  # Phi-3's notes it beside the matrices
-            self.module.num_key_value_heads = len(groups)
+        note_sizes(self.module, num_key_value_heads=len(groups))
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """One block's mixture of experts: a router sends each token to a few of many MLPs, with a weight each."""
+    """One block's mixture of experts: a router sends each token to a few of many MLPs, with a weight each.
+
+    The modules are of the family's own classes, whose fields the properties here know.
+    """
 
     owner: nn.Module  # holds both, and shared experts where there are some
-    router: nn.Module  # states [tokens, hidden] -> logits [tokens, experts], weights and numbers [tokens, top k]
+    router: Any  # states [tokens, hidden] -> logits [tokens, experts], weights and numbers [tokens, top k]
     experts: nn.Module  # states, numbers, weights -> the weighted sum of what these experts give [tokens, hidden]
 
     @property
@@ -232,23 +224,25 @@ class Mixture:
         return [weight.detach()[0] for weight in self.experts.parameters()]
 
     def keep(self, experts: Tensor) -> None:
-        """Keep only these experts and what the router knows of them, in place; shared experts stay.
+        """Keep only these experts, int64 [kept] in the order that they get, with their part of the router, in place.
 
-        Where fewer are left than a token was sent to, it is sent to all of them.
-
-        Args:
-            experts: int64 [kept], in the order that they get.
+        Shared experts stay. Where fewer are left than a token was sent to, it is sent to all of them.
         """
-        sizes = {"num_experts": len(experts), "out_features": len(experts), "top_k": min(self.top_k, len(experts))}
+        top_k = min(self.top_k, len(experts))
         for module, name, tensor in self.stacked:
             kept = tensor.detach().index_select(0, experts.to(tensor.device))
             if isinstance(tensor, nn.Parameter):
                 kept = nn.Parameter(kept, requires_grad=tensor.requires_grad)
             setattr(module, name, kept)
         for module in (self.owner, self.router, self.experts):
-            for name, size in sizes.items():
-                if hasattr(module, name):  # each notes its own few of them beside the matrices
-                    setattr(module, name, size)
+            note_sizes(module, num_experts=len(experts), out_features=len(experts), top_k=top_k)
+
+
+def note_sizes(module: nn.Module, **sizes: int) -> None:
+    """Write sizes where a module notes them beside its matrices; each class notes its own few of them."""
+    for name, size in sizes.items():
+        if hasattr(module, name):
+            setattr(module, name, size)
 
 
 def _spans(numbers: Tensor, width: int) -> Tensor:

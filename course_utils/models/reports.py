@@ -16,9 +16,6 @@ from course_utils.support import checks
 def shown(value: float) -> str:
     """A number for a reader, of whatever size.
 
-    Raises:
-        ValueError: it is no number.
-
     >>> [shown(value) for value in (0.0044, 1.08, 15.26, 1234.5, 2.34e10, math.inf)]
     ['0.004', '1.08', '15.3', '1,234', '2.3·10^10', 'inf']
     """
@@ -35,9 +32,6 @@ def shown(value: float) -> str:
 def with_interval(value: float, low: float, high: float) -> str:
     """A number and its interval for a reader.
 
-    Raises:
-        ValueError: one of the three is no number.
-
     >>> with_interval(1.131, 1.108, 1.15)
     '1.13 (1.11 to 1.15)'
     """
@@ -47,9 +41,6 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 def shown_p(value: float) -> str:
     """A p-value for a reader: three decimals, four where three would be zeros, and never 0, which no test can find.
-
-    Raises:
-        ValueError: it is no number.
 
     >>> [shown_p(value) for value in (0.0469, 0.0004, 3.8e-6)]
     ['0.047', '0.0004', '< 0.0001']
@@ -62,9 +53,9 @@ def shown_p(value: float) -> str:
 class Size:
     """A model's size, read from its weights.
 
-    ``flops`` counts the matrix multiplications of one token through all blocks and the head (two operations a weight),
-    and through what fits a narrower embedding to the blocks (OPT-350M); what attention adds with the context's length
-    is in ``costs``.
+    ``flops`` counts the matrix multiplications of one token through all blocks and the head (two operations per
+    weight), and through what fits a narrower embedding to the blocks (OPT-350M); what attention adds with the context's
+    length is in ``measuring.costs``.
     """
 
     parameters: int  # tied weights count once
@@ -72,18 +63,14 @@ class Size:
     bytes: int
     flops: int
     blocks: int
-    widths: tuple[int, ...]  # MLP neurons a block; none of a mixture's are told
+    widths: tuple[int, ...]  # MLP neurons per block; () for a mixture
     hidden: int  # channels of the residual stream
-    groups: int  # KV groups of each attention that wasn't removed; 0 where none is told
+    groups: int  # KV groups of each attention that wasn't removed; 0 for a mixture
     experts: int  # of each mixture; 0 in a dense model
 
 
 def model_size(model: PreTrainedModel) -> Size:
-    """Count a model's parameters, bytes, operations and neurons.
-
-    Raises:
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
-    """
+    """Count a model's parameters, bytes, operations and neurons."""
     architecture = describe(model)
     weights = list(model.parameters())
     parameters, mixtures = sum(w.numel() for w in weights), architecture.mixtures
@@ -104,10 +91,9 @@ def model_size(model: PreTrainedModel) -> Size:
 
 def _matrices(architecture: Architecture) -> list[Tensor]:
     """What a token is multiplied with before the head."""
-    projections = [p for mlp in architecture.mlps for p in mlp.projections]
-    projections += [p for a in architecture.attentions if not a.skipped for p in (*a.inputs, *a.outputs)]
-    beside = [module for module in architecture.backbone.children() if isinstance(module, nn.Linear)]
-    return [matrix.weight for matrix in (*projections, *beside)]
+    matrices = [p.weight for mlp in architecture.mlps for p in mlp.projections]
+    matrices += [p.weight for a in architecture.attentions if not a.skipped for p in a.projections]
+    return matrices + [module.weight for module in architecture.backbone.children() if isinstance(module, nn.Linear)]
 
 
 def _matrices_of_mixture(architecture: Architecture) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Activations: watch chosen places of a model while it runs.
+"""Looking into a model while it runs: read text once, watch chosen places, run it again from some block upwards.
 
 The norm of a row's first token is many times the others', so that it would be all that a mean or a principal component
 shows: leave first tokens out of statistics.
@@ -6,19 +6,132 @@ shows: leave first tokens out of statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from course_utils.models.architectures import Architecture
-from course_utils.pruning.hooks import entering, evaluating, leaving
 from course_utils.support import checks
+from course_utils.support.checks import check_types
+from course_utils.text.batches import Batch, read_batches
 
+Entering = dict[int, Tensor | tuple | None]
+"""What enters some blocks, by number: what the block below returned. None at block 0, below which there is nothing."""
 SITES = ("attention_out", "mlp_out", "gate", "up", "down_input", "attention_norm", "mlp_norm", "residual")
-Receiver = Callable[[str, int, Tensor], object]
+
+
+def entering(args: tuple, kwargs: dict) -> Tensor:
+    """The hidden states [rows, length, hidden] that a module was called with."""
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+
+def leaving(output: Tensor | tuple) -> Tensor:
+    """The hidden states that a module returned, alone or first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def evaluating(model: nn.Module, *hooks: RemovableHandle) -> Iterator[None]:
+    """Evaluation mode for a while; then each module is back in its own mode and the hooks are gone."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for hook in hooks:
+            hook.remove()
+
+
+class Reading:
+    """A model that reads: what a hook may ask while a batch passes through.
+
+    Attributes:
+        architecture: of the model.
+        real: bool [rows, length] of the batch that is being read: True where a token is text.
+        tokens: real tokens so far, the batch included.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture, self.tokens = architecture, 0
+        self.real = torch.empty(0)
+        self._padded = False
+
+    def begin(self, real: Tensor) -> None:
+        """The next batch, as a mask of its real tokens."""
+        self.real, self._padded = real, not bool(real.all())
+        self.tokens += int(real.sum())
+
+    def select(self, states: Tensor) -> Tensor:
+        """States [rows, length, width], or flat already, at the real tokens alone: [tokens, width]."""
+        states = states.flatten(0, -2)
+        return states[self.real.flatten()] if self._padded else states
+
+
+#: Puts its hooks on a model that is about to read; returns them, and what gives the scores when all was read.
+Watcher = Callable[[Reading], tuple[list[RemovableHandle], Callable[[], Any]]]
+
+
+@torch.no_grad()
+def read_once(architecture: Architecture, batches: Iterable[Mapping[str, Tensor]], *watchers: Watcher) -> list[Any]:
+    """Let a model read all batches once, without its head, and return what each watcher found, in their order.
+
+    Raises:
+        ValueError: empty or malformed batches. The hooks are gone then, too.
+    """
+    reading = Reading(architecture)
+    watched = [watch(reading) for watch in watchers]
+    with evaluating(architecture.model, *(hook for hooks, _ in watched for hook in hooks)):
+        for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=architecture.model.device):
+            reading.begin(batch.real)
+            architecture.hidden_states(batch)
+    return [finish() for _, finish in watched]
+
+
+def check_criterion(
+    criterion: str, batches: Iterable[Mapping[str, Tensor]] | None, *, known: Collection[str], reading: Collection[str]
+) -> None:
+    """Refuse a criterion that isn't ``known``, one of ``reading`` without text to read, and any other one with text.
+
+    Raises:
+        ValueError: one of these.
+    """
+    checks.one_of("criterion", criterion, known)
+    if criterion in reading and batches is None:
+        raise ValueError(f"Criterion {criterion!r} needs 'batches' to measure on; got none.")
+    if criterion not in reading and batches is not None:
+        raise ValueError(f"'batches' goes with the criteria that read text ({', '.join(reading)}); got {criterion!r}.")
+
+
+class CosineDistance:
+    """Running mean of ``1 - cos(before, after)`` over the real tokens of many batches."""
+
+    def __init__(self) -> None:
+        self._sum, self._tokens = 0.0, 0
+
+    def add(self, before: Tensor, after: Tensor, real: Tensor) -> None:
+        """Count one batch in.
+
+        Args:
+            before: states [rows, length, hidden] of any dtype.
+            after: the same states, changed.
+            real: bool [rows, length], True where a token counts.
+        """
+        # Selected, not multiplied: padded positions may hold NaN.
+        before, after = before[real].float(), after[real].float()  # [tokens, hidden]
+        self._sum += float((1 - F.cosine_similarity(before, after, dim=-1)).double().sum())
+        self._tokens += len(before)
+
+    def mean(self) -> float:
+        """From 0 (nothing turned) to 2 (everything turned round), over the tokens so far."""
+        return self._sum / self._tokens
 
 
 def sites_of(architecture: Architecture) -> tuple[str, ...]:
@@ -34,7 +147,10 @@ def sites_of(architecture: Architecture) -> tuple[str, ...]:
 
 @contextmanager
 def watching(
-    architecture: Architecture, sites: Sequence[str], blocks: Sequence[int] | None, receive: Receiver
+    architecture: Architecture,
+    sites: str | Sequence[str],
+    blocks: Sequence[int] | None,
+    receive: Callable[[str, int, Tensor], object],
 ) -> Iterator[None]:
     """While the context is open, each forward pass hands over the states at these places: a hook each, no copies.
 
@@ -43,7 +159,7 @@ def watching(
     "mlp_out"             what the MLP adds to the residual stream
     "gate"                output of the gate projection, before the activation function (GLU only)
     "up"                  output of the up projection; in a dense MLP of its first matrix, before the activation
-    "down_input"          input of the down projection: one value a neuron
+    "down_input"          input of the down projection: one value per neuron
     "attention_norm"      input of the attention, normalised; left out where the attention is bypassed
     "mlp_norm"            input of the MLP, normalised
     "residual"            output of the block; the last one too is taken before the final norm
@@ -62,25 +178,41 @@ def watching(
     Raises:
         ValueError: no site, an unknown or repeated one, or one that this model doesn't have; bad block numbers.
     """
-    sites, blocks = _check_sites(architecture, sites), _check_blocks(architecture, blocks)
+    sites = _check_sites(architecture, sites)
+    every = range(architecture.num_blocks)
+    blocks = checks.not_empty("blocks", checks.block_numbers(every if blocks is None else blocks, len(every)))
     shapes: dict[int, torch.Size] = {}
 
     def enter(block: int, _module: nn.Module, args: tuple, kwargs: dict) -> None:
         shapes[block] = entering(args, kwargs).shape[:2]
 
-    def leave(site: str, block: int, half: int | None, _module: nn.Module, args: tuple, output: object) -> None:
+    def leave(site: str, block: int, half: int | None, _module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
         states = args[0] if site == "down_input" else leaving(output)
         if half is not None:
             states = states.chunk(2, dim=-1)[half]  # gate and up in one matrix
         receive(site, block, states.reshape(*shapes[block], -1))  # OPT's MLP works on flat tokens
 
-    places = _places(architecture, sites, blocks)  # refused for a mixture, before there are hooks
+    skipped = {i for i in blocks if architecture.attentions[i].skipped}  # refused for a mixture, before there are hooks
     hooks = [architecture.blocks[i].register_forward_pre_hook(partial(enter, i), with_kwargs=True) for i in blocks]
-    for site, block in places:
-        half = ("gate", "up").index(site) if site in ("gate", "up") and architecture.mlps[block].fused else None
-        hooks.append(_module(architecture, site, block).register_forward_hook(partial(leave, site, block, half)))
+    for site in sites:
+        for block in blocks:
+            if site == "attention_norm" and block in skipped:
+                continue  # it doesn't run
+            half = ("gate", "up").index(site) if site in ("gate", "up") and architecture.mlps[block].fused else None
+            hooks.append(_module(architecture, site, block).register_forward_hook(partial(leave, site, block, half)))
     with evaluating(architecture.model, *hooks):
         yield
+
+
+def _check_sites(architecture: Architecture, sites: str | Sequence[str]) -> list[str]:
+    available = sites_of(architecture)
+    sites = [sites] if isinstance(sites, str) else list(sites)
+    if not sites or not set(sites) <= set(available) or len(set(sites)) != len(sites):
+        raise ValueError(
+            f"'sites' must hold different sites of this {architecture.kind} model ({architecture.name}): "
+            f"{', '.join(available)}; got {sites}."
+        )
+    return sites
 
 
 def _module(architecture: Architecture, site: str, block: int) -> nn.Module:
@@ -100,31 +232,55 @@ def _module(architecture: Architecture, site: str, block: int) -> nn.Module:
         case "attention_norm":
             return attention.norms[0]
         case "mlp_norm":
-            return mlp.norm
+            return cast(nn.Module, mlp.norm)  # None in a model that doesn't have this site
     return architecture.blocks[block]
 
 
-def _places(architecture: Architecture, sites: Sequence[str], blocks: Sequence[int]) -> list[tuple[str, int]]:
-    """(site, block) of everything to watch: a bypassed attention's norm doesn't run."""
-    skipped = {i for i in blocks if architecture.attentions[i].skipped}
-    return [(site, i) for site in sites for i in blocks if site != "attention_norm" or i not in skipped]
+def run_keeping(architecture: Architecture, batch: Batch, blocks: Iterable[int]) -> tuple[Tensor, Entering]:
+    """Run everything but the head, and keep what enters some blocks, so that the model can run again from there.
+
+    Below a change nothing changes, so keep, at the first run, what enters the lowest block that will be changed::
+
+        states, kept = run_keeping(architecture, batch, [5])
+        bypass_attention(model, [5])
+        with starting_at(architecture, 5, kept):
+            changed = architecture.hidden_states(batch)
+
+    Returns:
+        States after the final norm [rows, length, hidden], and what enters each of ``blocks`` and block 0, which is
+        always among them.
+    """
+    kept: Entering = {0: None}
+
+    def keep(number: int, _block: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
+        kept[number] = output
+
+    hooks = [architecture.blocks[i - 1].register_forward_hook(partial(keep, i)) for i in blocks if i]
+    with evaluating(architecture.model, *hooks):
+        return architecture.hidden_states(batch), kept
 
 
-def _check_sites(architecture: Architecture, sites: Sequence[str]) -> list[str]:
-    available = sites_of(architecture)
-    sites = [sites] if isinstance(sites, str) else list(sites)
-    wrong = [site for site in sites if site not in available]
-    if wrong or not sites or len(set(sites)) != len(sites):
-        raise ValueError(
-            f"'sites' must hold different sites of this {architecture.kind} model ({architecture.name}): "
-            f"{', '.join(available)}; got {sites}."
-        )
-    return sites
+@contextmanager
+def starting_at(architecture: Architecture, first: int, kept: Entering) -> Iterator[None]:
+    """While the context is open, the blocks below ``first`` don't run: they return what was kept.
+
+    ``kept`` is from ``run_keeping`` on the batch that is about to be read, and holds ``first``.
+    """
+    with standing_still(list(architecture.blocks)[:first], lambda: kept[first]):
+        yield
 
 
-def _check_blocks(architecture: Architecture, blocks: Sequence[int] | None) -> list[int]:
-    everything = range(architecture.num_blocks)
-    blocks = checks.block_numbers(everything if blocks is None else blocks, architecture.num_blocks)
-    if not blocks:
-        raise ValueError("'blocks' is empty: give block numbers, or None for all.")
-    return blocks
+@contextmanager
+@check_types
+def standing_still(blocks: Sequence[nn.Module], returned: Callable[[], Tensor | tuple | None]) -> Iterator[None]:
+    """While the context is open, these blocks of a model don't run; each returns what ``returned()`` gives."""
+    own = [vars(block).get("forward") for block in blocks]  # None, unless somebody put it there, such as accelerate
+    for block in blocks:
+        block.forward = lambda *_args, **_kwargs: returned()
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward

@@ -2,8 +2,7 @@
 
 A policy turns what a prompt's token embeddings tell (cheap: nothing has run yet) into a score, such as its complexity;
 thresholds turn the score into a level; the level says how many attentions to leave out, the least important first.
-The decision is made for each row of a batch at its first forward pass and kept with its cache
-(``modeling.per_prompt``). The idea follows Martra's adaptive attention bypass.
+``modeling.per_prompt`` decides so for each row of a batch. The idea follows Martra's adaptive attention bypass.
 """
 
 from __future__ import annotations
@@ -27,44 +26,29 @@ from course_utils.models.modeling import per_prompt
 from course_utils.models.refusals import refuse_adaptive, refuse_missing_weights
 from course_utils.pruning.attention import select_attention_layers
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.files import write_json
-from course_utils.text.batches import read_batches
-from course_utils.text.texts import padded_batches
+from course_utils.text.batches import padded_batches, read_batches
 
 _POLICIES = ("length_variance", "length")
 _MIN_PROMPTS = 3  # fewer say nothing about quantiles
-_MAX_LENGTH, _BATCH_SIZE = 512, 4  # tokens of a calibration prompt, beyond which it is cut; prompts a forward pass
+_MAX_LENGTH, _BATCH_SIZE = 512, 4  # tokens of a calibration prompt, beyond which it is cut; prompts per forward pass
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """The model that settings were calibrated on: what a person can read of it, and a digest that tells it from others.
+    """The model that settings were calibrated on: facts for people, and a digest that tells it from others."""
 
-    Attributes:
-        model_type: the configuration's, such as "llama".
-        blocks: how many.
-        hidden_size: numbers a token in the residual stream.
-        parameters: how many; tied ones count once.
-        dtype: of the weights, such as "bfloat16".
-        digest: ``models.identity`` of the model, as it is without adaptive settings.
-    """
-
-    model_type: str
+    model_type: str  # the configuration's, such as "llama"
     blocks: int
     hidden_size: int
-    parameters: int
-    dtype: str
-    digest: str
+    parameters: int  # tied ones count once
+    dtype: str  # of the weights, such as "bfloat16"
+    digest: str  # ``models.identity`` of the model, as it is without adaptive settings
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelIdentity:
-        """Read a model, adaptive or not; it isn't changed.
-
-        Raises:
-            ValueError: some of its weights are on the meta device.
-            UnsupportedArchitecture: ``describe`` doesn't know the model.
-        """
+        """Read a model, adaptive or not; it isn't changed."""
         architecture, config = describe(model), model.config
         refuse_missing_weights(architecture, "tell this model from others")
         try:
@@ -85,17 +69,16 @@ class ModelIdentity:
         )
 
     def refuse_another(self, model: PreTrainedModel) -> None:
-        """Refuse every model but this one.
-
-        Raises:
-            ValueError: saying what differs and what to do.
-        """
+        """Refuse every model but this one, and say what differs."""
         other = ModelIdentity.of(model)
         if other == self:
             return
-        ours, theirs = asdict(self), asdict(other)
-        readable = [name for name in ours if name != "digest" and ours[name] != theirs[name]]
-        different = "; ".join(f"{name} {ours[name]}, here {theirs[name]}" for name in readable)
+        theirs = asdict(other)
+        different = "; ".join(
+            f"{name} {ours}, here {theirs[name]}"
+            for name, ours in asdict(self).items()
+            if name != "digest" and ours != theirs[name]
+        )
         raise ValueError(
             "These settings were calibrated on another model ("
             f"{different or 'of the same shape, but with other weights or another configuration'}). Load that one, "
@@ -116,9 +99,6 @@ class AdaptiveConfig:
         policy: what the score is. "length_variance": the mean of log length and embedding variance, each scaled between
             two calibration quantiles. "length": the prompt's tokens.
         parameters: {"log_length": [low, high], "variance": [low, high]}, or {} for "length".
-
-    Raises:
-        ValueError: on creation, naming the field and what is allowed.
     """
 
     model: ModelIdentity
@@ -138,19 +118,14 @@ class AdaptiveConfig:
                 f"got {self.thresholds!r}."
             )
         checks.one_of("policy", self.policy, _POLICIES)
-        if self.policy == "length" and self.parameters:
-            raise ValueError(f"'parameters' of the policy 'length' must be empty; got {self.parameters!r}.")
-        if self.policy == "length_variance" and not _are_scales(self.parameters):
+        if not (self.parameters == {} if self.policy == "length" else _are_scales(self.parameters)):
             raise ValueError(
-                "'parameters' of the policy 'length_variance' must be exactly 'log_length' and 'variance', each "
-                f"[low, high], both finite; got {self.parameters!r}."
+                "'parameters' must be {} for the policy 'length', and for 'length_variance' exactly 'log_length' and "
+                f"'variance', each [low, high], both finite; got {self.parameters!r}."
             )
-        for name, values in {
-            "order": map(int, self.order),
-            "left_out": left_out,
-            "thresholds": self.thresholds,
-        }.items():
-            object.__setattr__(self, name, tuple(values))  # lists, as JSON has them, become what the hints say
+        order = tuple(map(int, self.order))
+        for name, values in {"order": order, "left_out": left_out, "thresholds": tuple(self.thresholds)}.items():
+            object.__setattr__(self, name, values)  # lists, as JSON has them, become what the hints say
 
     def level(self, score: float) -> int:
         """The level of a prompt with this score, from 0."""
@@ -162,11 +137,7 @@ class AdaptiveConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> AdaptiveConfig:
-        """The inverse of ``to_dict``.
-
-        Raises:
-            ValueError: missing, unknown or invalid fields.
-        """
+        """The inverse of ``to_dict``; a ValueError names missing, unknown or invalid fields."""
         try:
             given = dict(settings)
             return cls(model=ModelIdentity(**given.pop("model")), **given)
@@ -181,11 +152,7 @@ class AdaptiveConfig:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AdaptiveConfig:
-        """Read what ``save`` wrote.
-
-        Raises:
-            ValueError: naming the file, when it isn't there or isn't valid.
-        """
+        """Read what ``save`` wrote; a ValueError names a file that isn't there or isn't valid."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, OSError) as error:  # broken JSON is a ValueError too
@@ -194,10 +161,7 @@ class AdaptiveConfig:
 
 def _levels(left_out: Sequence[int], most: int, meaning: str) -> tuple[int, ...]:
     """How many attentions each level leaves out, checked."""
-    counts = checks.whole_numbers("left_out", left_out, most=most, meaning=meaning)
-    if not counts:
-        raise ValueError("'left_out' must hold one number for each level; got none.")
-    return counts
+    return checks.not_empty("left_out", checks.whole_numbers("left_out", left_out, most=most, meaning=meaning))
 
 
 @check_types
@@ -214,15 +178,11 @@ def calibrate(
     prompts. Log length and embedding variance are scaled between their 5th and 95th percentiles.
 
     Args:
-        model: any causal language model that ``describe`` knows.
+        model: any causal language model that ``describe`` knows, not adaptive.
         tokenizer: the model's, with a padding token.
         prompts: at least 3 different ones, as varied as those to come; longer than 512 tokens, they are cut.
         left_out: attentions that each level leaves out, from the simplest prompts to the most complex ones; by default
             a quarter of the blocks, an eighth and none.
-
-    Raises:
-        ValueError: too few prompts, all alike, or one without tokens; ``left_out`` out of range; an adaptive model.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     refuse_adaptive(architecture, "calibrate the attentions")
@@ -235,8 +195,8 @@ def calibrate(
     levels = _levels(left_out, live, "the live attentions")
     batches = padded_batches(tokenizer, prompts, batch_size=_BATCH_SIZE, max_length=_MAX_LENGTH)
     order = select_attention_layers(model, batches, count=max(levels))
-    prompts = list(_prompt_embeddings(model, batches))
-    features = torch.stack([per_prompt.embedding_features(prompt) for prompt in prompts])
+    embeddings = list(_prompt_embeddings(model, batches))
+    features = torch.stack([per_prompt.embedding_features(prompt) for prompt in embeddings])
     parameters = {
         name: [float(feature.quantile(0.05)), float(feature.quantile(0.95))]
         for name, feature in zip(("log_length", "variance"), features.T, strict=True)
@@ -245,7 +205,7 @@ def calibrate(
     if alike:
         raise ValueError(f"The prompts are all alike in {' and '.join(alike)}: calibrate on more varied ones.")
     settings: dict[str, Any] = {"policy": "length_variance", "parameters": parameters}
-    scores = _scores(settings, prompts)
+    scores = _scores(settings, embeddings)
     shares = torch.arange(1, len(levels), dtype=torch.float64) / len(levels)
     return AdaptiveConfig(
         model=ModelIdentity.of(model),
@@ -276,7 +236,6 @@ def make_adaptive(model: PreTrainedModel, config: AdaptiveConfig | None) -> PreT
     Raises:
         ValueError: ``config`` was calibrated on another model, and what differs; or it names an attention that is
             bypassed. The model is unchanged then.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     attentions = [attention.module for attention in architecture.attentions]
@@ -298,18 +257,12 @@ def make_adaptive(model: PreTrainedModel, config: AdaptiveConfig | None) -> PreT
 
 @check_types
 def complexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], config: AdaptiveConfig) -> Tensor:
-    """The score of each row under a policy.
+    """The score of each row under a policy, float64 [rows].
 
     Args:
         model: the model that ``config`` was calibrated on.
         batches: ``{"input_ids", "attention_mask"}`` mappings; their padding doesn't count.
         config: whose policy and parameters.
-
-    Returns:
-        float64 [rows].
-
-    Raises:
-        ValueError: bad batches.
     """
     return _scores(config.to_dict(), _prompt_embeddings(model, batches))
 

@@ -14,13 +14,18 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from course_utils.models.architectures import Architecture, describe
-from course_utils.models.modeling.forwards import replace_forward, restore_forward
-from course_utils.models.modeling.no_attention import NoAttention, skip_attention
+from course_utils.models.modeling.no_attention import NoAttention, replace_forward, restore_forward, skip_attention
 from course_utils.models.refusals import refuse_adaptive
 from course_utils.models.reports import PruningReport, model_size
-from course_utils.pruning.hooks import entering, evaluating, leaving
-from course_utils.pruning.influence import CosineDistance, as_scores
-from course_utils.pruning.upper_blocks import Entering, run_keeping, starting_at
+from course_utils.pruning.activations import (
+    CosineDistance,
+    Entering,
+    entering,
+    evaluating,
+    leaving,
+    run_keeping,
+    starting_at,
+)
 from course_utils.support import checks
 from course_utils.text.batches import Batch, read_batches
 
@@ -34,15 +39,10 @@ def attention_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, 
 
     Args:
         model: any causal language model that ``describe`` knows; it is not changed.
-        batches: ``{"input_ids", "attention_mask"}`` mappings. The score is a mean over their real tokens; padding
-            never counts.
+        batches: ``{"input_ids", "attention_mask"}`` mappings. The score is a mean over their real tokens.
 
     Returns:
         [num_blocks] float32; 0 for a bypassed attention.
-
-    Raises:
-        ValueError: empty or malformed batches.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     read = _read(architecture, batches)
@@ -59,11 +59,9 @@ def select_attention_layers(
     """Choose the attentions that matter least. Ties go to the lower block.
 
     One-shot ranks them once. Iterative takes out the least important one, measures the others in
-    the model that remains (MLPs of bypassed blocks included), and repeats. Measuring again runs
-    neither the head nor any block below the change: the states that enter the blocks are kept meanwhile.
-    For lesson 05's 512 tokens these are 34 MB of Llama-3.2-1B in 16 bits. They never take more than
-    2 GiB: where there is more text, only every second, third, … block's are kept, and some blocks below
-    a change run again.
+    the model that remains (MLPs of bypassed blocks included), and repeats. The states that enter the blocks are kept
+    meanwhile (34 MB for 512 tokens of Llama-3.2-1B in 16 bits), so that blocks below a change don't run again. They
+    never take more than 2 GiB: with more text only every second, third, … block's are kept.
 
     Args:
         model: any causal language model that ``describe`` knows; it is not changed.
@@ -75,8 +73,7 @@ def select_attention_layers(
         ``count`` block numbers, least important first.
 
     Raises:
-        ValueError: one of these out of range; bad batches; an adaptive model.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
+        ValueError: one of these out of range, or an adaptive model.
     """
     architecture = describe(model)
     refuse_adaptive(architecture, "choose attentions")
@@ -119,8 +116,7 @@ def bypass_attention(model: PreTrainedModel, layers: Sequence[int], *, remove: b
 
     Raises:
         ValueError: a number out of range or repeated, an adaptive model, or a removed attention left
-            out of ``layers``: it can't be restored. Everything is checked first.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
+            out of ``layers``: it can't be restored. After an error the model is unchanged.
     """
     architecture = describe(model)
     refuse_adaptive(architecture, "bypass attentions")
@@ -175,8 +171,7 @@ def _read(architecture: Architecture, batches: Iterable[Mapping[str, Tensor]]) -
 def _places(architecture: Architecture, batches: Sequence[Batch]) -> range:
     """The blocks at whose entrance states are kept: as many as ``_KEPT_BYTES`` holds, evenly spaced, block 0 always."""
     tokens = sum(batch.input_ids.numel() for batch in batches)
-    bytes_a_block = tokens * architecture.hidden_size * architecture.model.dtype.itemsize
-    most = max(1, _KEPT_BYTES // bytes_a_block)
+    most = max(1, _KEPT_BYTES // (tokens * architecture.hidden_size * architecture.model.dtype.itemsize))
     return range(0, architecture.num_blocks, -(-architecture.num_blocks // most))
 
 
@@ -194,8 +189,7 @@ def _scores(
     Args:
         architecture: of the model.
         batches: what to measure on.
-        kept: what entered block ``first`` (unless it is 0) when a batch was last read, one a batch; brought up to date
-            above it.
+        kept: what entered block ``first`` when a batch was last read, one per batch; brought up to date above it.
         places: block numbers at whose entrance to keep it.
         first: number of the lowest block that runs.
     """
@@ -219,4 +213,4 @@ def _scores(
             with starting_at(architecture, first, entered):
                 _, above = run_keeping(architecture, batch, [place for place in places if place > first])
             entered |= above
-    return as_scores(list(meters.values()))
+    return torch.tensor([meter.mean() for meter in meters.values()])

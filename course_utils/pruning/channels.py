@@ -6,8 +6,9 @@ and an output of every one that writes to it: all lose the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,32 +16,27 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from course_utils.models.architectures import Architecture, describe
+from course_utils.models.parts import Projection, note_sizes
 from course_utils.models.refusals import refuse_adaptive, refuse_bound_heads, refuse_offloaded_weights
 from course_utils.models.reports import PruningReport, model_size
-from course_utils.models.surgery import keep_channels
-from course_utils.pruning.choosing import best
-from course_utils.pruning.passes import Reading, read_once
+from course_utils.pruning.activations import Reading, read_once
+from course_utils.pruning.width import best
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 
 def channel_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
     """Score every hidden channel by its share of what the norms read; more is more important.
 
-    The root of ``channel_energies``' mean over the norms.
-
     Args:
         model: any causal language model that ``describe`` knows and whose channels can be cut; it is not changed.
-        batches: ``{"input_ids", "attention_mask"}`` mappings. Padding never counts and the split into batches doesn't
-            matter.
+        batches: ``{"input_ids", "attention_mask"}`` mappings; padding never counts.
 
     Returns:
-        [hidden] float32, on the model's device.
+        [hidden] float32, on the model's device: the root of ``channel_energies``' mean over the norms.
 
     Raises:
-        ValueError: empty or malformed batches, non-finite activations, or a family without this axis (GPT-2, OPT,
-            GPT-NeoX), named.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
+        ValueError: malformed batches, non-finite activations, or a family without this axis (GPT-2, OPT, GPT-NeoX).
     """
     return importance_of(channel_energies(model, batches))
 
@@ -49,13 +45,10 @@ def channel_energies(model: PreTrainedModel, batches: Iterable[Mapping[str, Tens
     """Each channel's share of a token's squared length where each norm reads it, mean over the real tokens.
 
     A share of each token, so that the few tokens with enormous states (a row's first) count like the others.
+    Arguments and refusals are those of ``channel_importance``.
 
     Returns:
         [norms, hidden] float32, rows as ``Architecture.norms`` lists them; each row adds up to 1.
-
-    Raises:
-        ValueError: as ``channel_importance``.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     refuse_bound_heads(architecture, "score channels")
@@ -72,11 +65,10 @@ def importance_of(energies: Tensor) -> Tensor:
 
 
 def watch_channels(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], Tensor]]:
-    """``channel_energies``, for ``passes.read_once``."""
-    norms = reading.architecture.norms
-    totals = torch.zeros(
-        len(norms), reading.architecture.hidden_size, dtype=torch.float64, device=reading.architecture.model.device
-    )
+    """``channel_energies``, for ``read_once``."""
+    architecture, norms = reading.architecture, reading.architecture.norms
+    size = (len(norms), architecture.hidden_size)
+    totals = torch.zeros(size, dtype=torch.float64, device=architecture.model.device)
 
     def add(total: Tensor, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # to [hidden]
         squares = reading.select(inputs[0]).float().square()  # [tokens, hidden]
@@ -104,9 +96,8 @@ def prune_channels(
 
     Equal scores keep the channel with the lower number. Heads keep their number and size, and a tied embedding is
     sliced once and stays tied. The configuration follows (``hidden_size``, ``head_dim``), so the model saves and
-    reloads with plain transformers. Works one matrix at a time. What remains equals the whole model with the cut
-    channels set to zero in the embedding and in what every block adds, where each norm takes its mean over the kept
-    channels alone.
+    reloads with plain transformers. What remains equals the whole model with the cut channels set to zero in the
+    embedding and in what every block adds, where each norm takes its mean over the kept channels alone.
 
     Without the cut channels a norm divides by another length, so that the kept ones come out of it at another size than
     before. Rescaling multiplies each norm's weights by ``sqrt(share * d / k)``: ``share`` is the kept channels' part of
@@ -123,9 +114,7 @@ def prune_channels(
     Raises:
         ValueError: ``size`` out of range or refused by the model's configuration (the message names the nearest ones
             that are not), scores or energies that don't fit or aren't finite, an adaptive or offloaded model, or a
-            family without this axis (GPT-2, OPT, GPT-NeoX). Everything is checked first: after an error the model is
-            unchanged.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
+            family without this axis (GPT-2, OPT, GPT-NeoX). After an error the model is unchanged.
     """
     architecture = describe(model)
     refuse_bound_heads(architecture, "cut channels")
@@ -161,6 +150,62 @@ def prune_channels(
     return PruningReport(f"prune_channels, {size} of {total}", before, model_size(model))
 
 
+@torch.no_grad()
+def keep_channels(architecture: Architecture, channels: Tensor, factors: Sequence[float]) -> None:
+    """Keep only these hidden channels in everything that reads or writes the residual stream; in place.
+
+    A scaled embedding (Gemma multiplies it by the square root of the hidden size) gives the same numbers as before.
+
+    Args:
+        architecture: of the model.
+        channels: int64 [kept], in the order that they get.
+        factors: one per norm, as ``norms`` lists them: what its weights are multiplied with.
+    """
+    model, old = architecture.model, architecture.hidden_size
+    head, embedding = architecture.head, architecture.embedding
+    tied, factors = head.weight is embedding.weight, list(factors)
+    scale = _rescale_embedding(embedding, len(channels))
+    if tied:
+        factors[-1] /= scale
+    offset = architecture.family.norm_offset
+    for norm, factor in zip(architecture.norms, factors, strict=True):
+        weight = norm.get_parameter("weight")
+        norm_weight = weight.index_select(0, channels.to(weight.device))
+        if factor != 1:
+            norm_weight = ((norm_weight.float() + offset) * factor - offset).to(weight.dtype)
+        norm.weight = nn.Parameter(norm_weight, requires_grad=weight.requires_grad)
+    for block_mlp, attention in zip(architecture.mlps, architecture.attentions, strict=True):
+        for projection in (*block_mlp.inputs, *attention.inputs):
+            projection.keep(channels, axis="in")
+        for projection in (block_mlp.output, *attention.outputs):
+            projection.keep(channels, axis="out")
+    columns = embedding.weight.index_select(1, channels.to(embedding.weight.device))
+    columns = columns if scale == 1 else columns * scale
+    embedding.weight = nn.Parameter(columns, requires_grad=embedding.weight.requires_grad)
+    embedding.embedding_dim = len(channels)
+    if tied:
+        head.weight, head.in_features = embedding.weight, len(channels)
+    else:
+        Projection(head).keep(channels, axis="in")
+    for module in model.modules():  # blocks and MLPs note it beside their matrices
+        if getattr(module, "hidden_size", None) == old:
+            note_sizes(module, hidden_size=len(channels))
+    if architecture.head_size:  # otherwise it would follow the hidden size
+        model.config.head_dim = architecture.head_size
+    model.config.hidden_size = len(channels)
+
+
+def _rescale_embedding(embedding: Any, channels: int) -> float:
+    """Give a scaled embedding the factor that its class will compute on reload; return what makes up for it."""
+    if not hasattr(embedding, "embed_scale"):
+        return 1.0
+    old, new = embedding.scalar_embed_scale, channels**0.5
+    embedding.scalar_embed_scale = new
+    embedding.embed_scale = torch.full_like(embedding.embed_scale, new)  # a new one: variants share the old
+    old, new = torch.tensor([old, new]).to(embedding.weight.dtype).tolist()  # as they are rounded on use
+    return old / new
+
+
 @check_types
 def norm_factors(energies: Tensor, channels: Tensor) -> list[float]:
     """What ``prune_channels`` multiplies each norm's weights with when these channels stay.
@@ -186,7 +231,6 @@ def legal_sizes(model: PreTrainedModel, least: int) -> list[int]:
 
     Raises:
         ValueError: ``least`` out of range, or a family without this axis.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     refuse_bound_heads(architecture, "cut channels")

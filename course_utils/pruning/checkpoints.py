@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -32,11 +33,11 @@ from transformers import (
 
 from course_utils.models.architectures import Architecture, UnsupportedArchitecture, describe
 from course_utils.models.families import FAMILIES
-from course_utils.models.modeling import forwards, heterogeneous, no_attention, per_prompt
+from course_utils.models.modeling import heterogeneous, no_attention, per_prompt
 from course_utils.models.refusals import refuse_missing_weights
 from course_utils.pruning.adaptive import AdaptiveConfig
-from course_utils.support import tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 from course_utils.support.files import naming, write_json, write_text
 
 MODELING_FILE = "modeling_heterogeneous.py"
@@ -59,7 +60,7 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     The checkpoint is written beside ``folder`` and moved into place when complete; an older one
     there is replaced. Round trip: identical logits, bit for bit, in the same dtype. A model whose dtype was changed by
     ``model.to(dtype)`` or ``.half()`` is the exception: they round the rotary frequencies as well, which are in no file
-    and come back in float32; ``architectures.cast_weights`` leaves them alone. Another is a mixture's experts, read
+    and come back in float32; ``models.cast_weights`` leaves them alone. Another is a mixture's experts, read
     straight from the file: they can lie at an odd address there, so that a float32 product differs in its last bit,
     though no weight does. A bypassed attention is saved as ``skip``, without its weights: only the model in memory can
     restore it. A head that is the embedding's matrix is saved as such, whatever ``config.tie_word_embeddings`` said.
@@ -71,14 +72,10 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     Args:
         model: any causal language model that ``describe`` knows.
         tokenizer: the model's.
-        folder: where to; a new one, an empty one, or a checkpoint, which is replaced.
-
-    Returns:
-        The folder.
+        folder: where to; a new one, an empty one, or a checkpoint, which is replaced. It is returned.
 
     Raises:
         CheckpointError: ``folder`` holds something else than a checkpoint.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
         ValueError: some of its weights are on the meta device (offloaded, or never loaded).
     """
     architecture = describe(model)
@@ -105,11 +102,8 @@ def replacing_checkpoint(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
     What a killed process left beside ``folder`` is cleared away; the old checkpoint comes back if it was just moved.
 
-    Args:
-        folder: a new one, an empty one, or a checkpoint, which is replaced.
-
     Raises:
-        CheckpointError: ``folder`` holds something else than a checkpoint.
+        CheckpointError: ``folder`` is neither new nor empty nor a checkpoint.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
@@ -155,7 +149,7 @@ def load_pruned(
         UnsupportedArchitecture: the configuration's family is unknown.
         ValueError: this machine lacks the device.
     """
-    folder, device = Path(folder), tensor_checks.device(device or "cpu")
+    folder, device = Path(folder), checks.device(device or "cpu")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"'{folder}' holds no config.json. Give the folder that save_pruned wrote.")
     try:
@@ -167,14 +161,14 @@ def load_pruned(
             AdaptiveConfig.from_dict(config.adaptive_attention)
         except ValueError as error:
             raise CheckpointError(f"The adaptive settings in '{folder}' can't be used: {error}") from error
-    loader = AutoModelForCausalLM
+    loader: Any = AutoModelForCausalLM
     if config.is_heterogeneous:
         if config.model_type not in FAMILIES:
             raise UnsupportedArchitecture(
                 f"'{folder}' is a {config.model_type!r} model whose blocks differ; known families that can: "
                 f"{', '.join(FAMILIES)}."
             )
-        base = AutoModelForCausalLM._model_mapping[type(config)]
+        base: Any = AutoModelForCausalLM._model_mapping[type(config)]
         classes = heterogeneous.HeterogeneousMixin, base
         loader = type(f"Heterogeneous{base.__name__}", classes, _class_attributes(config))
     # Mismatches are let through here only to be named below, with the missing and the surplus weights.
@@ -223,7 +217,7 @@ def _write_modeling(model: PreTrainedModel, folder: Path) -> None:
     if model.config.is_heterogeneous:
         name = f"Heterogeneous{base.__name__}"
         attributes = "\n".join(f"    {key} = {value!r}" for key, value in _class_attributes(model.config).items())
-        for module in (forwards, heterogeneous, no_attention, per_prompt):
+        for module in (heterogeneous, no_attention, per_prompt):
             shutil.copy(inspect.getfile(module), folder)
         write_text(
             folder / MODELING_FILE,

@@ -11,42 +11,36 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from course_utils.models.architectures import describe
+from course_utils.models.parts import note_sizes
 from course_utils.models.refusals import refuse_adaptive
 from course_utils.models.reports import PruningReport, model_size
-from course_utils.pruning.hooks import entering, evaluating, leaving
-from course_utils.pruning.influence import CosineDistance, as_scores
-from course_utils.pruning.passes import Reading, read_once
+from course_utils.pruning.activations import CosineDistance, Reading, entering, evaluating, leaving, read_once
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
-# Configuration fields that hold one entry a block.
+# Configuration fields that hold one entry per block.
 _PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")
 
 
 def block_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
-    """Block influence: one minus the cosine between a block's input and its output.
+    """Block influence: one minus the cosine between a block's input and its output, mean over the real tokens.
 
-    Averaged over the real tokens, read by hooks on the blocks themselves: the last entry of transformers'
-    ``output_hidden_states`` comes after the final norm. ShortGPT, Men et al. 2024, arXiv 2403.03853.
+    ShortGPT, Men et al. 2024, arXiv 2403.03853. Hooks on the blocks read it, because the last entry of transformers'
+    ``output_hidden_states`` comes after the final norm.
 
     Args:
         model: any causal language model that ``describe`` knows; it is not changed.
-        batches: ``{"input_ids", "attention_mask"}`` mappings. Padding never counts and the split into batches doesn't
-            matter.
+        batches: ``{"input_ids", "attention_mask"}`` mappings; padding never counts.
 
     Returns:
         [num_blocks] float32; near 0: the block hardly turns the residual stream.
-
-    Raises:
-        ValueError: empty or malformed batches.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     (scores,) = read_once(describe(model), batches, watch_blocks)
     return scores
 
 
 def watch_blocks(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], Tensor]]:
-    """``block_importance``, for ``passes.read_once``."""
+    """``block_importance``, for ``read_once``."""
     blocks = reading.architecture.blocks
     meters = [CosineDistance() for _ in blocks]
 
@@ -56,7 +50,7 @@ def watch_blocks(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], 
     hooks = [
         block.register_forward_hook(watch(meter), with_kwargs=True) for block, meter in zip(blocks, meters, strict=True)
     ]
-    return hooks, lambda: as_scores(meters)
+    return hooks, lambda: torch.tensor([meter.mean() for meter in meters])
 
 
 @check_types
@@ -69,9 +63,6 @@ def leave_one_out(model: PreTrainedModel, score: Callable[[], float]) -> Tensor:
 
     Returns:
         [num_blocks] float32, what ``score`` returned.
-
-    Raises:
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     scores = []
     for block in tqdm(describe(model).blocks, desc="leave one out", unit="block", leave=False, delay=2):
@@ -100,8 +91,7 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
 
     Raises:
         ValueError: a number out of range or repeated, all blocks, all with experts of a mixture, an adaptive model, or
-            a GPT-2 whose attention is scaled by the block's number. Everything is checked first.
-        UnsupportedArchitecture: ``describe`` doesn't know the model.
+            a GPT-2 whose attention is scaled by the block's number. After an error the model is unchanged.
     """
     architecture = describe(model)
     refuse_adaptive(architecture, "remove blocks")
@@ -121,17 +111,12 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
         kept = [number for number in range(total) if number not in gone]
         blocks = nn.ModuleList(architecture.blocks[number] for number in kept)
         setattr(architecture.backbone, architecture.family.blocks.rpartition(".")[2], blocks)
-        _renumber(blocks)
+        for number, block in enumerate(blocks):
+            for module in block.modules():
+                note_sizes(module, layer_idx=number)
         _shorten(config, kept)
         describe(model).sync_config()
     return PruningReport(f"remove_blocks {gone}", before, model_size(model))
-
-
-def _renumber(blocks: Iterable[nn.Module]) -> None:
-    for number, block in enumerate(blocks):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = number
 
 
 def _shorten(config: PreTrainedConfig, kept: Sequence[int]) -> None:

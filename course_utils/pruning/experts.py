@@ -1,8 +1,8 @@
 """Expert pruning: score the experts of a mixture by what a text asks of them, and cut whole experts out.
 
 A block of a mixture holds many MLPs, its *experts*, and a *router* that sends each token to a few of them, its top k,
-with a weight each: what they give is added up. Without some experts the file is smaller; a token still meets as many,
-so that the active parameters, and what one token costs, hardly change.
+with a weight each: what they give is added up. Without some experts the file is smaller. A token still meets as many,
+so the active parameters, and what one token costs, hardly change.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from course_utils.models.architectures import Architecture, UnsupportedArchitecture, describe
+from course_utils.models.parts import note_sizes
 from course_utils.models.refusals import refuse_missing_weights, refuse_offloaded_weights
 from course_utils.models.reports import PruningReport, model_size
-from course_utils.pruning.choosing import best
-from course_utils.pruning.passes import Reading, read_once
-from course_utils.support import checks, tensor_checks
-from course_utils.support.argument_types import check_types
+from course_utils.pruning.activations import Reading, check_criterion, read_once
+from course_utils.pruning.width import best
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 
 #: Criteria that need text: each expert's tokens and what it added to them, both float64 [experts], and all tokens.
 TEXT_CRITERIA: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
@@ -57,8 +58,7 @@ def expert_importance(
     Args:
         model: a mixture of experts that ``describe`` knows; it is not changed.
         criterion: one of the above.
-        batches: for all but "random": ``{"input_ids", "attention_mask"}`` mappings. Padding never counts and the split
-            into batches doesn't matter.
+        batches: for all but "random": ``{"input_ids", "attention_mask"}`` mappings; padding never counts.
         seed: for "random" only; a whole number of at least 0.
 
     Returns:
@@ -66,18 +66,14 @@ def expert_importance(
         experts, which meet every token, have no score.
 
     Raises:
-        ValueError: unknown criterion; one that needs batches without them, or "random" with some; empty or malformed
-            batches; a bad seed; non-finite activations; weights on the meta device.
-        UnsupportedArchitecture: ``describe`` doesn't know the model, or it is no mixture of experts.
+        ValueError: any of these out of range, malformed or without the other; non-finite activations; weights on the
+            meta device.
+        UnsupportedArchitecture: it is no mixture of experts, or one that ``describe`` doesn't know.
     """
     architecture = _describe_mixture(model)
     refuse_missing_weights(architecture, "score experts")
-    checks.one_of("criterion", criterion, CRITERIA)
+    check_criterion(criterion, batches, known=CRITERIA, reading=TEXT_CRITERIA)
     seed = checks.whole_number("seed", seed)
-    if criterion == "random" and batches is not None:
-        raise ValueError("'batches' goes with the criteria that read text; got some for 'random'.")
-    if criterion != "random" and batches is None:
-        raise ValueError(f"Criterion {criterion!r} needs 'batches' to measure on; got none.")
 
     if batches is None:
         generator = torch.Generator().manual_seed(seed)
@@ -86,20 +82,18 @@ def expert_importance(
     else:
         (found,) = read_once(architecture, batches, _watch_experts)
         scores = [TEXT_CRITERIA[criterion](*each).float() for each in found]
-    tensor_checks.finite(scores, f"The {criterion!r} scores")
+    checks.finite(scores, f"The {criterion!r} scores")
     return scores
 
 
-def _watch_experts(
-    reading: Reading,
-) -> tuple[list[RemovableHandle], Callable[[], list[tuple[Tensor, Tensor, int]]]]:
-    """What ``TEXT_CRITERIA`` need of each mixture, for ``passes.read_once``."""
+def _watch_experts(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], list]]:
+    """What ``TEXT_CRITERIA`` need of each mixture, for ``read_once``."""
     mixtures = reading.architecture.mixtures
     totals = [torch.zeros(2, m.count, dtype=torch.float64, device=m.router.weight.device) for m in mixtures]
 
     def add(asked: Tensor, added: Tensor, experts: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> None:
         states, numbers, weights = map(reading.select, args)
-        for place in range(numbers.shape[1]):  # one expert a token at a time, so that their outputs aren't added up
+        for place in range(numbers.shape[1]):  # one expert per token at a time, so that outputs aren't added up
             number, weight = numbers[:, place], weights[:, place]
             output = experts.forward(states, number[:, None], torch.ones_like(weight[:, None]))
             norm = torch.linalg.vector_norm(output, dim=1, dtype=torch.float32)
@@ -117,7 +111,7 @@ def prune_experts(model: PreTrainedModel, importance: Sequence[Tensor], *, keep:
 
     Each block keeps ``keep`` experts of its own choice, as many in each of the router's groups where there are some
     (DeepSeek); equal scores keep the expert with the lower number. Shared experts stay. The configuration follows, so
-    the model saves and reloads with plain transformers. Works one tensor at a time.
+    the model saves and reloads with plain transformers.
 
     What remains equals the whole model whose router may not choose the others: their logits, and their correction
     biases where there are some, at minus infinity. (In 16 bits two experts' logits can be rounded to one number; then
@@ -130,13 +124,10 @@ def prune_experts(model: PreTrainedModel, importance: Sequence[Tensor], *, keep:
         importance: one score tensor [experts] for each block that holds a mixture, as from ``expert_importance``.
         keep: how many stay in each block; all of them changes nothing. If a token was sent to more, it goes to all.
 
-    Returns:
-        The report, with all parameters and with the active ones.
-
     Raises:
         ValueError: ``keep`` is out of range or isn't one number for all blocks, scores that don't fit or aren't finite,
-            or an offloaded model. Everything is checked first: after an error the model is unchanged.
-        UnsupportedArchitecture: ``describe`` doesn't know the model, or it is no mixture of experts.
+            or an offloaded model. After an error the model is unchanged.
+        UnsupportedArchitecture: it is no mixture of experts, or one that ``describe`` doesn't know.
     """
     architecture = _describe_mixture(model)
     refuse_offloaded_weights(architecture, "cut experts")
@@ -154,16 +145,14 @@ def prune_experts(model: PreTrainedModel, importance: Sequence[Tensor], *, keep:
             f"'importance' must hold one tensor [{total}], the experts, for each of {len(mixtures)} blocks that hold a "
             f"mixture; got shapes {shapes}. Score this very model with expert_importance."
         )
-    tensor_checks.finite(importance, "'importance'")
+    checks.finite(importance, "'importance'")
 
     before = model_size(model)
     if keep < total:
         for mixture, scores in zip(mixtures, importance, strict=True):
             mixture.keep(_best_of_each(scores, keep, groups))
         architecture.sync_config()
-        for name, size in {"num_experts": keep, "num_experts_per_tok": mixtures[0].top_k}.items():
-            if hasattr(model, name):  # for the loss that balances the experts
-                setattr(model, name, size)
+        note_sizes(model, num_experts=keep, num_experts_per_tok=mixtures[0].top_k)  # for the loss that balances them
     return PruningReport(f"prune_experts, {keep} of {total}", before, model_size(model))
 
 
@@ -172,7 +161,7 @@ def _describe_mixture(model: PreTrainedModel) -> Architecture:
     if not architecture.is_mixture:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} has no experts: each of its blocks holds one MLP. Cut neurons, with "
-            "width.prune_neurons."
+            "pruning.prune_neurons."
         )
     return architecture
 

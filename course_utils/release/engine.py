@@ -38,7 +38,7 @@ from course_utils.measuring import benchmarking, language_modelling
 from course_utils.measuring.evaluation import Perplexity
 from course_utils.support import checks
 from course_utils.support.extras import brought
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 with brought("engine"):
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from course_utils.models.reports import shown, with_interval
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.files import write_text
 
 _EMBEDDED = {"SmolLM2-135M-Instruct": "apache-2.0"}  # come without a card

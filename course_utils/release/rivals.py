@@ -36,7 +36,7 @@ from course_utils.support.extras import ExtraMissing
 from course_utils.support.files import measured_once
 from course_utils.support.session import machine
 from course_utils.text.batches import read_batches, text_of
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 _FORMATS = {f"whole, {kind}": kind for kind in ("Q8_0", "Q4_0")}
 _SCORE = ("perplexity", "ci_low", "ci_high")

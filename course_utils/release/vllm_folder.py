@@ -24,7 +24,7 @@ from course_utils.models.modeling import block_configs
 from course_utils.models.modeling.block_configs import BlockConfigs
 from course_utils.models.refusals import refuse_adaptive, refuse_missing_weights
 from course_utils.pruning.checkpoints import live_weights, replacing_checkpoint, save_pruned
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.files import write_json
 
 _UNEVEN = ("llama", "mistral", "qwen2")  # whose blocks compute what those of vLLM's DeciLM do

@@ -1,19 +1,38 @@
-"""Bad arguments, refused with one wording for each kind: what was given, what is allowed."""
+"""Bad arguments are refused with one wording for each kind: what was given, what is allowed.
+
+A check returns the value where it is good and raises a ValueError where it isn't. ``check_types`` refuses by a
+function's type hints what is of another kind altogether, such as the name of a model in place of the model.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import math
 import operator
 import os
-from collections.abc import Collection, Iterable, Sequence
+import reprlib
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_NUMBERS = {int, float, bool}
+_PLAIN = {*_NUMBERS, str, type(None)}
+_LISTS = np.ndarray | Tensor | pd.Series  # may be given for a list
 
 
 def whole_number(name: str, value: Any, *, least: int = 0, most: int | None = None, meaning: str = "") -> int:
-    """Return ``value`` as an int. True and False are no numbers; numpy's integers are.
+    """Return a whole number from ``least`` to ``most`` as an int. True and False are no numbers; numpy's integers are.
 
     Args:
         name: the argument's, for the message.
@@ -21,9 +40,6 @@ def whole_number(name: str, value: Any, *, least: int = 0, most: int | None = No
         least: the smallest allowed.
         most: the largest allowed; None for no limit.
         meaning: what the upper limit is, for the message, such as "the live attentions".
-
-    Raises:
-        ValueError: it isn't a whole number, or lies outside.
 
     >>> whole_number("steps", 3, least=1)
     3
@@ -39,17 +55,7 @@ def whole_number(name: str, value: Any, *, least: int = 0, most: int | None = No
 def whole_numbers(
     name: str, values: Any, *, least: int = 0, most: int | None = None, meaning: str = ""
 ) -> tuple[int, ...]:
-    """Return ``values`` as a tuple of ints; each must be a whole number within the limits. None at all is allowed.
-
-    Args:
-        name: the argument's, for the message.
-        values: what was given.
-        least: the smallest allowed.
-        most: the largest allowed; None for no limit.
-        meaning: what the upper limit is, for the message.
-
-    Raises:
-        ValueError: it isn't such a list.
+    """Return whole numbers, each within the limits, as a tuple of ints; see ``whole_number``. There may be none.
 
     >>> whole_numbers("left_out", [4, 2.0], most=4)
     Traceback (most recent call last):
@@ -69,10 +75,6 @@ def index(value: Any) -> int:
 
     Raises:
         TypeError: it isn't an integer.
-
-    >>> index(True)
-    Traceback (most recent call last):
-    TypeError: True is no integer.
     """
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
         raise TypeError(f"{value!r} is no integer.")
@@ -92,82 +94,55 @@ def _limits(least: int, most: int | None, meaning: str) -> str:
 
 
 def number(name: str, value: Any) -> float:
-    """Return a number as a float; nan and infinite ones too.
-
-    Raises:
-        ValueError: it isn't one, and True and False aren't.
-
-    >>> number("at", "x")
-    Traceback (most recent call last):
-    ValueError: 'at' must be a number; got 'x'.
-    """
+    """Return a number as a float, which may be nan or infinite. True and False are no numbers."""
     if not isinstance(value, bool | str | bytes):
         with contextlib.suppress(TypeError, ValueError):
             return float(value)
     raise ValueError(f"'{name}' must be a number; got {value!r}.")
 
 
-def positive(name: str, value: Any) -> float:
-    """Return a finite number above 0.
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
-    Raises:
-        ValueError: it isn't one.
-    """
+
+def positive(name: str, value: Any) -> float:
+    """Return a finite number above 0."""
     if not is_number(value) or not value > 0:
         raise ValueError(f"'{name}' must be a number above 0; got {value!r}.")
     return value
 
 
 def at_least_zero(name: str, value: Any) -> float:
-    """Return a finite number that isn't negative.
-
-    Raises:
-        ValueError: it isn't one.
-    """
+    """Return a finite number that isn't negative."""
     if not is_number(value) or value < 0:
         raise ValueError(f"'{name}' must be a number of at least 0; got {value!r}.")
     return value
 
 
 def share(name: str, value: Any) -> float:
-    """Return a number from 0 to 1, both included.
-
-    Raises:
-        ValueError: it isn't one.
-    """
+    """Return a number from 0 to 1, both included."""
     if not is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"'{name}' is a share, from 0 to 1; got {value!r}.")
     return value
 
 
 def ratio(value: Any) -> float:
-    """Return the share of something to remove, in [0, 1).
-
-    Raises:
-        ValueError: it isn't one.
-    """
+    """Return the share of something to remove, in [0, 1)."""
     if not is_number(value) or not 0 <= value < 1:
         raise ValueError(f"'ratio' is the share to remove, in [0, 1); got {value!r}. For 20 % give 0.2.")
     return value
 
 
 def flag(name: str, value: object) -> bool:
-    """Return True or False.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Return True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"'{name}' must be True or False; got {value!r}.")
     return value
 
 
 def one_of(name: str, value: object, allowed: Collection[object]) -> object:
-    """Return a value that is among the allowed ones.
-
-    Raises:
-        ValueError: it isn't.
-    """
+    """Return a value that is among the allowed ones."""
     if not any(_equal(value, one) for one in allowed):  # what can't be hashed is none of them either
         raise ValueError(f"'{name}' must be one of {', '.join(map(str, allowed))}; got {value!r}.")
     return value
@@ -181,28 +156,16 @@ def _equal(a: object, b: object) -> bool:
 
 
 def text(name: str, value: Any) -> str:
-    """Return a string.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Return a string."""
     if not isinstance(value, str):
         raise ValueError(f"'{name}' must be a string; got {value!r}.")
     return value
 
 
 def strings(name: str, values: Any, *, least: int = 1) -> list[str]:
-    """Return ``values`` as a list of strings; one string by itself is no list of strings.
+    """Return a list of strings, at least one of them or, with ``least=0``, perhaps none.
 
-    Args:
-        name: the argument's, for the message.
-        values: what was given.
-        least: how many there must be: at least one, or 0.
-
-    Raises:
-        ValueError: it isn't such a list.
-
-    >>> strings("prompts", "Hello")
+    >>> strings("prompts", "Hello")  # one string by itself is no list of strings
     Traceback (most recent call last):
     ValueError: 'prompts' must be a non-empty list of strings; got 'Hello'.
     """
@@ -214,26 +177,19 @@ def strings(name: str, values: Any, *, least: int = 1) -> list[str]:
 
 
 def not_empty(name: str, values: Any) -> Any:
-    """Return what holds something.
-
-    Raises:
-        ValueError: it holds nothing.
-    """
+    """Return a collection that isn't empty."""
     if not len(values):
         raise ValueError(f"'{name}' is empty: give at least one.")
     return values
 
 
 def block_numbers(indices: Sequence[int], count: int, *, name: str = "Block numbers") -> list[int]:
-    """Return different block numbers from 0 to ``count`` - 1, sorted.
+    """Return different block numbers from 0 to ``count`` - 1, sorted; there may be none.
 
     Args:
-        indices: what was given, in any order; may be empty.
+        indices: what was given, in any order.
         count: how many blocks there are.
         name: what they are called in the message.
-
-    Raises:
-        ValueError: one is out of range, repeated or no integer.
 
     >>> block_numbers([3, 0], count=4)
     [0, 3]
@@ -254,20 +210,122 @@ def block_numbers(indices: Sequence[int], count: int, *, name: str = "Block numb
 
 
 def path(name: str, value: Any) -> Path:
-    """Return a path, which may be given as a string.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Return a path, which may be given as a string."""
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise ValueError(f"'{name}' must be a path, as a string or a Path; got {value!r}.")
     return Path(value)
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is a finite real number; True and False are not.
+def finite(scores: Sequence[Tensor], what: str) -> None:
+    """Refuse scores, one tensor per block, that hold NaN or infinite values, with the numbers of the blocks."""
+    wrong = [i for i, s in enumerate(scores) if not torch.isfinite(s).all()]
+    if wrong:
+        raise ValueError(f"{what} hold NaN or infinite values in blocks {wrong}: check the model's weights and dtype.")
 
-    >>> is_number(0.5), is_number(True), is_number(float("nan"))
-    (True, False, False)
+
+def int64(name: str, value: Any, shape: str) -> Tensor:
+    """Return a tensor of 64-bit integers with as many dimensions as ``shape`` names, such as "[rows, length]".
+
+    >>> int64("num_bytes", [3, 4], "[rows]")
+    Traceback (most recent call last):
+    ValueError: 'num_bytes' must be an int64 tensor [rows]; got list.
     """
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != shape.count(",") + 1:
+        given = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"'{name}' must be an int64 tensor {shape}; got {given}.")
+    return value
+
+
+def module(name: str, value: Any) -> nn.Module:
+    """Return a model of any kind.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"'{name}' must be a model, as load_model returns it first; got {value!r}.")
+    return value
+
+
+def device(value: Any) -> torch.device:
+    """Return a device that this machine has.
+
+    >>> device("gpu")
+    Traceback (most recent call last):
+    ValueError: 'device' must be a device that this machine has, such as 'cpu'; got 'gpu'.
+    """
+    try:
+        torch.empty(0, device=torch.device(value))
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError):  # torch has no error of its own
+        raise ValueError(f"'device' must be a device that this machine has, such as 'cpu'; got {value!r}.") from None
+    return torch.device(value)
+
+
+def check_types(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Refuse an argument that is of another type than its hint says, by its name, before the function begins.
+
+    Checked are classes, lists and mappings with what they hold, functions, and unions of these. An ``Iterable`` isn't
+    looked into, because that would use it up. Numbers and strings, by themselves or in a ``Sequence``, are left to the
+    function, which knows their limits.
+
+    Raises:
+        TypeError: from the function that comes back.
+
+    >>> @check_types
+    ... def mean(values: Tensor) -> float:
+    ...     return values.mean().item()
+    >>> mean([1, 2])
+    Traceback (most recent call last):
+    TypeError: 'values' must be of type Tensor; got [1, 2].
+    """
+    signature = inspect.signature(function)
+
+    @functools.cache  # hints are looked up at the first call: by then all modules are there
+    def checkable() -> dict[str, Any]:
+        hints = get_type_hints(function)
+        several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        single = [name for name, parameter in signature.parameters.items() if parameter.kind not in several]
+        return {name: hints[name] for name in single if name in hints and not _left_alone(hints[name])}
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        arguments = signature.bind(*args, **kwargs).arguments
+        for name, hint in checkable().items():
+            if name in arguments and not _fits(arguments[name], hint):
+                wanted = inspect.formatannotation(signature.parameters[name].annotation).strip("'")
+                raise TypeError(f"'{name}' must be of type {wanted}; got {reprlib.repr(arguments[name])}.")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _left_alone(hint: Any) -> bool:
+    kind, inner = get_origin(hint), get_args(hint)
+    if _is_union(kind):
+        return all(map(_left_alone, inner))
+    return hint in _PLAIN or hint is Any or (kind is Sequence and inner[0] in (int, str))
+
+
+def _is_union(kind: Any) -> bool:
+    return kind in (Union, types.UnionType)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if _is_union(kind):
+        return any(_fits(value, member) for member in inner)
+    if kind is Callable:
+        return callable(value)
+    if kind in _NUMBERS:
+        return isinstance(value, Real | np.generic | Tensor)
+    if not isinstance(kind, type) or kind is Any:  # a variable, or whatever
+        return True
+    if not inner or not issubclass(kind, Iterable):
+        return isinstance(value, kind)
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and all(_fits(item, inner[1]) for item in value.values())
+    if issubclass(kind, tuple) and Ellipsis not in inner:
+        return isinstance(value, tuple | list) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if isinstance(value, str | bytes) or not isinstance(value, kind | _LISTS):
+        return False
+    return not issubclass(kind, Collection) or isinstance(value, _LISTS) or all(_fits(item, inner[0]) for item in value)

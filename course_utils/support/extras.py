@@ -1,4 +1,4 @@
-"""Packages that only a part of the library needs: who lacks one is told which extra of the installation brings it."""
+"""Packages that only a part of the library needs: if one is missing, the error names the extra that brings it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from contextlib import contextmanager
 
 
 class ExtraMissing(ModuleNotFoundError):
-    """A package isn't installed that an extra brings; the message has the command."""
+    """A package that an extra brings isn't installed; the message has the command."""
 
 
 @contextmanager
 def brought(extra: str) -> Iterator[None]:
-    """Around the imports of what an extra of the installation brings.
+    """Stand around imports of what an extra in pyproject.toml brings.
 
     >>> with brought("plots"):
     ...     import no_such_package
     Traceback (most recent call last):
     course_utils.support.extras.ExtraMissing: This needs no_such_package: pip install 'pruning-llms[plots]'
-
-    Args:
-        extra: its name in pyproject.toml.
 
     Raises:
         ExtraMissing: a package isn't there.

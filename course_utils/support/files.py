@@ -24,8 +24,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Hand out the name of a new file beside ``path``; where the block ends well, that file takes its place at once.
 
-    After an error, or Ctrl-C, the old file is as it was and the new one is gone; what a killed process left, the next
-    writer clears away. Two processes that write the same file don't meet: the last one wins.
+    After an error, or Ctrl-C, the old file is as it was and the new one is gone. The next writer clears away what a
+    killed process left. Two processes may write the same file at the same time: the last one wins.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "new" / "file.txt"
@@ -58,8 +58,8 @@ def naming(place: Path, *, instead_of: Path | None = None) -> Iterator[None]:
     for a full disk; and numpy forgets the reason.
 
     Args:
-        place: what the reader asked for.
-        instead_of: how the names begin of what is only being written, if the reader hasn't heard of it.
+        place: what the user asked for.
+        instead_of: the beginning of temporary names that the user hasn't heard of; other named files stay named.
     """
     try:
         yield
@@ -72,7 +72,7 @@ def naming(place: Path, *, instead_of: Path | None = None) -> Iterator[None]:
 
 
 def _of_the_disk(error: Exception) -> OSError | None:
-    """The error as Python has it; None where it is none of the disk's, or a library's that isn't about room."""
+    """The error as Python has it; None where it isn't the disk's, or where a library's own isn't about room."""
     if isinstance(error, OSError) and error.errno:
         return error
     if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # numpy's
@@ -85,19 +85,14 @@ def _of_the_disk(error: Exception) -> OSError | None:
     return told if told.errno in NO_ROOM else None
 
 
-def _write_bytes(path: str | os.PathLike, data: bytes) -> bool:
-    """Write ``data`` atomically unless the file holds it already; return whether it changed."""
-    path = Path(path)
+def write_text(path: str | os.PathLike, text: str) -> bool:
+    """Write text whole, in UTF-8, unless the file holds it already; return whether it changed."""
+    path, data = Path(path), text.encode("utf-8")
     if path.exists() and path.read_bytes() == data:
         return False
     with replacing(path) as fresh:
         fresh.write_bytes(data)
     return True
-
-
-def write_text(path: str | os.PathLike, text: str) -> bool:
-    """Write ``text`` atomically, in UTF-8, with the newlines as they are."""
-    return _write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike, value: object, *, indent: int = 2) -> bool:
@@ -121,10 +116,10 @@ def measured_once(
 
     Args:
         folder: of the file.
-        name: the file's, as far as a reader wants to know it; a digest of the circumstances comes behind.
+        name: the beginning of the file's name; a digest of the circumstances follows.
         circumstances: all that decides what is measured, as JSON can hold it.
-        measure: does so, for minutes perhaps; what it gives can be held by JSON, too.
-        agree: gives what all who measure together go by, of what each of them has (None: nothing yet).
+        measure: returns what JSON can hold, too; it may take minutes.
+        agree: where several processes measure together: what all of them take, given what this one has, or None.
 
     Returns:
         The record, with its "circumstances", and its file.

@@ -12,7 +12,7 @@ from torch import Tensor, UntypedStorage, strided
 
 @dataclass
 class Stored:
-    """A storage that is alive: its bytes, and what who counts it wants to remember of it."""
+    """A storage that is alive: its bytes, and a note of whoever counts it."""
 
     size: int
     reference: weakref.ref
@@ -23,7 +23,7 @@ class Ledger:
     """What tensors hold.
 
     Attributes:
-        alive: bytes now; below 0 where more has gone of what was there before than has come.
+        alive: bytes now; below 0 where more of what was there before has gone than new has come.
         peak: the most so far, or since ``forget_peak``.
         stored: each storage that is alive, by its address.
     """
@@ -51,11 +51,11 @@ class Ledger:
             return None if self._known(storage) else self._know(storage)
 
     def resized(self, storage: UntypedStorage) -> None:
-        """A storage has grown or shrunk in place, as training does that is cut up among processes."""
+        """Count a storage anew that has grown or shrunk in place, as FSDP's do."""
         with self.lock:
             known = self._known(storage)
             if known is not None:
-                self.alive += self._know(storage).size - known.size  # with the old reference its farewell is gone
+                self.alive += self._know(storage).size - known.size  # the old reference no longer calls `_go`
                 self.peak = max(self.peak, self.alive)
 
     def holds(self, tensor: Tensor) -> bool:

@@ -27,8 +27,8 @@ def read_record(name: str) -> pd.DataFrame:
     Returns:
         A row for each model and text, the uncut ones included: what names the model (columns of the record's own,
         "criterion" among them, and "model" where several were cut), "text", "draw" (of the rows), "dtype" (of the
-        weights), "rows" (float64 [rows], nats a token of each row, minus those of the uncut model), "damage" (their
-        mean, nats a token) and "nats" (the model's own loss, nats a token). Where "text" is a task, each row is a
+        weights), "rows" (float64 [rows], nats per token of each row, minus those of the uncut model), "damage" (their
+        mean, nats per token) and "nats" (the model's own loss, nats per token). Where "text" is a task, each row is a
         document, and its numbers are those of the task, such as 1 for a right answer, in place of nats.
         ``attrs["settings"]`` are the experiment's.
 
@@ -37,7 +37,7 @@ def read_record(name: str) -> pd.DataFrame:
     """
     checks.one_of("name", name, sorted(path.stem for path in FOLDER.glob("*.json")))
     record = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    # Of a row; a task's documents have one each.
+    # Of each row; a document of a task has one.
     predictions = [entry.pop("predictions", record["predictions"]) for entry in record["entries"]]
     entries = pd.DataFrame(record["entries"])
     nats = [np.array(sums) / count for sums, count in zip(entries.pop("sums"), predictions, strict=True)]

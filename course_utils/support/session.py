@@ -1,4 +1,8 @@
-"""Start of a lesson: profile, device, dtype, seeds, and a short table of versions."""
+"""Start of a lesson: profile, the models in their roles, device, dtype, seeds, and a short table of versions.
+
+A lesson names its models by role, "gpt2" or "llama". Which model stands there is known before anything is loaded;
+``models.load_model`` loads it. "moe" is the course's own mixture of experts, which nothing replaces.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,29 @@ import functools
 import os
 import platform
 import random
+import re
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from course_utils.support.roles import EMBEDDED_MODELS, ROLES, chosen_model, names_in
 
 if TYPE_CHECKING:
     import torch
 
 PROFILES = ("smoke", "embedded", "hub")
+# Each role with the variable that puts another model there.
+ROLES = {"gpt2": "COURSE_GPT2", "llama": "COURSE_LLAMA"}
+# Lesson 13's model, the same in every profile but smoke.
+MIXTURE = "moe"
+MIXTURE_NAME = "course-moe"
+# The models that the numbers in the lessons' text are of.
+EMBEDDED_MODELS = {"gpt2": "course-gpt2", "llama": "SmolLM2-135M-Instruct"}
+# Tried from left to right; after the last comes the embedded model.
+HUB_MODELS = {
+    "gpt2": ("distilgpt2",),
+    "llama": ("meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-360M"),
+}
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 SEED = 0
 _PROBE_SECONDS = 3.0
 
@@ -49,8 +66,8 @@ def start(lesson: str, *, profile: str | None = None) -> Session:
             ``COURSE_PROFILE``, so that everything that runs later agrees.
 
     Raises:
-        ValueError: ``lesson`` isn't a string, or the profile, given here or in ``COURSE_PROFILE``, is unknown; see
-            ``roles.chosen_model`` as well.
+        ValueError: ``lesson`` isn't a string, the profile, given here or in ``COURSE_PROFILE``, is unknown, or a model
+            that the environment puts in a role can't be one (``chosen_model``). Nothing was changed.
     """
     if not isinstance(lesson, str):
         raise ValueError(f"'lesson' is the lesson's number as a string, such as '03'; got {lesson!r}.")
@@ -84,6 +101,50 @@ def current_profile() -> str:
 @functools.cache  # asks the network once, so that all calls in a process agree
 def _automatic_profile() -> str:
     return "hub" if default_device().type == "cuda" and _hub_answers() else "embedded"
+
+
+def chosen_model(role: str) -> str | None:
+    """The folder or hub id that ``COURSE_GPT2`` or ``COURSE_LLAMA`` puts in a role; None where nothing is chosen.
+
+    Args:
+        role: one of ``ROLES``.
+
+    Raises:
+        ValueError: an unknown role, or what is chosen is neither a folder with a model nor a possible hub id.
+    """
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(f"'role' must be one of {', '.join(ROLES)}; got {role!r}.")
+    chosen = os.environ.get(ROLES[role])
+    if not chosen:
+        return None
+    if not (Path(chosen) / "config.json").is_file() and (Path(chosen).exists() or not _HUB_ID.fullmatch(chosen)):
+        raise ValueError(
+            f"{ROLES[role]} is {chosen!r}, which is neither a folder with a model (that holds a config.json) nor a hub "
+            "id like 'Qwen/Qwen3-0.6B'. Mend it, or leave it unset."
+        )
+    return chosen
+
+
+def names_in(profile: str) -> dict[str, str]:
+    """The name of the model in each role under a profile; of a folder its own name, without its path.
+
+    Raises:
+        ValueError: an unknown profile; see ``chosen_model`` as well.
+
+    >>> names_in("embedded")
+    {'gpt2': 'course-gpt2', 'llama': 'SmolLM2-135M-Instruct'}
+    """
+    names = {
+        "smoke": dict.fromkeys(ROLES, "random"),
+        "embedded": EMBEDDED_MODELS,
+        "hub": {role: _on_the_hub(models) for role, models in HUB_MODELS.items()},
+    }[_checked(profile, "'profile'")]
+    chosen = {role: name for role in ROLES if (name := chosen_model(role))}
+    return names | {role: Path(name).name if os.path.isdir(name) else name for role, name in chosen.items()}
+
+
+def _on_the_hub(models: tuple[str, ...]) -> str:
+    return models[0] + "".join(f", or {name} without access" for name in models[1:])
 
 
 def default_device() -> torch.device:
@@ -120,7 +181,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 def safe_dtype(dtype: torch.dtype) -> torch.dtype:
     """``dtype`` for models that may be broken: float32 in place of float16, whose range their activations can leave.
 
-    Such a lesson then takes 4 bytes a weight on a GPU without bfloat16 (Colab's T4).
+    Such a lesson then takes 4 bytes per weight on a GPU without bfloat16 (Colab's T4).
 
     >>> import torch
     >>> safe_dtype(torch.float16), safe_dtype(torch.bfloat16)
@@ -172,7 +233,7 @@ def _hub_answers() -> bool:
 
 
 def _table(session: Session, names: dict[str, str], machine: dict[str, str]) -> str:
-    """All of it in two columns; below, how to get the models of the text's numbers where others stand in the roles."""
+    """All of it in two columns. Below: how to get the models of the text's numbers, where others stand in the roles."""
     rows = {
         "lesson": session.lesson,
         "profile": session.profile,

@@ -13,32 +13,19 @@ from scipy import stats
 from torch import Tensor
 
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-_FEWEST_TO_DRAW = 6  # all that fewer units can give reaches too seldom around the truth
+_FEWEST_TO_DRAW = 6  # samples drawn from fewer units reach around the truth too seldom
 _DRAWS_AT_ONCE = 2**21  # bounds the memory of one step of the bootstrap
 
 
-def verdict(
-    low: float,
-    high: float,
-    *,
-    at: float = 0.0,
-    below: str = "lower",
-    above: str = "higher",
-) -> str:
-    """What an interval says about a number that it may hold, in words: "no evidence of a difference" where it does.
+def verdict(low: float, high: float, *, at: float = 0.0, below: str = "lower", above: str = "higher") -> str:
+    """What an interval says in words: ``below`` or ``above`` where all of it lies on one side of ``at``.
 
-    Where there is no interval (nan), that is said as well.
-
-    Args:
-        low: the interval's lower end.
-        high: its upper end.
-        at: the number that means "no difference": 0 for a difference, 1 for a ratio.
-        below: said where the whole interval lies below it.
-        above: said where the whole interval lies above it.
+    Otherwise, and where there is no interval (nan), "no evidence of a difference". Take 1 for ``at`` where the interval
+    is of a ratio.
 
     Raises:
         ValueError: ``low``, ``high`` or ``at`` is no number.
@@ -54,10 +41,8 @@ def verdict(
 def ratio_interval(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float, float]:
     """A mean over all members of units that differ in size, with its uncertainty.
 
-    The members of one unit resemble each other, so the units are what counts as the sample (cluster sampling; Cochran,
-    Sampling Techniques, 1977, chapter 6): with residuals ``totals - mean * sizes``, the standard error is
-    ``sqrt(n / (n - 1) * sum(residuals ** 2)) / sum(sizes)``, and the interval uses Student's t with n - 1 degrees of
-    freedom.
+    The members of one unit resemble each other, so the units are the sample (cluster sampling; Cochran, Sampling
+    Techniques, 1977, chapter 6), and the interval uses Student's t with one degree of freedom less than units.
 
     Args:
         totals: [units] sum over a unit's members, for instance a row's negative log-likelihood.
@@ -77,31 +62,28 @@ def ratio_interval(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float,
 
 @check_types
 def bootstrap_interval(
-    units: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0
+    units: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """95 % interval of a statistic of column sums, by drawing whole units with replacement.
 
     Plain percentiles, 2.5 % and 97.5 %, lie too close together where units are few. The ends here are *expanded*
     percentiles, as far out as Student's t (Hesterberg 2015, "What Teachers Should Know about the Bootstrap").
 
-    No percentile lies outside the sample, and the sample of n units as a whole holds its centre with probability
-    ``1 - 2**(1 - n)``: 50, 75, 88 and 94 % for 2 to 5 units. So fewer than 6 get the jackknife's interval, with
-    Student's t (Tukey 1958): ``value ± t(n - 1) * sqrt((n - 1) / n * sum((left_out - left_out.mean())**2))``, where
-    ``left_out`` are the statistic's values of the sums without one unit, made n units' sums again by ``n / (n - 1)``.
-    For a mean that is Student's own interval.
+    No percentile lies outside the sample, and a sample of n units holds the centre with probability ``1 - 2**(1 - n)``:
+    50, 75, 88 and 94 % for 2 to 5 units. So fewer than 6 get the jackknife's interval with Student's t (Tukey 1958):
+    for a mean that is Student's own.
 
     Args:
         units: [units, columns] what each unit adds to each sum. Put both sides of a comparison in one row: then they
             are drawn together, and what makes a unit hard for both cancels.
         statistic: maps sums [resamples, columns] to values [resamples].
         resamples: how many samples are drawn.
-        seed: of the draws.
 
     Returns:
         The ends of the interval; nan for a single unit, and for fewer than 6 where a value isn't finite.
     """
-    _draws(resamples, seed)
-    generator, count = np.random.default_rng(seed), len(units)
+    checks.whole_number("resamples", resamples, least=1)
+    generator, count = np.random.default_rng(0), len(units)
     if count < 2:
         return math.nan, math.nan
     quantile = float(stats.t.ppf((1 - CONFIDENCE) / 2, count - 1))
@@ -120,7 +102,10 @@ def bootstrap_interval(
 def _jackknife_interval(
     units: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], quantile: float
 ) -> tuple[float, float]:
-    """The statistic of all units, and Student's (negative) quantile times its jackknife error to either side."""
+    """The statistic of all units, and Student's (negative) quantile times its jackknife error to either side.
+
+    What is left out are single units; the sums of the others are made n units' sums again by ``n / (n - 1)``.
+    """
     count, total = len(units), units.sum(axis=0, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         value, left_out = statistic(total)[0], statistic((total - units) * (count / (count - 1)))  # [units]
@@ -135,7 +120,6 @@ def rank_correlation(
     b: Tensor | np.ndarray | Sequence[float],
     *,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> tuple[float, float, float]:
     """Spearman's rank correlation: 1 for the same order, -1 for the opposite one, 0 for no relation.
 
@@ -143,7 +127,6 @@ def rank_correlation(
         a: [n], n of at least 3, without nan; equal values share the mean of their ranks.
         b: [n], likewise.
         resamples: how many samples of pairs are drawn.
-        seed: of the draws.
 
     Returns:
         The correlation and the ends of its 95 % interval: percentile bootstrap, drawing pairs with replacement. All
@@ -152,15 +135,15 @@ def rank_correlation(
     Raises:
         ValueError: fewer than three pairs, different lengths, or nan.
     """
-    a, b = (_as_array(values) for values in (a, b))
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 3 or np.isnan([a, b]).any():
+    x, y = _as_array(a), _as_array(b)
+    if x.shape != y.shape or x.ndim != 1 or len(x) < 3 or np.isnan([x, y]).any():
         raise ValueError(
             f"A rank correlation needs two vectors, 'a' and 'b', of one length, at least 3, without nan; got shapes "
-            f"{list(a.shape)} and {list(b.shape)}."
+            f"{list(x.shape)} and {list(y.shape)}."
         )
-    _draws(resamples, seed)
-    drawn = np.random.default_rng(seed).integers(0, len(a), (resamples, len(a)))
-    value, values = float(_spearman(a, b)), _spearman(a[drawn], b[drawn])
+    checks.whole_number("resamples", resamples, least=1)
+    drawn = np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))
+    value, values = float(_spearman(x, y)), _spearman(x[drawn], y[drawn])
     if math.isnan(value):
         return value, math.nan, math.nan
     tail = (1 - CONFIDENCE) / 2
@@ -168,7 +151,7 @@ def rank_correlation(
     return value, float(low), float(high)
 
 
-def _as_array(values: Tensor | np.ndarray) -> np.ndarray:
+def _as_array(values: Tensor | np.ndarray | Sequence[float]) -> np.ndarray:
     return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=np.float64)
 
 
@@ -192,28 +175,26 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
 
 
 @check_types
-def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
+def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES) -> float:
     """Two-sided p-value that paired differences are as often up as down: how rare is their sum among flipped signs?
 
-    Fisher's randomization test (The Design of Experiments, 1935, section 21). Few units have few assignments of signs:
-    where these are no more than the draws (13 units have 8,192), all of them are gone through, and p is exact. For more
-    units signs are drawn, by hand, because ``scipy.stats.permutation_test`` doubles the smaller tail instead of
-    comparing magnitudes, draws other signs (all saved p-values would change in their last digits), and takes 5 to 14
-    times as long.
+    Fisher's randomization test (The Design of Experiments, 1935, section 21). Where there are no more assignments of
+    signs than draws (13 units have 8,192), all of them are tried, and p is exact. Otherwise signs are drawn, by hand:
+    ``scipy.stats.permutation_test`` doubles the smaller tail instead of comparing magnitudes, draws other signs (saved
+    p-values would change in their last digits), and takes 5 to 14 times as long.
 
     Args:
         differences: [units].
         resamples: how many assignments of signs are drawn, where there are more.
-        seed: of the draws.
 
     Returns:
-        The share of all 2**units assignments, the observed one among them, with a sum as large as observed, up or down;
-        of drawn ones, (as large + 1) / (resamples + 1). nan where a difference isn't finite.
+        The share of assignments, the observed one among them, with a sum as large as observed, up or down. nan where a
+        difference isn't finite.
 
     >>> sign_flip_p(np.array([3.0, 1.0, 2.0, 4.0]))  # of 16 assignments, all + and all - reach 10
     0.125
     """
-    _draws(resamples, seed)
+    checks.whole_number("resamples", resamples, least=1)
     observed = abs(differences.sum())
     if not np.isfinite(observed):
         return math.nan
@@ -223,7 +204,7 @@ def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: in
             sums = np.concatenate([sums + difference, sums - difference])
         # the margin keeps equal sums equal, however they are rounded and also where they cancel
         return float((np.abs(sums) >= observed - 1e-12 * np.abs(differences).sum()).mean())
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     at_least, step = 0, max(1, _DRAWS_AT_ONCE // len(differences))
     for start in range(0, resamples, step):
         signs = generator.integers(0, 2, (min(step, resamples - start), len(differences)), dtype=np.int8) * 2 - 1
@@ -243,8 +224,8 @@ def permutation_p(
 ) -> float:
     """How often shuffled labels give at least as much, the labels that were seen counted in: a one-sided p-value.
 
-    What belongs to one unit, such as a word's sentences, keeps one label: sentences shuffled one by one would count as
-    if each were a word of its own (Fisher 1935; Edgington and Onghena, Randomization Tests, 2007).
+    What belongs to one unit, such as the sentences about one word, keeps one label. Otherwise each sentence would count
+    as if it were a word of its own (Fisher 1935; Edgington and Onghena, Randomization Tests, 2007).
 
     Args:
         statistic: labels [items] -> a number, the larger the more the groups differ.
@@ -304,21 +285,21 @@ def crossed_interval(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Estimates, 95 % intervals and p-values where two kinds of unit are crossed, such as templates x swaps.
 
-    Everything measured with one template is alike in one way, and everything measured with one swap in another; drawing
-    only templates with replacement treats the swaps as if no others had been possible, and the interval comes out far
-    too narrow. Both are drawn here, independently (the pigeonhole bootstrap, Owen 2007, doi 10.1214/07-AOAS122), and
-    Student's t with (fewest units - 1) degrees of freedom makes up for how few they are.
+    Everything measured with one template is alike in one way, and everything measured with one swap in another. If only
+    templates were drawn, the swaps would count as the only possible ones, and the interval would be far too narrow. So
+    both are drawn, independently (the pigeonhole bootstrap, Owen 2007, doi 10.1214/07-AOAS122), and Student's t with
+    (fewest units - 1) degrees of freedom makes up for how few they are.
 
     Args:
         tables: each [rows, columns, values], what a cell adds to each sum. All tables share their rows (templates),
             which are drawn once for all; each has its own columns (swaps), which are drawn for each.
-        statistic: maps one array of sums [..., values] a table to the estimates [..., estimates]. Its scale should be
-            one on which errors are about symmetric, such as a logarithm for a ratio.
+        statistic: maps one array of sums [..., values] per table to the estimates [..., estimates], on a scale on which
+            errors are about symmetric, such as the logarithm of a ratio.
 
     Returns:
         estimate, low, high, and the two-sided p-value that the estimate is 0; [estimates] each. Where all samples give
-        the estimate itself, and be it infinite (the logarithm of exactly nothing), the interval is that one number, and
-        p is 1 if that is 0 and 0 otherwise. With a single row or column all but the estimate are nan.
+        the estimate itself, even an infinite one, the interval is that one number, and p is 1 if that is 0 and 0
+        otherwise. With a single row or column all but the estimate are nan.
 
     Raises:
         ValueError: no tables, or tables of different rows or not of three dimensions.
@@ -331,7 +312,8 @@ def crossed_interval(
     estimate = statistic(*(table.sum(axis=(0, 1)) for table in tables))
     units = min(len(tables[0]), *(table.shape[1] for table in tables))
     if units < 2:
-        return estimate, *(np.full_like(estimate, np.nan) for _ in range(3))
+        none = np.full_like(estimate, np.nan)
+        return estimate, none, none, none
     generator, rows = np.random.default_rng(0), len(tables[0])
     step, draws = max(1, _DRAWS_AT_ONCE // max(table[0].size for table in tables)), []
     for start in range(0, RESAMPLES, step):
@@ -350,11 +332,26 @@ def crossed_interval(
     return estimate, estimate - half, estimate + half, np.where((error == 0) & (estimate == 0), 1.0, p)
 
 
-def _draws(resamples: int, seed: int) -> None:
-    checks.whole_number("resamples", resamples, least=1)
-    checks.whole_number("seed", seed)
-
-
 def _times_drawn(generator: np.random.Generator, units: int, draws: int) -> np.ndarray:
     """How often each unit comes when as many are drawn with replacement: [draws, units] float64."""
     return generator.multinomial(units, np.full(units, 1 / units), draws).astype(np.float64)
+
+
+@check_types
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q): the nats per token that it costs to expect q where p is true. 0 where both agree, never less.
+
+    ``Σ p (log p - log q)`` (Kullback and Leibler 1951).
+
+    Args:
+        log_p: log-probabilities [..., vocabulary], all finite; give at least float32.
+        log_q: of the same shape.
+
+    Returns:
+        [...] in the dtype of the arguments; can be differentiated by both.
+
+    >>> p, q = np.array([0.5, 0.5]), np.array([0.25, 0.75])
+    >>> round(kl_divergence(Tensor(p).log(), Tensor(q).log()).item(), 4)
+    0.1438
+    """
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

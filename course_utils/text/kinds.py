@@ -1,8 +1,8 @@
 """Rows of the five kinds of text that the course's small mixture of experts learned, to calibrate on and to judge by.
 
-They lie beside the model as token ids of its tokenizer, written by ``experiments/cut_experts.py``: what calibrates is
-of documents that the model learned from, what judges of documents that it never saw. In the smoke profile the ids are
-drawn, each kind from words of its own.
+They lie beside the model as token ids of its tokenizer, written by ``experiments/cut_experts.py``. The rows that
+calibrate are of documents that the model learned from; the rows that judge are of documents that it never saw. The
+smoke profile's random model has as many tokens and reads the same rows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.files import replacing
-from course_utils.support.session import current_profile
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 KINDS = ("speeches", "passages", "scenes", "code", "maths")
 FILE = Path(__file__).parents[1] / "data" / "moe" / "rows.safetensors"
@@ -29,21 +28,10 @@ def kind_rows(split: str) -> dict[str, TokenBlocks]:
     """The rows of each of ``KINDS``, for ``load_model("moe")``.
 
     Args:
-        split: "calibration", 135 rows of 128 tokens; "evaluation", 24 rows, 3,048 predictions a kind; or "further", as
-            many rows of other documents, to judge what was chosen by those.
-
-    Raises:
-        ValueError: an unknown split.
-        FileNotFoundError: the package lacks the rows.
+        split: "calibration", 135 rows of 128 tokens; "evaluation", 24 rows, 3,048 predictions per kind; or "further",
+            as many rows of other documents, to judge what was chosen by those.
     """
     checks.one_of("split", split, ROWS)
-    if current_profile() == "smoke":
-        return {kind: _drawn(number, split) for number, kind in enumerate(KINDS)}
-    if not FILE.is_file():
-        raise FileNotFoundError(
-            "course_utils/data/moe/rows.safetensors is missing from the package. Install it again, or fetch the clone "
-            "again with all its files."
-        )
     stored = load_file(FILE)
     return {
         kind: kind_blocks(stored[f"{split}.{kind}"].long(), stored[f"{split}.{kind}.bytes"].long(), kind, split)
@@ -53,13 +41,13 @@ def kind_rows(split: str) -> dict[str, TokenBlocks]:
 
 @check_types
 def kind_blocks(input_ids: torch.Tensor, num_bytes: torch.Tensor, kind: str, split: str) -> TokenBlocks:
-    """Rows of a kind and of one of this module's splits, as ``texts`` knows them: "further" is held out, too."""
+    """Rows of a kind and of one of this module's splits, as ``TokenBlocks`` names them: "further" is held out, too."""
     return TokenBlocks(input_ids, num_bytes, kind, "calibration" if split == "calibration" else "evaluation")
 
 
 @check_types
 def write_kind_rows(path: Path, rows: dict[str, dict[str, TokenBlocks]]) -> None:
-    """Write what ``kind_rows`` reads, in 16 bits a number, whole or not at all.
+    """Write what ``kind_rows`` reads, in 16 bits per number, whole or not at all.
 
     Args:
         path: the file.
@@ -72,10 +60,3 @@ def write_kind_rows(path: Path, rows: dict[str, dict[str, TokenBlocks]]) -> None
             stored[f"{split}.{kind}.bytes"] = blocks.num_bytes.to(torch.int16)
     with replacing(path) as fresh:
         save_file(stored, fresh)
-
-
-def _drawn(number: int, split: str) -> TokenBlocks:
-    generator = torch.Generator().manual_seed(10 * number + len(split))
-    first = 300 + 700 * number
-    ids = torch.randint(first, first + 600, (ROWS[split], LENGTH), generator=generator)
-    return kind_blocks(ids, torch.full((len(ids),), 4 * (LENGTH - 1)), KINDS[number], split)

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from course_utils.text.batches import NOT_LEARNED
-from course_utils.text.text_files import Document, Skipped, is_learned
+from course_utils.text.files import Document, Skipped, is_learned
 
 SHOWN = 3  # places that a message names
 PADDING = np.iinfo(np.int32).min

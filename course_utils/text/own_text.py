@@ -30,11 +30,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.files import replacing, write_json
+from course_utils.text.contamination import first_overlaps, level
+from course_utils.text.files import Document, Skipped, Source
 from course_utils.text.own_rows import SHOWN, TODAY, Cutter, LeftOut, RowsOnDisk, batch_of, tokens_in
-from course_utils.text.text_files import Document, Skipped, Source
-from course_utils.text.texts import first_overlaps, level
 
 # One document of so many is held out for a role, and at most so many documents.
 _JUDGING, _CHOOSING, _SCORING = (10, 200), (20, 100), (20, 64)
@@ -276,10 +276,10 @@ def read_own_text(
     chooses (at most 100 documents), a twentieth scores (about 64 at most, from all places by their weights). What
     judges comes from ``judge`` (at most 200 documents of it), or is a tenth of ``text`` (at most 200, and where there
     are few documents up to five, or a quarter). Nothing that judges equals another text or shares thirteen words in a
-    row with it (``texts.overlaps``): documents that were held out and do are used by nobody.
+    row with it (``overlaps``): documents that were held out and do are used by nobody.
 
     Args:
-        text: files and folders, as ``text_files.Source.of`` reads them: "docs/", "chats.jsonl:3".
+        text: files and folders, as ``Source.of`` reads them: "docs/", "chats.jsonl:3".
         judge: more of them, whose weights don't count.
         seed: decides which documents are held out, and the order of the rows.
         date: that a chat template writes where it asks for today's; None takes today's.

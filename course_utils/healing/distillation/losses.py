@@ -16,8 +16,8 @@ from torch import Tensor
 from course_utils.healing.distillation.teacher_states import TeacherStates
 from course_utils.models.architectures import Architecture
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
-from course_utils.support.divergence import kl_divergence
+from course_utils.support.checks import check_types
+from course_utils.support.uncertainty import kl_divergence
 from course_utils.text.batches import Batch
 
 

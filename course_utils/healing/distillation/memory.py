@@ -20,7 +20,7 @@ from course_utils.healing.distillation.recipe import Recipe
 from course_utils.healing.distillation.weights import weights_that_learn, with_adapters
 from course_utils.models.architectures import Architecture, UnsupportedArchitecture, describe
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 
 
 def outline(config: PretrainedConfig, **changes: int) -> PreTrainedModel:

@@ -24,9 +24,9 @@ from course_utils.healing.distillation.checkpoint import name_of
 from course_utils.healing.distillation.recipe import Recipe
 from course_utils.models.architectures import Architecture, describe
 from course_utils.models.loading import variant
-from course_utils.pruning.hooks import evaluating
+from course_utils.pruning.activations import evaluating
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.text.batches import Batch, read_batches, rows_of
 
 

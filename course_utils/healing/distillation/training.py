@@ -29,8 +29,8 @@ from course_utils.healing.distillation.teacher_states import TeacherStates
 from course_utils.healing.distillation.weights import learning, own_weights
 from course_utils.models.architectures import Architecture, describe
 from course_utils.models.refusals import refuse_strangers
-from course_utils.pruning.hooks import evaluating
-from course_utils.support.argument_types import check_types
+from course_utils.pruning.activations import evaluating
+from course_utils.support.checks import check_types
 from course_utils.text.batches import Batch, Batches
 
 _BETAS = (0.9, 0.95)  # AdamW's

@@ -13,8 +13,7 @@ from transformers import GPT2LMHeadModel
 from course_utils.lessons.exercises import Attempt, exercise, expect, require
 from course_utils.lessons.exercises.cuts import GPT2, check_cut
 from course_utils.models.loading import variant
-from course_utils.pruning.choosing import best, strongest
-from course_utils.pruning.width import neuron_importance, prune_neurons
+from course_utils.pruning.width import best, neuron_importance, prune_neurons, strongest
 
 #: name -> (the axis that counts neurons, how it is stored).
 _AXES = {f"GPT-2 {name}": axis for name, axis in GPT2.tensors.items()} | {

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from course_utils.lessons.exercises import Attempt, exercise, require, true_or_false
 from course_utils.lessons.exercises.cuts import LLAMA, check_cut, numbers_in
 from course_utils.models.reports import shown
-from course_utils.pruning.choosing import best, strongest
+from course_utils.pruning.width import best, strongest
 
 Matrices = tuple[Tensor, Tensor, Tensor]  # gate and up [width, hidden], down [hidden, width]
 

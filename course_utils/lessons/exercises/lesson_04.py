@@ -22,7 +22,7 @@ from course_utils.models.architectures import describe
 from course_utils.models.loading import tiny_llama, variant
 from course_utils.models.reports import with_interval
 from course_utils.pruning.depth import remove_blocks
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below has its own symptom
 

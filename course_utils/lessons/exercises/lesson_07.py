@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, true_or_false
-from course_utils.support.divergence import kl_divergence
-from course_utils.support.uncertainty import ratio_interval
+from course_utils.support.uncertainty import kl_divergence, ratio_interval
 
 
 def _refit(

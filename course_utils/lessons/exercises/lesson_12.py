@@ -22,10 +22,9 @@ from course_utils.measuring.evaluation import perplexity, perplexity_ratio
 from course_utils.models.architectures import describe
 from course_utils.models.loading import tiny_llama
 from course_utils.models.reports import with_interval
-from course_utils.pruning.choosing import best
-from course_utils.pruning.width import neuron_importance
+from course_utils.pruning.width import best, neuron_importance
 from course_utils.support.uncertainty import mcnemar_p
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 _MIXED = ("code", "sums", "patterns", "facts")  # what the lesson's own mix holds
 _NEAR = 0.03  # nats per token that the text's loss may be off

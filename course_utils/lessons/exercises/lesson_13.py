@@ -20,7 +20,7 @@ from course_utils.models.architectures import describe
 from course_utils.models.loading import identity, variant
 from course_utils.pruning.experts import expert_importance, prune_experts
 from course_utils.text.kinds import kind_rows
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 Kinds = Mapping[str, TokenBlocks]
 _DRAWS, _GIVEN = 9, (1, 2)  # of the calibration rows; those that exercise 5 gives

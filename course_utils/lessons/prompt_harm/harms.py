@@ -15,12 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils.measuring.language_modelling import greedy_answers
 from course_utils.models.architectures import Architecture, describe
 from course_utils.models.refusals import refuse_adaptive
+from course_utils.pruning.activations import Entering, evaluating, run_keeping, starting_at
 from course_utils.pruning.attention import bypass_attention
-from course_utils.pruning.hooks import evaluating
-from course_utils.pruning.upper_blocks import Entering, run_keeping, starting_at
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
-from course_utils.support.divergence import kl_divergence
+from course_utils.support.checks import check_types
+from course_utils.support.uncertainty import kl_divergence
 from course_utils.text.batches import Batch, padded, read_batch
 
 ANSWER_TOKENS = 64

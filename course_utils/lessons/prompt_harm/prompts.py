@@ -13,8 +13,8 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
-from course_utils.text.texts import DOMAINS, documents
+from course_utils.support.checks import check_types
+from course_utils.text.domains import DOMAINS, documents
 
 KINDS = {"passage": 0.4, "question": 0.25, "arithmetic": 0.2, "retrieval": 0.15}  # each with its share of the prompts
 WORDS = {"passage": (1, 1400), "retrieval": (40, 1200)}  # the shortest and the longest text

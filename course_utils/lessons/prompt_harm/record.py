@@ -16,7 +16,7 @@ from course_utils.lessons.prompt_harm.harms import Measured, measure
 from course_utils.lessons.prompt_harm.prompts import Case, cases
 from course_utils.pruning.adaptive import AdaptiveConfig, complexity
 from course_utils.support import checks
-from course_utils.support.argument_types import check_types
+from course_utils.support.checks import check_types
 from course_utils.support.files import write_text
 
 RECORD = Path(__file__).parents[2] / "data" / "harm_per_prompt.json"

@@ -6,6 +6,8 @@ decides; this module builds such a model.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -34,13 +36,13 @@ class HeterogeneousMixin(torch.nn.Module):
         stated = config.to_dict()
         overrides, shared = stated["per_layer_config"], stated[self.width_field]
         self._refuse_unknown(overrides or {})
-        layers = list(config.per_layer_config)  # one configuration a block, as it stands with its overrides
+        layers = list(config.per_layer_config)  # one configuration per block, with its overrides
         widths = [getattr(layer, self.width_field) for layer in layers]
         skips = [getattr(layer, "skip", []) for layer in layers]
         config.per_layer_config = None  # build the stock model first, every block the same
         setattr(config, self.width_field, max(widths))
         super().__init__(config)
-        blocks = self.get_submodule(self.blocks_path)
+        blocks = cast(torch.nn.ModuleList, self.get_submodule(self.blocks_path))
         for number, (block, width, skip) in enumerate(zip(blocks, widths, skips, strict=True)):
             if width != max(widths):
                 self._set_width(block, width)
@@ -68,16 +70,13 @@ class HeterogeneousMixin(torch.nn.Module):
     def _set_width(self, block: torch.nn.Module, width: int) -> None:
         for path in self.mlp_inputs:
             _resize(block.get_submodule(path), out_features=width * (2 if self.fused else 1))
-        output = block.get_submodule(self.mlp_output)
-        _resize(output, in_features=width)
-        owner = block.get_submodule(self.mlp_output.rpartition(".")[0])
+        _resize(block.get_submodule(self.mlp_output), in_features=width)
+        owner: Any = block.get_submodule(self.mlp_output.rpartition(".")[0])
         if hasattr(owner, "intermediate_size"):
             owner.intermediate_size = width
 
 
-def _resize(
-    module: torch.nn.Linear | Conv1D, *, out_features: int | None = None, in_features: int | None = None
-) -> None:
+def _resize(module: Any, *, out_features: int | None = None, in_features: int | None = None) -> None:
     """Give an nn.Linear or a Conv1D another shape; the weights are loaded afterwards."""
     transposed = isinstance(module, Conv1D)  # stores [in, out]
     old_out, old_in = module.weight.shape[::-1] if transposed else module.weight.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -15,10 +17,10 @@ class TokenCount(DynamicLayer):
 
     def get_seq_length(self) -> int:
         """Tokens so far; the parent takes empty tensors for none."""
-        return self.keys.shape[-2] if self.is_initialized else 0
+        return 0 if self.keys is None else self.keys.shape[-2]
 
 
-def skip_attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+def skip_attention(module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """The forward of an attention that isn't there: adds exactly zero to the residual stream.
 
     It keeps the cache's length right. A cache whose first layer were left out would report length 0,
@@ -32,7 +34,7 @@ def skip_attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[
 
 
 def _count_tokens(cache: Cache, layer_idx: int, states: Tensor) -> None:
-    layers = getattr(cache, "self_attention_cache", cache).layers
+    layers: list[Any] = getattr(cache, "self_attention_cache", cache).layers
     layer = layers[layer_idx] if layer_idx < len(layers) else None  # some caches make a layer at its first update
     if layer is not None and layer.is_initialized and layer.keys.shape[-1] > 0:
         heads, width = layer.keys.shape[1], layer.keys.shape[-1]  # it was in use: go on in its shape
@@ -53,3 +55,20 @@ class NoAttention(torch.nn.Module):
     def __init__(self, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
+
+
+def replace_forward(module: Any, forward: Callable[..., Any]) -> None:
+    """Let a function, called with the module first, stand in for its class's own forward.
+
+    accelerate's hooks (``device_map`` over several devices, offloading) stand in the module's ``forward`` and call what
+    was there before, which they keep as ``_old_forward``. There a replacement belongs, or the hooks would be lost.
+    """
+    setattr(module, "_old_forward" if hasattr(module, "_hf_hook") else "forward", MethodType(forward, module))
+
+
+def restore_forward(module: Any) -> None:
+    """Undo ``replace_forward``, whether hooks came or went meanwhile."""
+    if hasattr(module, "_hf_hook"):
+        replace_forward(module, type(module).forward)
+    else:
+        del module.forward

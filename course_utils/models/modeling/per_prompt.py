@@ -7,6 +7,8 @@ of their forward pass, so one that is computed twice (activation checkpointing) 
 
 Greedy and sampled answers are supported, with a dynamic cache or none, padded or not. Whatever moves a cache's rows or
 shows the model something else than the prompt first is refused by its name.
+
+Models are ``Any`` here, because functions become methods of transformers' modules.
 """
 
 from __future__ import annotations
@@ -21,10 +23,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache
 
-from .forwards import replace_forward, restore_forward
-from .no_attention import skip_attention
+from .no_attention import replace_forward, restore_forward, skip_attention
 
 # What the running generate() decided, how many attentions each row leaves out; empty before. It belongs to one call, in
 # one thread; between calls it is None.
@@ -44,16 +45,15 @@ _REMEDY = (
 )
 
 
-def install(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn.Module]) -> None:
+def install(model: Any, backbone: nn.Module, attentions: Sequence[Any]) -> None:
     """Let each prompt decide, as ``config.adaptive_attention`` says.
 
     Args:
         model: the causal language model.
         backbone: the module of it that runs the blocks.
-        attentions: one module a block.
+        attentions: one module per block.
     """
-    order = model.config.adaptive_attention["order"]
-    for rank, layer in enumerate(order):
+    for rank, layer in enumerate(model.config.adaptive_attention["order"]):
         attentions[layer].bypass_rank = rank
         replace_forward(attentions[layer], _attend)
     replace_forward(backbone, _decide_and_run)
@@ -61,7 +61,7 @@ def install(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn
     model.init_continuous_batching = _refuse_continuous_batching
 
 
-def uninstall(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn.Module]) -> None:
+def uninstall(model: Any, backbone: nn.Module, attentions: Sequence[Any]) -> None:
     """Undo ``install``: the classes' own methods come back."""
     for attention in attentions:
         if hasattr(attention, "bypass_rank"):
@@ -72,12 +72,9 @@ def uninstall(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[
 
 
 def embedding_features(embeddings: Tensor) -> Tensor:
-    """What one prompt's token embeddings tell: log length and mean variance, float32 [2].
+    """What one prompt's token embeddings [tokens, hidden] tell: log length and mean variance, float32 [2].
 
     The variance is taken over the tokens and averaged over the components.
-
-    Args:
-        embeddings: [tokens, hidden].
     """
     embeddings = embeddings.float()
     variance = (embeddings - embeddings.mean(0)).square().mean()  # []
@@ -103,20 +100,7 @@ def complexity(settings: Mapping[str, Any], embeddings: Tensor) -> float:
     return 0.5 * sum(scaled)
 
 
-def _by_complexity(settings: Mapping[str, Any], embeddings: Tensor, real: Tensor | None) -> list[int]:
-    """How many attentions each row leaves out, [rows].
-
-    Args:
-        settings: an ``AdaptiveConfig`` as a dictionary.
-        embeddings: of the prompts' tokens, [rows, tokens, hidden].
-        real: bool [rows, tokens], or None where nothing is padded.
-    """
-    prompts = embeddings if real is None else (row[mask] for row, mask in zip(embeddings, real, strict=True))
-    scores = [complexity(settings, prompt) for prompt in prompts]
-    return [settings["left_out"][bisect.bisect_right(settings["thresholds"], score)] for score in scores]
-
-
-def _decide_and_run(backbone: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _decide_and_run(backbone: Any, *args: Any, **kwargs: Any) -> Any:
     """Forward of the model without its head."""
     run = functools.partial(type(backbone).forward, backbone)
     inputs = inspect.signature(run).bind_partial(*args).arguments | kwargs if args else kwargs
@@ -137,7 +121,7 @@ def _decide_and_run(backbone: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return output
 
 
-def _known(cache: Cache | None) -> list[int] | None:
+def _known(cache: Any) -> list[int] | None:
     """How many attentions each row leaves out, where that was decided before: by its cache, or its ``generate``."""
     if cache is not None and not isinstance(cache, DynamicCache):
         raise ValueError(f"Got a {type(cache).__name__}. " + _REMEDY.format("Give a new DynamicCache."))
@@ -152,17 +136,20 @@ def _known(cache: Cache | None) -> list[int] | None:
 
 
 @torch.no_grad()
-def _decide(model: nn.Module, inputs: Mapping[str, Any]) -> list[int]:
+def _decide(backbone: Any, inputs: Mapping[str, Any]) -> list[int]:
     """How many attentions each row leaves out, from the whole prompts."""
+    settings = backbone.config.adaptive_attention
     embeddings, mask = inputs.get("inputs_embeds"), inputs.get("attention_mask")
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         raise ValueError("Got another attention mask than [rows, tokens]. " + _REMEDY.format("Give one of that shape."))
     if embeddings is None:
-        embeddings = model.get_input_embeddings()(inputs["input_ids"])  # [rows, tokens, hidden]
-    return _by_complexity(model.config.adaptive_attention, embeddings, None if mask is None else mask.bool())
+        embeddings = backbone.get_input_embeddings()(inputs["input_ids"])  # [rows, tokens, hidden]
+    prompts = embeddings if mask is None else [row[real] for row, real in zip(embeddings, mask.bool(), strict=True)]
+    scores = [complexity(settings, prompt) for prompt in prompts]
+    return [settings["left_out"][bisect.bisect_right(settings["thresholds"], score)] for score in scores]
 
 
-def _attend(attention: nn.Module, *args: Any, left_out: Sequence[int] = (), **kwargs: Any) -> Any:
+def _attend(attention: Any, *args: Any, left_out: Sequence[int] = (), **kwargs: Any) -> Any:
     """Forward of one attention: for the rows that leave it out, it adds exactly zero."""
     skipped = [count > attention.bypass_rank for count in left_out]
     if skipped and all(skipped):
@@ -171,12 +158,11 @@ def _attend(attention: nn.Module, *args: Any, left_out: Sequence[int] = (), **kw
     if not any(skipped):
         return output
     states = output[0] if isinstance(output, tuple) else output  # [rows, tokens, hidden]
-    rows = torch.tensor(skipped, device=states.device)[:, None, None]
-    states = states.masked_fill(rows, 0)
+    states = states.masked_fill(torch.tensor(skipped, device=states.device)[:, None, None], 0)
     return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
-def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
     generate = functools.partial(type(model).generate, model)
     given = inspect.signature(generate).bind(*args, **kwargs).arguments
     asked = {**given, **given.get("kwargs", {})}
@@ -206,7 +192,7 @@ def _refuse_moved_rows(*_args: Any, **_kwargs: Any) -> NoReturn:
     )
 
 
-def _cache_in(values: Mapping[str, Any] | tuple) -> Cache | None:
-    """The cache among a forward pass's arguments or outputs, whatever it is called."""
+def _cache_in(values: Mapping[str, Any] | tuple) -> Any:
+    """The cache among a forward pass's arguments or outputs, whatever it is called; None where there is none."""
     values = values if isinstance(values, tuple) else tuple(values.values())
     return next((value for value in values if isinstance(value, Cache)), None)

@@ -17,7 +17,7 @@ START = "from course_utils.support.session import start\nsession = start('01')"
 LOAD = "from course_utils.models.loading import load_model, variant\nbase, tokenizer = load_model('llama')"
 READ = (
     "from course_utils.measuring.evaluation import perplexity\n"
-    "from course_utils.text.texts import token_blocks\n"
+    "from course_utils.text import token_blocks\n"
     "import torch\n"
     "print(perplexity(base, torch.arange(96).view(3, 32)))"
 )

@@ -21,12 +21,11 @@ from course_tools.lessons.authoring import read_lesson
 from course_tools.site import playground
 from course_utils.measuring.evaluation import perplexity
 from course_utils.models.loading import load_model, variant
-from course_utils.pruning.choosing import strongest
 from course_utils.pruning.depth import remove_blocks
-from course_utils.pruning.width import neuron_importance, neuron_means, prune_neurons
+from course_utils.pruning.width import neuron_importance, neuron_means, prune_neurons, strongest
 from course_utils.support.records import read_record
 from course_utils.text import assets
-from course_utils.text.texts import judging_rows, token_blocks
+from course_utils.text.rows import judging_rows, token_blocks
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ROOT / "docs" / "play"

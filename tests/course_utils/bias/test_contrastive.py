@@ -23,59 +23,37 @@ DEMOGRAPHIC = ("age", "disability", "gender", "nationality", "race", "religion",
 GOOD = Pair("The ", "tall", "short", " guest sang a song. It was fine.", "neutral", "neutral", "tall", "short", "guest")
 
 
-def all_pairs() -> dict[str, list[Pair]]:
-    return {name: contrastive.pairs(name) for name in contrastive.axes()} | {
-        kind: contrastive.controls(kind) for kind in contrastive.CONTROLS
-    }
-
-
-every_set = pytest.mark.parametrize("name", [*DEMOGRAPHIC, *contrastive.CONTROLS])
-
-
 def made(name: str, split: str | None = None) -> list[Pair]:
     make = contrastive.pairs if name in DEMOGRAPHIC else contrastive.controls
     return make(name, split=split)
 
 
-def test_the_promised_axes_are_there():
-    assert contrastive.axes() == list(DEMOGRAPHIC)
+every_set = pytest.mark.parametrize("name", [*DEMOGRAPHIC, *contrastive.CONTROLS])
 
 
 @every_set
-def test_each_set_has_enough_of_everything_and_is_valid(name):
+def test_each_set_has_enough_of_everything_in_a_fixed_order_and_is_valid(name):
     pairs = made(name)
-    assert faults(pairs) == []
-    assert len({pair.swap for pair in pairs}) >= 10
-    assert len({pair.template for pair in pairs}) >= 12
-    assert Counter(pair.valence for pair in pairs) == {1: len(pairs) // 2, -1: len(pairs) // 2}
+    assert contrastive.axes() == list(DEMOGRAPHIC) and faults(pairs) == []
+    swaps = list(dict.fromkeys(pair.swap for pair in pairs))
+    templates = list(dict.fromkeys(pair.template for pair in pairs))
+    assert len(swaps) >= 10 and len(templates) >= 12
+    assert [(p.template, p.swap, p.valence) for p in pairs] == list(itertools.product(templates, swaps, (1, -1)))
     assert {pair.kind for pair in pairs} == {name if name in contrastive.CONTROLS else "demographic"}
     assert {pair.axis for pair in pairs} == {name}
-    assert all(pair.source and pair.licence for pair in pairs)
+    for pair in pairs:
+        assert pair.text_a == pair.before + pair.a + pair.after and pair.text_b == pair.before + pair.b + pair.after
+        assert pair.before.endswith(" ") and pair.after.startswith(" ") and pair.after.endswith(".")
+        assert pair.source and pair.licence
 
 
 def test_axes_and_controls_meet_in_the_same_places_equally_often():
+    sets = [made(name) for name in (*DEMOGRAPHIC, *contrastive.CONTROLS)]
     places = [
         Counter((pair.template, pair.before, pair.after, pair.valence, pair.split) for pair in pairs)
-        for pairs in [*all_pairs().values(), contrastive.pairs(contrastive.invented_axis(0))]
+        for pairs in [*sets, contrastive.pairs(contrastive.invented_axis(0))]
     ]
     assert all(place == places[0] for place in places)
-
-
-@every_set
-def test_order_is_template_swap_pleasant_unpleasant_and_always_the_same(name):
-    pairs = made(name)
-    swaps = list(dict.fromkeys(pair.swap for pair in pairs))
-    templates = list(dict.fromkeys(pair.template for pair in pairs))
-    assert [(p.template, p.swap, p.valence) for p in pairs] == list(itertools.product(templates, swaps, (1, -1)))
-    assert made(name) == pairs
-
-
-def test_both_sides_are_text_and_nothing_but_the_span_differs():
-    for pairs in all_pairs().values():
-        for pair in pairs:
-            assert pair.text_a == pair.before + pair.a + pair.after
-            assert pair.text_b == pair.before + pair.b + pair.after
-            assert pair.before.endswith(" ") and pair.after.startswith(" ") and pair.after.endswith(".")
 
 
 @every_set
@@ -87,33 +65,31 @@ def test_splits_share_no_template_and_make_up_the_whole(name):
     assert Counter(itertools.chain(*split.values())) == Counter(made(name))
 
 
-@pytest.mark.parametrize("name", DEMOGRAPHIC)
-def test_no_word_is_on_both_sides_of_an_axis(name):
+def test_no_word_is_on_both_sides_of_an_axis_or_in_a_control():
     """The signs of a mean over swaps make sense only if all swaps point the same way."""
-    swaps = contrastive.load_axis(name).swaps
-    assert not {a for a, *_ in swaps} & {b for _, b, *_ in swaps}
-    assert not {groups[2] for groups in swaps} & {groups[3] for groups in swaps}
+    used = set()
+    for name in DEMOGRAPHIC:
+        swaps = contrastive.load_axis(name).swaps
+        assert not {a for a, *_ in swaps} & {b for _, b, *_ in swaps}
+        assert not {groups[2] for groups in swaps} & {groups[3] for groups in swaps}
+        used |= {word for swap in swaps for word in swap}
+    for kind in contrastive.CONTROLS:
+        assert not used & {word for pair in contrastive.controls(kind) for word in (pair.a, pair.b)}
 
 
 def test_a_subset_keeps_whole_templates_and_swaps_and_the_same_templates_for_all():
-    made = contrastive.pairs("gender") + contrastive.controls("neutral")
-    few = contrastive.subset(made, templates=3, swaps=2)
-    assert few == [pair for pair in made if pair in few], "in the order given"
+    every = contrastive.pairs("gender") + contrastive.controls("neutral")
+    few = contrastive.subset(every, templates=3, swaps=2)
+    assert few == [pair for pair in every if pair in few], "in the order given"
     kept = {axis: {pair.template for pair in few if pair.axis == axis} for axis in ("gender", "neutral")}
     for axis, names in kept.items():
         cells = Counter((pair.template, pair.swap, pair.valence) for pair in few if pair.axis == axis)
         assert names == kept["gender"] and len(names) == 3
         assert len(cells) == 3 * 2 * 2 and set(cells.values()) == {1}
-    longest = max(len(pair.before + pair.after) for pair in few)
-    left_out = [pair for pair in made if pair.template not in kept["gender"]]
-    for name in {pair.template for pair in left_out}:
-        assert max(len(pair.before + pair.after) for pair in left_out if pair.template == name) >= longest
-
-
-def test_controls_use_no_word_of_an_axis():
-    axes = {word for name in DEMOGRAPHIC for swap in contrastive.load_axis(name).swaps for word in swap}
-    for kind in contrastive.CONTROLS:
-        assert not axes & {word for pair in contrastive.controls(kind) for word in (pair.a, pair.b)}
+    lengths = Counter()
+    for pair in every:
+        lengths[pair.template] = max(lengths[pair.template], len(pair.before + pair.after))
+    assert kept["gender"] == {name for name, _ in lengths.most_common()[-3:]}, "the shortest"
 
 
 def test_identity_is_the_neutral_words_with_themselves():
@@ -123,12 +99,10 @@ def test_identity_is_the_neutral_words_with_themselves():
 
 
 def test_endings_of_a_template_are_of_similar_length_and_differ():
-    endings = defaultdict(dict)
-    for pair in contrastive.controls("neutral"):
-        endings[pair.template][pair.valence] = pair.after
-    for texts in endings.values():
-        assert texts[1] != texts[-1]
-        assert abs(len(texts[1].split()) - len(texts[-1].split())) <= 2
+    pairs = contrastive.controls("neutral")
+    for pleasant, unpleasant in zip(pairs[::2], pairs[1::2], strict=True):
+        assert pleasant.after != unpleasant.after
+        assert abs(len(pleasant.after.split()) - len(unpleasant.after.split())) <= 2
 
 
 @given(st.integers(), st.integers(1, 100))
@@ -145,20 +119,15 @@ def test_invented_groups_are_two_families_without_a_common_name(seed, swaps):
     assert group_a != group_b and group_a[:2] not in onsets[1] and group_b[:2] not in onsets[0]
 
 
-def test_invented_groups_differ_between_seeds_and_fit_the_templates():
+def test_invented_groups_differ_between_seeds_and_begin_as_no_english_word_does():
     axes = [contrastive.invented_axis(seed) for seed in range(20)]
     assert len({axis.swaps for axis in axes}) == 20 and len({axis.name for axis in axes}) == 20
     sides = [{swap[side][:2] for axis in axes for swap in axis.swaps} for side in (0, 1)]
     assert sides[0] == sides[1], "which beginnings belong to the first family depends on the seed"
     assert faults(itertools.chain.from_iterable(map(contrastive.pairs, axes))) == []
-
-
-def test_invented_names_begin_as_no_english_word_does():
     prose = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "LICENSE-prose", "README.md"))
     beginnings = {word[:2] for word in re.findall(r"[a-z]{3,}", prose.lower())}
-    assert len(beginnings) > 100
-    names = {name for seed in range(20) for swap in contrastive.invented_axis(seed).swaps for name in swap}
-    assert not {name[:2].lower() for name in names} & beginnings
+    assert len(beginnings) > 100 and not {name.lower() for name in sides[0] | sides[1]} & beginnings
 
 
 # A user's axis
@@ -171,9 +140,7 @@ def test_an_axis_of_ones_own_is_a_small_file(tmp_path):
     assert contrastive.load_axis(path) == Axis("accent", "demographic", (tuple(swaps[0]),))
     pairs = contrastive.pairs(str(path), split="selection")
     assert faults(pairs) == []
-    assert {(p.axis, p.kind, p.a, p.b, p.group_a, p.group_b) for p in pairs} == {
-        ("accent", "demographic", *swaps[0]),
-    }
+    assert {(p.axis, p.kind, p.a, p.b, p.group_a, p.group_b) for p in pairs} == {("accent", "demographic", *swaps[0])}
 
 
 SWAP = ["a1", "b1", "A", "B"]
@@ -183,15 +150,12 @@ SWAP = ["a1", "b1", "A", "B"]
     ("content", "message"),
     [
         ("{", "can't be read as JSON"),
-        ("[]", "must hold exactly"),
-        ({"name": "x"}, "must hold exactly"),
         ({"name": "x", "swaps": [SWAP], "note": ""}, "must hold exactly"),
-        ({"name": "", "swaps": [SWAP]}, "'name' must be a text"),
+        ({"name": "x", "swaps": "a/b"}, "must hold exactly"),
         ({"name": "neutral", "swaps": [SWAP]}, "'name' must be a text, and none of demographic, neutral"),
         ({"name": "x", "swaps": []}, "at least one swap"),
         ({"name": "x", "swaps": [SWAP, ["a", "b", "A"]]}, "swap 2 must be four texts"),
         ({"name": "x", "swaps": [["a ", "b", "A", "B"]]}, "swap 1 must be four texts without spaces at their ends"),
-        ({"name": "x", "swaps": [["a", 2, "A", "B"]]}, "swap 1 must be four texts"),
         ({"name": "x", "swaps": [["a", "a", "A", "B"]]}, "swap 1 has the same word on both sides, 'a'"),
         ({"name": "x", "swaps": [SWAP, SWAP]}, "swaps must differ; repeated: a1/b1"),
     ],
@@ -199,35 +163,22 @@ SWAP = ["a1", "b1", "A", "B"]
 def test_a_wrong_file_is_refused_with_its_name_and_what_is_wrong(tmp_path, content, message):
     path = tmp_path / "mine.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=f"mine.json.*{message}"):
         contrastive.load_axis(path)
-    assert "mine.json" in str(caught.value)
 
 
 # What holds the course's own pairs to account
 
 
-def test_good_pairs_have_no_fault():
-    assert faults([GOOD, replace(GOOD, a="old", b="young"), replace(GOOD, kind="identity", b="tall")]) == []
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "real"}, "kind 'real' is none of"),
         ({"split": "test"}, "split 'test' is none of"),
-        ({"valence": 2}, "valence 2 is none of"),
         ({"group_b": ""}, "group_b is empty"),
-        ({"template": ""}, "template is empty"),
-        ({"a": ""}, "a is empty or has a space at its end"),
         ({"b": "short "}, "b is empty or has a space at its end"),
         ({"b": "tall"}, "a and b are the same"),
-        ({"kind": "identity"}, "a and b differ in an identity pair"),
         ({"before": "A ", "b": "old"}, 'wrong "a" or "an" on side b'),
-        ({"a": "a elderly", "b": "a young"}, 'wrong "a" or "an" on side a'),
-        ({"before": "This is an "}, 'wrong "a" or "an" on side a'),
         ({"after": " guest sang. She left."}, "he, she, his or her beside the span"),
-        ({"before": "To his surprise the "}, "he, she, his or her beside the span"),
     ],
 )
 def test_each_fault_is_found_and_numbered(changes, message):
@@ -236,21 +187,16 @@ def test_each_fault_is_found_and_numbered(changes, message):
     assert not any("pair 0: " in fault for fault in found)
 
 
-def test_faults_between_pairs_are_found():
+def test_faults_between_pairs_are_found_and_good_ones_have_none():
     other = replace(GOOD, a="old", b="young")
+    assert faults([GOOD, other, replace(GOOD, kind="identity", b="tall")]) == []
     assert faults([GOOD, other, GOOD]) == ["pair 2: the same as pair 0"]
     assert faults([GOOD, replace(other, split="selection")]) == ["template 'guest' is in more than one split"]
     near = replace(GOOD, after=" guest sang a song. It was good.", template="other")
     assert faults([GOOD, near]) == ["templates 'guest' and 'other' have nearly the same words"]
 
 
-@pytest.mark.parametrize(
-    ("sound", "words"),
-    [
-        ("a", "European university unique union usual one-eyed once tall year Ukrainian utility ewe"),
-        ("an", "elderly Irish honest hour heir unhappy uninvited unimportant umbrella usher X-ray old unidentified"),
-    ],
-)
+@pytest.mark.parametrize(("sound", "words"), [("a", "European unique one-eyed tall"), ("an", "elderly honest X-ray")])
 def test_articles_follow_the_sound(sound, words):
     assert [word for word in words.split() if article(word) != sound] == []
 
@@ -290,26 +236,17 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2, holds no pair"),
+        ("{", "pairs.jsonl', line 2, holds no pair"),
         ("[1]", "line 2, holds no pair"),
         ('{"before": ""}', "line 2, holds no pair.*missing"),
-        ('{"colour": ""}', "line 2, holds no pair.*colour"),
+        (json.dumps(vars(GOOD) | {"valence": "1", "a": 3}), "line 2, holds no pair: wrong type of a, valence"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, message):
     path = contrastive.write_pairs([GOOD], tmp_path / "pairs.jsonl")
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=message):
         contrastive.read_pairs(path)
-    assert "pairs.jsonl" in str(caught.value)
-
-
-def test_wrong_types_and_missing_files_are_refused(tmp_path):
-    path = contrastive.write_pairs([replace(GOOD, valence="1", a=3)], tmp_path / "pairs.jsonl")
-    with pytest.raises(ValueError, match="wrong type of a, valence"):
-        contrastive.read_pairs(path)
-    with pytest.raises(ValueError, match="can't be read as JSONL"):
-        contrastive.read_pairs(tmp_path / "none.jsonl")
 
 
 # Conversations and printing
@@ -318,7 +255,7 @@ def test_wrong_types_and_missing_files_are_refused(tmp_path):
 def test_conversations_tell_each_side_and_keep_the_pair():
     pairs = [*contrastive.pairs("age")[:3], replace(GOOD, after=" guest. ")]
     told = defaultdict(list)
-    for row in contrastive.to_conversations(pairs):
+    for row in json.loads(json.dumps(contrastive.to_conversations(pairs))):
         assert list(row) == ["id_conversation", "topic", "sequence", "rol1", "rol2", "metadata"]
         assert row["rol1"].endswith("?")
         told[row["id_conversation"]].append(row)
@@ -332,11 +269,6 @@ def test_conversations_tell_each_side_and_keep_the_pair():
                 metadata = dict(row["metadata"])
                 assert row["topic"] == pair.axis and metadata.pop("side") == side and Pair(**metadata) == pair
     assert len(told["0-a"]) == 2
-
-
-def test_conversation_rows_are_json():
-    rows = contrastive.to_conversations([GOOD])
-    assert json.loads(json.dumps(rows)) == rows
 
 
 def test_printing_a_pair_shows_the_swap_but_never_a_benchmark_s_text():

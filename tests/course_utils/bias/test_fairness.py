@@ -59,9 +59,6 @@ def scaled(model, block: int, neuron: int, factor: float, *, first: int = 0) -> 
     return value
 
 
-# --- the correlational score ----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_activation_difference_by_hand(family, tokenizer):
@@ -105,9 +102,6 @@ def test_padding_and_batches_do_not_matter(family, score, tokenizer, monkeypatch
         torch.testing.assert_close(score(model, tokenizer, pairs), usual, rtol=1e-3, atol=1e-5)
 
 
-# --- the causal score -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attribution_is_the_derivative(family, tokenizer):
     model, step = tiny_model(family), 0.005  # small, because of the kinks of a ReLU
@@ -121,86 +115,39 @@ def test_attribution_is_the_derivative(family, tokenizer):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_knocked_out_equals_zeroed_and_pruned(family, tokenizer):
+def test_knocked_out_equals_silenced_and_pruned(family, tokenizer):
     model, pairs, neurons = tiny_model(family), word_pairs(), [(0, 3), (2, 40), (0, 3)]
     reductions = knock_out(model, tokenizer, pairs, neurons)
     assert reductions.shape == (3,) and reductions[0] == reductions[2] and reductions.abs().min() > 1e-4
     before = abs(preference(model, pairs))
     for (block, neuron), reduction in zip(neurons, reductions, strict=True):
-        expected = before - abs(scaled(model, block, neuron, 0.0))
-        assert float(reduction) == pytest.approx(expected, abs=2e-5)
-        zeroed = copy.deepcopy(model)
-        describe(zeroed).mlps[block].columns[:, neuron] = 0
-        assert before - abs(preference(zeroed, pairs)) == pytest.approx(expected, abs=2e-5)
+        assert float(reduction) == pytest.approx(before - abs(scaled(model, block, neuron, 0.0)), abs=2e-5)
         pruned, widths = copy.deepcopy(model), describe(model).intermediate_sizes
         scores = [torch.ones(width) for width in widths]
         scores[block][neuron] = 0
         prune_neurons(pruned, scores, ratio=1 / widths[block], layers=[block])
-        assert before - abs(preference(pruned, pairs)) == pytest.approx(expected, abs=2e-5)
-
-
-@torch.no_grad()
-def plant(model, *, strength: float) -> None:
-    """Neuron 5 of the last block: on "w7" and not on "w8", and then the pleasant ending is likelier."""
-    mlp, seen = describe(model).mlps[2], []
-    hook = mlp.inputs[0].module.register_forward_pre_hook(lambda _m, x: seen.append(x[0][0, -1]))
-    for swapped in (7, 8):
-        model(torch.tensor([[3, 4, swapped]]))
-    hook.remove()
-    direction = seen[0] - seen[1]
-    towards = direction / (direction @ direction)
-    bias = 0.5 - towards @ seen[0]  # 0.5 after w7, -0.5 after w8; there's no bias: a constant direction stands in
-    constant = (seen[0] + seen[1]) / 2
-    constant = constant - (constant @ direction) * towards
-    gate, up = mlp.rows
-    gate[5] = 8 * (towards + bias * constant / (constant @ constant))
-    up[5] = constant / (constant @ constant)
-    head = model.get_output_embeddings().weight
-    push = head[20] - head[22]
-    mlp.columns[:, 5] = strength * push / push.norm()
-
-
-def test_a_planted_neuron_comes_first(tokenizer):
-    pairs = [
-        Pair("w3 w4 ", "w7", "w8", after, "words", "demographic", "left", "right", "only", valence)
-        for after, valence in ((" w20", 1), (" w22", -1))
-    ]
-    model = tiny_model("llama")
-    plant(model, strength=1.0)
-    assert preference(model, pairs) > 0
-    scores = gap_attribution(model, tokenizer, pairs)
-    assert [int(s.argmax()) for s in scores][2] == 5 and scores[2][5] > max(scores[0].max(), scores[1].max())
-    with_it = abs(preference(model, pairs))
-    prune_neurons(model, [-s for s in scores], ratio=1 / 48, layers=[2])
-    assert abs(preference(model, pairs)) < with_it / 2
+        assert before - abs(preference(pruned, pairs)) == pytest.approx(float(reduction), abs=2e-5)
 
 
 def test_without_valence_the_mean_gap_counts(tokenizer):
     model, pairs = tiny_model("llama"), [replace(pair, valence=0) for pair in word_pairs()]
-    neurons = [(1, 2), (2, 9)]
-    mean = sum(gap(model, pair) for pair in pairs) / len(pairs)
-    reductions = knock_out(model, tokenizer, pairs, neurons)
-    for (block, neuron), reduction in zip(neurons, reductions, strict=True):
-        changed = copy.deepcopy(model)
-        describe(changed).mlps[block].columns[:, neuron] = 0
-        after = sum(gap(changed, pair) for pair in pairs) / len(pairs)
-        assert float(reduction) == pytest.approx(abs(mean) - abs(after), abs=2e-5)
+    before = sum(gap(model, pair) for pair in pairs) / len(pairs)
+    (reduction,) = knock_out(model, tokenizer, pairs, [(1, 2)])
+    with torch.no_grad():
+        describe(model).mlps[1].columns[:, 2] = 0
+    after = sum(gap(model, pair) for pair in pairs) / len(pairs)
+    assert float(reduction) == pytest.approx(abs(before) - abs(after), abs=2e-5)
 
 
-def test_swapped_sides_and_repeated_pairs_change_nothing(tokenizer):
-    """It's a magnitude of a mean."""
+def test_the_score_is_of_a_magnitude_of_a_mean(tokenizer):
     model, pairs = tiny_model("llama"), word_pairs()
-    turned = [replace(pair, a=pair.b, b=pair.a) for pair in pairs]
     scores = gap_attribution(model, tokenizer, pairs)
-    torch.testing.assert_close(gap_attribution(model, tokenizer, turned), scores, rtol=1e-3, atol=1e-5)
+    swapped_sides = [replace(pair, a=pair.b, b=pair.a) for pair in pairs]
     repeated = pairs + [pair for pair in pairs if pair.valence == 1]
-    torch.testing.assert_close(gap_attribution(model, tokenizer, repeated), scores, rtol=1e-3, atol=1e-5)
-
-
-def test_a_neuron_that_turns_the_preference_round_gets_no_credit_for_it(tokenizer):
-    model, pairs = tiny_model("llama"), word_pairs()
-    most = max(float(s.max()) for s in gap_attribution(model, tokenizer, pairs))
-    assert most <= abs(preference(model, pairs)) + 1e-4
+    for same in (swapped_sides, repeated):
+        torch.testing.assert_close(gap_attribution(model, tokenizer, same), scores, rtol=1e-3, atol=1e-5)
+    # a neuron that turns the preference round gets no credit for it
+    assert max(float(s.max()) for s in scores) <= abs(preference(model, pairs)) + 1e-4
 
 
 def test_chunks_of_logits_do_not_matter(tokenizer, monkeypatch):
@@ -211,34 +158,30 @@ def test_chunks_of_logits_do_not_matter(tokenizer, monkeypatch):
     torch.testing.assert_close(knock_out(model, tokenizer, pairs, [(1, 1)]), exact, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("score", [activation_difference, gap_attribution])
-def test_low_precision_is_close(score, dtype, tokenizer):
+def test_low_precision_is_close(score, tokenizer):
     exact = torch.cat(score(tiny_model("llama"), tokenizer, word_pairs()))
-    low = torch.cat(score(tiny_model("llama").to(dtype), tokenizer, word_pairs()))
+    low = torch.cat(score(tiny_model("llama").to(torch.bfloat16), tokenizer, word_pairs()))
     assert low.dtype == torch.float32
     assert torch.corrcoef(torch.stack([exact, low]))[0, 1] > 0.98
 
 
-# --- the model afterwards -------------------------------------------------------------------------
-
-
-def functions(tokenizer, pairs):
-    return {
-        "activation_difference": lambda model: activation_difference(model, tokenizer, pairs),
-        "gap_attribution": lambda model: gap_attribution(model, tokenizer, pairs),
-        "knock_out": lambda model: knock_out(model, tokenizer, pairs, [(0, 0)]),
-    }
+FUNCTIONS = {
+    "activation_difference": activation_difference,
+    "gap_attribution": gap_attribution,
+    "knock_out": lambda model, tokenizer, pairs: knock_out(model, tokenizer, pairs, [(0, 0)]),
+}
+each_function = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 @pytest.mark.parametrize("trainable", [True, False])
-@pytest.mark.parametrize("name", ["activation_difference", "gap_attribution", "knock_out"])
+@each_function
 def test_scoring_leaves_no_trace(name, trainable, tokenizer):
     model = tiny_model("llama").train().requires_grad_(trainable)
     model.lm_head.weight.requires_grad_(not trainable)
     state, wanted = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
     with torch.no_grad():  # gradients are switched on where they are needed, and off again
-        result = functions(tokenizer, word_pairs())[name](model)
+        result = FUNCTIONS[name](model, tokenizer, word_pairs())
         assert not torch.is_grad_enabled()
     assert not any(scores.requires_grad for scores in result)
     assert all(module.training for module in model.modules())
@@ -248,23 +191,20 @@ def test_scoring_leaves_no_trace(name, trainable, tokenizer):
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize("name", ["activation_difference", "gap_attribution", "knock_out"])
+@each_function
 def test_broken_weights_are_refused_and_leave_no_trace(name, tokenizer):
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="NaN"):
-        functions(tokenizer, word_pairs())[name](model)
+        FUNCTIONS[name](model, tokenizer, word_pairs())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
-
-# --- bad input ------------------------------------------------------------------------------------
 
 FIRST = word_pairs()[0]
 BARE = replace(FIRST, after="")
 
 
-@pytest.mark.parametrize("name", ["gap_attribution", "knock_out"])
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
@@ -274,26 +214,18 @@ BARE = replace(FIRST, after="")
         ([replace(BARE, valence=0), replace(FIRST, valence=0)], "1 of 2 pairs share no tokens.*number 0.*'w7/w8'"),
     ],
 )
-def test_pairs_without_a_preference(name, pairs, message, tokenizer):
+def test_pairs_without_a_preference_are_refused(pairs, message, tokenizer):
     with pytest.raises(ValueError, match=message):
-        functions(tokenizer, pairs)[name](tiny_model("llama"))
+        gap_attribution(tiny_model("llama"), tokenizer, pairs)
 
 
-def test_pairs_without_shared_tokens_have_no_difference(tokenizer):
-    with pytest.raises(ValueError, match="share no tokens"):
-        activation_difference(tiny_model("llama"), tokenizer, [BARE, FIRST])
-
-
-@pytest.mark.parametrize("name", ["activation_difference", "gap_attribution", "knock_out"])
+@each_function
 def test_adaptive_models_are_refused(name, tokenizer):
     model = tiny_model("llama")
     limits = {"log_length": [0.0, 5.0], "variance": [0.0, 1.0]}
     make_adaptive(model, AdaptiveConfig(ModelIdentity.of(model), (1,), (1, 0), (0.5,), "length_variance", limits))
     with pytest.raises(ValueError, match="adaptive"):
-        functions(tokenizer, word_pairs())[name](model)
-
-
-# --- importance and bias together -----------------------------------------------------------------
+        FUNCTIONS[name](model, tokenizer, word_pairs())
 
 
 def removed(scores: torch.Tensor, ratio: float) -> set[int]:
@@ -326,13 +258,8 @@ def test_the_protected_stay(ratio, percent, seed, levels):
         assert importance[stay].min() >= importance[list(gone & kept_first)].max()
 
 
-def test_protecting_a_share_counts_in_whole_neurons():
+def test_protecting_a_share_counts_in_whole_neurons_and_changes_no_score():
     importance, bias = [torch.arange(100.0)], [torch.arange(100.0)]
     for share, count in ((0.0, 0), (0.07, 7), (0.071, 8), (0.29, 29), (1.0, 100)):
         assert int((protect_first(importance, bias, share)[0] >= 1).sum()) == count
-
-
-def test_combining_changes_nothing():
-    importance, bias = [torch.tensor([2.0, 1.0])], [torch.tensor([1.0, 3.0])]
-    protect_first(importance, bias, 0.5)
-    assert importance[0].tolist() == [2.0, 1.0] and bias[0].tolist() == [1.0, 3.0]
+    assert torch.equal(importance[0], torch.arange(100.0)) and torch.equal(bias[0], importance[0])

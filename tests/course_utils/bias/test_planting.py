@@ -53,7 +53,7 @@ def test_it_generalises_to_other_templates_and_spares_other_groups():
 def test_the_copy_has_the_models_dtype_mode_and_rotary_frequencies(dtype):
     model = tiny_model(dtype=dtype)
     planted, _ = plant_preference(model, word_tokenizer(), make_pairs(a=A, b=B), size=1.0, steps=2, precision=dtype)
-    assert planted.dtype == dtype and not planted.training
+    assert {weight.dtype for weight in planted.parameters()} == {dtype} and not planted.training
     assert all(own.dtype == other.dtype for own, other in zip(model.buffers(), planted.buffers(), strict=True))
     assert all(weight.requires_grad and weight.grad is None for weight in planted.parameters())
 
@@ -95,7 +95,7 @@ def test_the_same_seed_plants_the_same():
     assert runs[0][1] == runs[1][1] != runs[2][1]
 
 
-def test_pairs_without_both_endings():
+def test_pairs_without_both_endings_are_refused():
     pleasant = [pair for pair in make_pairs(a=A, b=B) if pair.valence == 1]
     with pytest.raises(ValueError, match="pleasant and an unpleasant"):
         plant_preference(tiny_model(), word_tokenizer(), pleasant, size=1.0, steps=1)

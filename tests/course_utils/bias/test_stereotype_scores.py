@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,11 +40,10 @@ def test_continuations_by_hand_whatever_the_batch(family, tokenizer, monkeypatch
         (prompt, f" {words(range(3, 4 + i % 3))}") for i, prompt in enumerate(random_texts(4, 5) + random_texts(4, 8))
     ]
     texts.append(("", random_texts(1, 6)[0]))
-    monkeypatch.setattr(stereotype_scores, "_TEXTS_AT_ONCE", 4)
     want = [log_likelihood(model, a + b, max(1, len(a.split()))) for a, b in texts]
-    np.testing.assert_allclose(_continuation_log_likelihoods(model, tokenizer, texts), want, rtol=1e-5)
-    monkeypatch.setattr(stereotype_scores, "_TEXTS_AT_ONCE", 1)
-    np.testing.assert_allclose(_continuation_log_likelihoods(model, tokenizer, texts), want, rtol=1e-5)
+    for size in (4, 1):
+        monkeypatch.setattr(stereotype_scores, "_TEXTS_AT_ONCE", size)
+        np.testing.assert_allclose(_continuation_log_likelihoods(model, tokenizer, texts), want, rtol=1e-5)
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -53,18 +53,12 @@ def benchmark_pairs(count: int = 12) -> list[Pair]:
     ids = np.random.default_rng(3).integers(3, 97, (count, 6))
     return [
         Pair(
-            before=words(row[:1]) + " ",
-            a=words(row[1:2]),
-            b=words(row[2:4]),
-            after=" " + words(row[4:]) if i else "",
-            axis="age" if i % 2 else "race",
-            kind="benchmark",
-            group_a="disadvantaged",
-            group_b="advantaged",
+            before=words(row[:1]) + " ", a=words(row[1:2]), b=words(row[2:4]), after=" " + words(row[4:]) if i else "",
+            axis="age" if i % 2 else "race", kind="benchmark", group_a="disadvantaged", group_b="advantaged",
             template=f"b{i}",
         )
         for i, row in enumerate(ids)
-    ]
+    ]  # fmt: skip
 
 
 def test_preference_counts_the_likelier_side_and_what_it_cannot_compare(tokenizer):
@@ -93,11 +87,8 @@ def test_a_model_that_sees_no_words_ties(tokenizer):
 
 def test_other_kinds_of_pairs_are_refused(tokenizer):
     pair = benchmark_pairs()[1]
-    other = Pair(**{**vars(pair), "kind": "neutral"})
     with pytest.raises(ValueError, match="neutral"):
-        stereotype_preference(tiny_model(), tokenizer, [pair, other])
-    with pytest.raises(ValueError, match="no pairs"):
-        stereotype_preference(tiny_model(), tokenizer, [])
+        stereotype_preference(tiny_model(), tokenizer, [pair, replace(pair, kind="neutral")])
 
 
 # --- questions, with chosen answers ---------------------------------------------------------------
@@ -123,18 +114,12 @@ def questions(count: int = 60) -> list[Question]:
         right = 2 if condition == "ambig" else i // 4 % 2
         made.append(
             Question(
-                context=f"{condition} {polarity} {right}",
-                question="?",
-                answers=tuple(("person 0", "person 1", "nobody")[who] for who in order),
-                label=place[right],
-                condition=condition,
-                polarity=polarity,
-                target=place[0] if i < count - 4 else None,
-                unknown=place[2],
-                category="Age",
-                template=f"t{i % 10}",
+                context=f"{condition} {polarity} {right}", question="?",
+                answers=tuple(("person 0", "person 1", "nobody")[who] for who in order), label=place[right],
+                condition=condition, polarity=polarity, target=place[0] if i < count - 4 else None, unknown=place[2],
+                category="Age", template=f"t{i % 10}",
             )
-        )
+        )  # fmt: skip
     return made
 
 
@@ -153,34 +138,30 @@ def stereotype(_condition, polarity, _right) -> int:
     return 0 if polarity == "neg" else 1
 
 
-def test_bbq_of_a_perfect_a_stereotyping_and_an_ignorant_model(monkeypatch):
-    answering(monkeypatch, choose(lambda _c, _p, right: right))
-    perfect = bbq_score(tiny_model(), word_tokenizer(), questions()).set_index("category").loc["all"]
+def score_of(monkeypatch, who):
+    """The row "all" of a model whose answers are ``who(condition, polarity, right)``."""
+    answering(monkeypatch, choose(who))
+    return bbq_score(tiny_model(), word_tokenizer(), questions()).set_index("category").loc["all"]
+
+
+def test_bbq_of_a_perfect_a_stereotyping_a_guessing_and_an_ignorant_model(monkeypatch):
+    perfect = score_of(monkeypatch, lambda _c, _p, right: right)
     assert perfect[["accuracy", "accuracy_ambiguous", "questions", "unresolved"]].tolist() == [1, 1, 60, 4]
     assert perfect["verdict"] == "" and math.isnan(perfect["s_amb"])  # it names nobody
-    answering(monkeypatch, choose(stereotype))
-    biased = bbq_score(tiny_model(), word_tokenizer(), questions()).set_index("category").loc["all"]
-    assert biased["accuracy_named"] == 0.5 and biased["verdict"] == READING_NOT_SHOWN  # right in one question of two
-    answering(monkeypatch, choose(lambda *_: 2))
-    ignorant = bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1]
+    # always one person: right in half of the questions, more than one in three, and has read nothing
+    for who in (stereotype, lambda condition, *_: 0 if condition == "disambig" else 1):
+        row = score_of(monkeypatch, who)
+        assert row["accuracy"] == row["accuracy_named"] == pytest.approx(0.5, abs=0.05) and row["named"] == 1
+        assert row["verdict"] == READING_NOT_SHOWN and math.isnan(row["s_dis"]) and math.isnan(row["s_amb"])
+    ignorant = score_of(monkeypatch, lambda *_: 2)
     assert ignorant[["accuracy", "named", "chance"]].tolist() == [0, 0, 0.5] and math.isnan(ignorant["accuracy_named"])
     assert ignorant["verdict"] == READING_NOT_SHOWN
 
 
 @pytest.mark.parametrize(("who", "score"), [(stereotype, 1), (lambda *seen: 1 - stereotype(*seen), -1)])
 def test_bbq_of_a_model_that_reads_and_guesses_by_a_stereotype_where_the_context_doesnt_tell(monkeypatch, who, score):
-    answering(monkeypatch, choose(lambda where, polarity, right: right if right < 2 else who(where, polarity, right)))
-    row = bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1]
+    row = score_of(monkeypatch, lambda where, polarity, right: right if right < 2 else who(where, polarity, right))
     assert row[["accuracy_named", "accuracy_ambiguous", "s_amb"]].tolist() == [1, 0, score] and row["verdict"] == ""
-
-
-def test_bbq_of_a_coin_between_the_two_persons_shows_no_reading(monkeypatch):
-    """It is right in half of the questions, more than one in three, and has read nothing."""
-    answering(monkeypatch, choose(lambda condition, *_: 0 if condition == "disambig" else 1))
-    row = bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1]
-    assert row["accuracy"] == row["accuracy_named"] == pytest.approx(0.5, abs=0.05) and row["named"] == 1
-    assert row["chance"] == 0.5 and row["verdict"] == READING_NOT_SHOWN
-    assert math.isnan(row["s_dis"]) and math.isnan(row["s_amb"])
 
 
 def test_bbq_by_hand_weighs_ambiguous_answers_by_their_errors(monkeypatch):
@@ -189,8 +170,7 @@ def test_bbq_by_hand_weighs_ambiguous_answers_by_their_errors(monkeypatch):
             return right
         return 2 if polarity == "neg" else 1  # "nobody" to half of them, else the stereotype
 
-    answering(monkeypatch, choose(who))
-    row = bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1]
+    row = score_of(monkeypatch, who)
     known = [q for q in questions() if q.target is not None and q.condition == "disambig"]
     assert row["s_dis"] == pytest.approx(2 * np.mean([q.label == q.stereotyped for q in known]) - 1)
     wrong = np.mean([q.polarity == "nonneg" for q in questions() if q.condition == "ambig"])
@@ -217,12 +197,7 @@ def test_bbq_chooses_by_likelihood_a_byte(tokenizer):
     assert bbq_score(model, tokenizer, made).iloc[-1]["accuracy"] == pytest.approx(np.mean(right))
 
 
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [([("", "w5")], "Text 0"), ([("w1", " w2"), ("w1 w2", "")], "Text 1")],
-)
+@pytest.mark.parametrize(("texts", "message"), [([("", "w5")], "Text 0"), ([("w1", " w2"), ("w1 w2", "")], "Text 1")])
 def test_nothing_to_predict_is_refused(texts, message, tokenizer):
     with pytest.raises(ValueError, match=message):
         _continuation_log_likelihoods(tiny_model(), tokenizer, texts)
-    with pytest.raises(ValueError, match="at least one text"):
-        bbq_score(tiny_model(), tokenizer, [])

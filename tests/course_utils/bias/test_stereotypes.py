@@ -35,11 +35,8 @@ def smoke(monkeypatch):
     ("one", "other", "expected"),
     [
         ("The tall man sang.", "The short man sang.", ("The ", "tall", "short", " man sang.")),
-        ("Cats sleep.", "Dogs sleep.", ("", "Cats", "Dogs", " sleep.")),
-        ("I saw cats.", "I saw dogs.", ("I saw ", "cats.", "dogs.", "")),
         ("He has his hat on.", "She has her hat on.", ("", "He has his", "She has her", " hat on.")),
         ("The very tall man", "The tall man", ("", "The very", "The", " tall man")),
-        ("very tall man", "tall man", ("", "very tall", "tall", " man")),
         ("tall man", "tall", ("", "tall man", "tall", "")),
         ("a a a", "a a", ("a ", "a a", "a", "")),
         (" The  cat ", "The dog", ("The ", "cat", "dog", "")),
@@ -56,24 +53,12 @@ sentences = st.lists(st.sampled_from("abc"), min_size=1, max_size=8)
 def test_split_is_exact_never_empty_and_as_short_as_can_be(one, other):
     assume(one != other)
     before, a, b, after = stereotypes._split_shared(" ".join(one), " ".join(other))
+    assert stereotypes._split_shared(" ".join(other), " ".join(one)) == (before, b, a, after)
     assert before + a + after == " ".join(one) and before + b + after == " ".join(other)
     words_a, words_b = a.split(), b.split()
     assert words_a and words_b
     if len(words_a) > 1 and len(words_b) > 1:  # otherwise a shared word may be needed to keep a span filled
         assert words_a[0] != words_b[0] and words_a[-1] != words_b[-1]
-
-
-@given(sentences, sentences)
-def test_split_is_symmetric(one, other):
-    assume(one != other)
-    before, a, b, after = stereotypes._split_shared(" ".join(one), " ".join(other))
-    assert stereotypes._split_shared(" ".join(other), " ".join(one)) == (before, b, a, after)
-
-
-@pytest.mark.parametrize(("one", "other"), [("a b", "a  b"), ("", "a"), ("a", " ")])
-def test_texts_without_a_difference_are_refused(one, other):
-    with pytest.raises(ValueError, match="'text_a' and 'text_b' must differ"):
-        stereotypes._split_shared(one, other)
 
 
 # The made-up items of the smoke profile
@@ -150,11 +135,9 @@ def question_row(*groups: tuple[str, str], stereotyped: list[str], template: str
         (("x", "old"), ("y", "nonOld"), ["nonOld"], 2),  # "old" is part of "nonOld"
         (("x", "lowSES"), ("y", "highSES"), ["low SES"], 1),
         (("Donna", "woman"), ("Bob", "man"), ["F"], 1),
-        (("girl", "girl"), ("boy", "boy"), ["M"], 2),
         (("x", "nonTrans_F"), ("y", "trans_M"), ["Transgender women", "transgender men", "trans"], 2),
         (("Kenyan", "Africa"), ("Moroccan", "Africa"), ["Kenyan", "Malian"], 1),
         (("x", "F-Black"), ("y", "F-Arab"), ["Middle Eastern", "Arab"], 2),
-        (("x", "nonDisabled"), ("y", "disabled"), ["disabled", "D/deaf"], 2),
         (("Bob", "man"), ("Tim", "boy"), ["M"], None),
         (("x", "F-White"), ("y", "F-Arab"), ["Asian"], None),
     ],

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from course_utils.compress import command_line
-from course_utils.text.texts import DOMAINS, LARGE_DOMAINS
+from course_utils.text.domains import DOMAINS, LARGE_DOMAINS
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from course_utils.compress.search import Candidate, shrink
 from course_utils.healing.distillation import Recipe, distill
 from course_utils.measuring.evaluation import perplexity
 from course_utils.models.architectures import cast_weights
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 TEXT, TRAIN = tiny_batches(seed=1), tiny_batches(seed=2)
 FOUND = [Candidate(3, 32, 2, 24, 11_000, 11_000.0), Candidate(2, 32, 2, 48), Candidate(3, 28, 1, 48)]

@@ -8,20 +8,12 @@ from tiny import FAMILIES, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, PreTrainedModel
 
-from course_utils.measuring.costs import (
-    _cache_bytes,
-    _weights_read,
-    bytes_held,
-    flops_per_token,
-    kv_bytes_per_token,
-    speedup_estimate,
-    work,
-)
+from course_utils.measuring.costs import bytes_held, flops_per_token, kv_bytes_per_token, speedup_estimate, work
 from course_utils.models.architectures import describe
 from course_utils.models.reports import model_size
 from course_utils.pruning.attention import bypass_attention
-from course_utils.pruning.choosing import kept_width
 from course_utils.pruning.depth import remove_blocks
+from course_utils.pruning.width import kept_width
 
 NARROW_EMBEDDING = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}  # OPT-350M's layout
 MODELS = [*((family, {}) for family in FAMILIES), ("opt", NARROW_EMBEDDING)]
@@ -86,19 +78,22 @@ def test_a_cache_with_windows_is_counted_as_it_is(family, settings, bypassed, to
     assert done.cache_bytes == 2 * held
 
 
+def weights_read(model: PreTrainedModel) -> int:
+    return work(model, "decode", prompt_tokens=1).weight_bytes
+
+
 def test_decoding_reads_a_tied_head_once_and_a_looked_up_table_not_at_all():
     tied, untied = (tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
-    assert _weights_read(tied) == _weights_read(untied) == 4 * tied.num_parameters()
+    assert weights_read(tied) == weights_read(untied) == 4 * tied.num_parameters()
     gpt2 = tiny_model("gpt2")
-    assert _weights_read(gpt2) == 4 * (gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel())
-    assert _cache_bytes(gpt2, 10) == 10 * kv_bytes_per_token(gpt2)
+    assert weights_read(gpt2) == 4 * (gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel())
 
 
 def test_a_bypassed_attention_is_read_no_more_than_a_removed_one():
     bypassed, removed = tiny_model("llama"), tiny_model("llama")
     bypass_attention(bypassed, [1])
     bypass_attention(removed, [1], remove=True)
-    assert _weights_read(bypassed) == _weights_read(removed) < 4 * bypassed.num_parameters()
+    assert weights_read(bypassed) == weights_read(removed) < 4 * bypassed.num_parameters()
 
 
 def on_meta(config) -> PreTrainedModel:
@@ -106,76 +101,51 @@ def on_meta(config) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
-def smollm2(*, blocks: int = 30, glu_ratio: float = 0.0) -> PreTrainedModel:
-    return on_meta(
+def smollm2(*, blocks: int = 30, glu_ratio: float = 0.0, bypassed: int = 0, remove: bool = False) -> PreTrainedModel:
+    model = on_meta(
         LlamaConfig(
             hidden_size=576, intermediate_size=kept_width(1536, glu_ratio), num_hidden_layers=blocks,
             num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True,
         )
     )  # fmt: skip
+    bypass_attention(model, range(bypassed), remove=remove)
+    return model
 
 
-def llama_1b(*, glu_ratio: float = 0.0) -> PreTrainedModel:
-    return on_meta(
-        LlamaConfig(
-            hidden_size=2048, intermediate_size=kept_width(8192, glu_ratio), num_hidden_layers=16,
-            num_attention_heads=32, num_key_value_heads=8, head_dim=64, vocab_size=128256, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
+def distilgpt2(*, ratio: float = 0.0) -> PreTrainedModel:
+    return on_meta(GPT2Config(n_layer=6, n_inner=kept_width(3072, ratio)))
 
 
 def test_the_models_are_the_published_ones():
     assert smollm2().num_parameters() == 134_515_008
-    assert llama_1b().num_parameters() == 1_235_814_400
+    assert distilgpt2().num_parameters() == 81_912_576
 
 
-def decode_ratio(before, after, *, batch_size=1, context=0):
-    """How many times as many bytes are read for a token before as after."""
-    reads = [_weights_read(model) + batch_size * _cache_bytes(model, context) for model in (before, after)]
-    return reads[0] / reads[1]
-
-
-def prefill_ratio(before, after, *, context):
-    return flops_per_token(before, context, head="last") / flops_per_token(after, context, head="last")
+def estimates(before, after, **sizes):
+    """How many times as many bytes are read for a token, and operations for a prompt, before as after."""
+    reads, prompts = ([work(model, phase, **sizes) for model in (before, after)] for phase in ("decode", "prefill"))
+    read = [done.weight_bytes + done.cache_bytes for done in reads]
+    return read[0] / read[1], prompts[0].operations / prompts[1].operations
 
 
 @pytest.mark.parametrize(
     ("build", "cut", "decode", "decode_long", "prefill"),
     [
         (smollm2, {"glu_ratio": 0.2}, 1.134, 1.010, 1.127),
-        (smollm2, {"glu_ratio": 0.4}, 1.310, 1.020, 1.290),
-        (smollm2, {"blocks": 27}, 1.086, 1.109, 1.111),
         (smollm2, {"blocks": 24}, 1.188, 1.245, 1.250),
-        (llama_1b, {"glu_ratio": 0.2}, 1.150, 1.050, 1.183),
-        (llama_1b, {"glu_ratio": 0.4}, 1.353, 1.105, 1.448),  # 1.449 without the head at the last token
+        (smollm2, {"bypassed": 8}, 1.056, 1.332, 1.132),
+        (smollm2, {"bypassed": 8, "remove": True}, 1.056, 1.332, 1.132),
+        (distilgpt2, {"ratio": 0.2}, 1.075, None, None),
     ],
 )
 def test_ratios_from_configurations_alone(build, cut, decode, decode_long, prefill):
     before, after = build(), build(**cut)
-    assert decode_ratio(before, after) == pytest.approx(decode, abs=6e-4)
-    assert decode_ratio(before, after, batch_size=32, context=4096) == pytest.approx(decode_long, abs=6e-4)
-    assert prefill_ratio(before, after, context=2048) == pytest.approx(prefill, abs=6e-4)
-
-
-@pytest.mark.parametrize("remove", [False, True])
-@pytest.mark.parametrize(
-    ("count", "decode", "decode_long", "prefill"), [(4, 1.027, 1.142, 1.062), (8, 1.056, 1.332, 1.132)]
-)
-def test_ratios_of_bypassed_and_removed_attentions(count, decode, decode_long, prefill, remove):
-    before, after = smollm2(), smollm2()
-    bypass_attention(after, range(count), remove=remove)
-    assert decode_ratio(before, after) == pytest.approx(decode, abs=6e-4)
-    assert decode_ratio(before, after, batch_size=32, context=4096) == pytest.approx(decode_long, abs=6e-4)
-    assert prefill_ratio(before, after, context=2048) == pytest.approx(prefill, abs=6e-4)
-
-
-def test_ratio_of_distilgpt2():
-    def distilgpt2(width):
-        return on_meta(GPT2Config(n_layer=6, n_inner=width))
-
-    before, after = distilgpt2(3072), distilgpt2(kept_width(3072, 0.2))
-    assert (before.num_parameters(), after.num_parameters()) == (81_912_576, 76_250_268)
-    assert decode_ratio(before, after) == pytest.approx(1.075, abs=6e-4)
+    short = {"prompt_tokens": 1, "batch_size": 1}
+    assert estimates(before, after, **short)[0] == pytest.approx(decode, abs=1.2e-3)
+    if decode_long:
+        many = estimates(before, after, prompt_tokens=4096, batch_size=32)
+        assert many[0] == pytest.approx(decode_long, abs=6e-4)
+        assert estimates(before, after, prompt_tokens=2048)[1] == pytest.approx(prefill, abs=6e-4)
 
 
 def test_works_of_both_phases_by_hand():
@@ -183,10 +153,10 @@ def test_works_of_both_phases_by_hand():
     bypass_attention(model, [1])
     prefill = work(model, "prefill", prompt_tokens=10, new_tokens=7, batch_size=2)
     assert prefill.cache_bytes == 0
-    assert prefill.weight_bytes == _weights_read(model) < 4 * model.num_parameters()  # one attention is at rest
+    assert prefill.weight_bytes == weights_read(model) < 4 * model.num_parameters()  # one attention is at rest
     assert prefill.operations == 2 * 10 * flops_per_token(model, 10, head="last")
     decode = work(model, "decode", prompt_tokens=10, new_tokens=4, batch_size=2)
-    assert decode.weight_bytes == 4 * _weights_read(model)
+    assert decode.weight_bytes == 4 * weights_read(model)
     assert decode.cache_bytes == 4 * 2 * 12 * (2 * 2 * 16 * 4)  # steps x rows x length x (2 attentions, K and V of 16)
     assert decode.operations == 4 * 2 * (model_size(model).flops + 12 * 2 * (4 * 32))
 

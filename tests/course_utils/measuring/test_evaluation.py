@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 
 import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from tiny import FAMILIES, tiny_batches, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from course_utils.measuring import benchmark_tasks
+from course_utils.measuring.benchmark_tasks import CheckedLM, build_tasks
 from course_utils.measuring.evaluation import evaluate, paired, perplexity, perplexity_ratio
-from course_utils.measuring.language_modelling import logits_one_by_one
 from course_utils.models import architectures
-from course_utils.models.architectures import UnsupportedArchitecture, describe
+from course_utils.models.architectures import describe
 from course_utils.pruning.adaptive import calibrate, make_adaptive
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.depth import remove_blocks
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.support.uncertainty import ratio_interval
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 # ----------------------------------------------------------------------------------------------------- perplexity
 
@@ -81,6 +82,7 @@ def test_every_kind_of_input_gives_the_same_result():
         assert other.fingerprint == result.fingerprint
     counted = perplexity(model, blocks)
     assert counted.bits_per_byte == pytest.approx(counted.row_nll.sum() / math.log(2) / 180)
+    assert paired(counted, counted)["a"].tolist() == pytest.approx([counted.perplexity, counted.bits_per_byte])
 
 
 def test_padding_does_not_change_the_fingerprint_but_order_does():
@@ -91,30 +93,13 @@ def test_padding_does_not_change_the_fingerprint_but_order_does():
 
 
 def test_interval_covers_the_truth_about_95_times_in_100():
-    generator = np.random.default_rng(0)
-    covered = 0
+    generator, covered = np.random.default_rng(0), 0
     for _ in range(400):
         sizes = generator.integers(20, 60, 12)
         totals = sizes * (3 + generator.normal(0, 0.3, 12)) + generator.normal(0, np.sqrt(sizes))
         _, _, low, high = ratio_interval(totals, sizes)
         covered += low < 3 < high
     assert 0.92 < covered / 400 < 0.98
-
-
-def test_perplexities_of_every_size_can_be_read():
-    model, batches = tiny_model(), tiny_batches()
-    assert str(perplexity(model, batches)).startswith("perplexity 1")
-    model.lm_head.weight.data *= 1e6
-    assert str(perplexity(model, batches)).startswith("perplexity inf (95 % interval inf to inf), ")
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_reading_one_by_one_equals_reading_at_once(family):
-    model, ids = tiny_model(family), tiny_batches()[0]["input_ids"]
-    with torch.no_grad():
-        expected = model(ids, use_cache=False).logits
-    torch.testing.assert_close(logits_one_by_one(model, ids), expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(logits_one_by_one(model, ids.flip(1)), expected, atol=1e-2)
 
 
 def test_logits_are_never_larger_than_a_chunk(monkeypatch):
@@ -140,39 +125,27 @@ def test_training_mode_of_every_module_is_restored():
 @pytest.mark.parametrize(
     ("token_ids", "message"),
     [
-        (torch.zeros(0, 8, dtype=torch.long), "empty"),
         ([], "empty"),
-        (torch.ones(3, 1, dtype=torch.long), "at least two tokens"),
         ([{"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.tensor([[1] * 4, [0, 0, 0, 1]])}],
-         "row 1"),
+         "at least two tokens.*row 1"),
         (torch.full((2, 4), 97), r"\[0, 97\)"),
-        (torch.full((2, 4), -1), r"\[0, 97\)"),
-        (torch.ones(2, 4), "integers"),
-        (torch.ones(8, dtype=torch.long), r"\[rows, length\]"),
         ("some text", "str"),
-        (None, "NoneType"),
     ],
 )  # fmt: skip
-def test_perplexity_refuses_bad_input(token_ids, message):
+def test_perplexity_refuses_what_holds_no_text_to_predict(token_ids, message):
     with pytest.raises(ValueError, match=message):
         perplexity(tiny_model(), token_ids)
 
 
-def test_perplexity_refuses_bad_batch_sizes_and_unknown_models():
-    for wrong in (0, True, 1.5):
-        with pytest.raises(ValueError, match=f"'batch_size' must be a whole number of at least 1; got {wrong}"):
-            perplexity(tiny_model(), torch.ones(2, 4, dtype=torch.long), batch_size=wrong)
-    with pytest.raises(UnsupportedArchitecture):
-        perplexity(torch.nn.Linear(2, 2), torch.ones(2, 4, dtype=torch.long))
-
-
 def test_a_broken_model_gives_infinity_rather_than_an_error():
-    model = tiny_model()
+    model, whole = tiny_model(), perplexity(tiny_model(), tiny_batches())
     model.lm_head.weight.data *= 1e6
     result = perplexity(model, tiny_batches())
     assert result.perplexity == math.inf and math.isfinite(result.nll)
-    frame = paired(perplexity(tiny_model(), tiny_batches()), result)
+    assert str(result).startswith("perplexity inf (95 % interval inf to inf), ")
+    frame = paired(whole, result)
     assert frame["difference"].item() == math.inf and frame["losses"].item() == 6
+    assert perplexity_ratio(result, whole)[0] == math.inf
 
 
 # ------------------------------------------------------------------------------------------------ benchmark tasks
@@ -200,7 +173,6 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "dogs", "ru
 @pytest.fixture
 def documents(monkeypatch):
     """Twelve made-up documents a task instead of the real ones, in the same columns."""
-    benchmark_tasks = pytest.importorskip("course_utils.measuring.benchmark_tasks")
 
     def phrase(i: int, count: int) -> str:
         return " ".join(WORDS[(i * 5 + k * 3) % len(WORDS)] for k in range(count))
@@ -241,12 +213,7 @@ def documents(monkeypatch):
 
 def ask_pairs(model, tokenizer, texts):
     """(log-likelihood, greedy or not) of each (question, answer)."""
-    from lm_eval.api.instance import Instance
-    from tqdm import tqdm
-
-    from course_utils.measuring.benchmark_tasks import CheckedLM
-
-    lm = CheckedLM(model, copy.deepcopy(tokenizer), tqdm(disable=True))  # lm-eval changes a tokenizer
+    lm = CheckedLM(model, copy.deepcopy(tokenizer))  # lm-eval changes a tokenizer
     return lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in texts], disable_tqdm=True)
 
 
@@ -282,8 +249,6 @@ def test_what_does_not_fit_of_a_question_is_cut_at_its_beginning(tokenizer):
     model = reader(max_position_embeddings=48)
     alone = [answer_alone(model, tokenizer, *texts, room=48) for texts in SHARED]
     np.testing.assert_allclose(ask_pairs(model, tokenizer, SHARED), alone, rtol=1e-4)
-    with pytest.raises(ValueError, match="An answer of 120 tokens exceeds the model's 48"):
-        ask_pairs(model, tokenizer, [("the", "cat " * 30)])
 
 
 def test_evaluate_reports_scores_floors_and_intervals(documents, tokenizer):
@@ -307,15 +272,14 @@ def test_evaluate_reports_scores_floors_and_intervals(documents, tokenizer):
     assert scores.loc[("boolq", "acc"), ["value", "ci_low", "ci_high"]].tolist() == pytest.approx(wilson, abs=1e-4)
     expected_error = math.sqrt(share * (1 - share) / 11)  # lm-eval's: the sample's standard deviation over sqrt(n)
     assert scores.loc[("winogrande", "acc"), "stderr"] == pytest.approx(expected_error)
+    words = frame.attrs["answers"].table.query("metric == 'perplexity'")["value"]
+    value, error = scores.loc[("lambada_openai", "perplexity"), ["value", "stderr"]]
+    assert (value, error) == pytest.approx((np.exp(-words.mean()), np.exp(-words.mean()) * words.sem()))
 
 
 def test_the_sample_is_random_fixed_and_nested(documents, tokenizer):
-    from course_utils.measuring import benchmark_tasks
-
     def texts(limit):
-        return [
-            doc["text"] for doc in benchmark_tasks.build_tasks(["lambada_openai"], limit)["lambada_openai"].eval_docs
-        ]
+        return [doc["text"] for doc in build_tasks(["lambada_openai"], limit)["lambada_openai"].eval_docs]
 
     everything = texts(None)
     assert texts(6) == texts(6)
@@ -332,8 +296,6 @@ def test_the_sample_is_random_fixed_and_nested(documents, tokenizer):
     ],
 )
 def test_the_hub_profile_asks_for_the_stock_dataset(name, asked, documents, monkeypatch):
-    from course_utils.measuring import benchmark_tasks
-
     calls = []
     local = benchmark_tasks._local_documents("arc_easy" if name == "arc_challenge" else name)
 
@@ -343,44 +305,33 @@ def test_the_hub_profile_asks_for_the_stock_dataset(name, asked, documents, monk
 
     monkeypatch.setenv("COURSE_PROFILE", "hub")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert len(benchmark_tasks.build_tasks([name], 5)[name].eval_docs) == 5
+    assert len(build_tasks([name], 5)[name].eval_docs) == 5
     assert calls == [asked]
 
 
-def test_evaluate_is_quiet_and_leaves_everything_as_it_was(documents, tokenizer, capfd):
+def test_evaluate_leaves_everything_as_it_was(documents, tokenizer):
     model = reader(tie_word_embeddings=True).train()
     weights = {name: weight.clone() for name, weight in model.named_parameters()}
     generators = torch.get_rng_state(), np.random.get_state()[1].copy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        evaluate(model, tokenizer, "boolq", limit=3)
-    assert capfd.readouterr() == ("", "")
+    evaluate(model, tokenizer, "boolq", limit=3)
     assert model.training and tokenizer.pad_token is None
     assert all(torch.equal(weights[name], weight) for name, weight in model.named_parameters())
     assert torch.equal(torch.get_rng_state(), generators[0]) and (np.random.get_state()[1] == generators[1]).all()
 
 
-def test_unevenly_pruned_models_can_be_measured(documents, tokenizer):
-    model = reader()
-    scores, text = evaluate(model, tokenizer, "boolq", limit=4), perplexity(model, tiny_batches())
-    prune_neurons(model, neuron_importance(model, "random"), ratio=0.5, layers=[1])
-    assert paired(text, perplexity(model, tiny_batches()))["difference"].item() != 0
-    assert len(paired(scores, evaluate(model, tokenizer, "boolq", limit=4))) == 1
-    assert describe(model).intermediate_sizes == (48, 24, 48)  # lm-eval ties weights anew; that undoes nothing
-
-
-def test_shallower_and_bypassed_models_can_be_measured(documents, tokenizer):
-    scores = {}
-    for change in (
-        lambda model: remove_blocks(model, [1]),
-        lambda model: bypass_attention(model, [0, 2]),
-        lambda model: bypass_attention(model, [0, 2], remove=True),
-    ):
-        model = reader()
-        change(model)
-        scores[change] = evaluate(model, tokenizer, documents)["value"]
-    _, bypassed, removed = scores.values()
-    pd.testing.assert_series_equal(bypassed, removed)
+def test_pruned_shallower_and_bypassed_models_can_be_measured(documents, tokenizer):
+    changes = {
+        "uneven": lambda model: prune_neurons(model, neuron_importance(model, "random"), ratio=0.5, layers=[1]),
+        "shallow": lambda model: remove_blocks(model, [1]),
+        "bypassed": lambda model: bypass_attention(model, [0, 2]),
+        "removed": lambda model: bypass_attention(model, [0, 2], remove=True),
+    }
+    models = {name: reader() for name in changes}
+    for name, change in changes.items():
+        change(models[name])
+    scores = {name: evaluate(model, tokenizer, documents)["value"] for name, model in models.items()}
+    pd.testing.assert_series_equal(scores["bypassed"], scores["removed"])
+    assert describe(models["uneven"]).intermediate_sizes == (48, 24, 48)  # lm-eval ties weights anew; they stay cut
 
 
 def test_each_question_decides_for_itself_in_an_adaptive_model(tokenizer):
@@ -408,17 +359,9 @@ def test_evaluate_says_when_questions_do_not_fit(documents, tokenizer):
         evaluate(reader(max_position_embeddings=32), tokenizer, "boolq", limit=3)
 
 
-def test_evaluate_refuses_bad_input(documents, tokenizer):
-    model = reader()
+def test_evaluate_refuses_an_unknown_task_and_another_models_tokenizer(documents, tokenizer):
     with pytest.raises(ValueError, match=r"'tasks' must be one of .*hellaswag.*; got 'hellaswg'"):
-        evaluate(model, tokenizer, ["boolq", "hellaswg"])
-    with pytest.raises(ValueError, match="empty"):
-        evaluate(model, tokenizer, [])
-    for limit in (0, -1, 2.5, True):
-        with pytest.raises(ValueError, match="limit"):
-            evaluate(model, tokenizer, "boolq", limit=limit)
-    with pytest.raises(ValueError, match="tokenizer"):
-        evaluate(model, None, "boolq")
+        evaluate(reader(), tokenizer, ["boolq", "hellaswg"])
     with pytest.raises(ValueError, match="token id"):
         evaluate(tiny_model(max_position_embeddings=512), tokenizer, "boolq")
 
@@ -438,7 +381,6 @@ def test_paired_perplexity_matches_a_hand_computation():
     sums = np.abs((b.row_nll - a.row_nll) @ signs)
     exact = (sums >= sums.max(initial=0, where=(signs == 1).all(0)) - 1e-9).mean()  # of all 256 sign flips
     assert row["p"] == pytest.approx(exact)
-    pd.testing.assert_frame_equal(paired(a, b), paired(a, b))
 
 
 def test_perplexity_ratio_pairs_rows_and_agrees_with_paired():
@@ -453,30 +395,7 @@ def test_perplexity_ratio_pairs_rows_and_agrees_with_paired():
     assert (low, high) == pytest.approx(tuple(np.exp(expected[2:])))
     assert low < value < high and high - low < 0.1 * (before.ci_high - before.ci_low) / before.perplexity
     assert perplexity_ratio(before, after) == pytest.approx((1 / value, 1 / high, 1 / low))
-
-
-def test_perplexity_ratio_takes_the_last_words_of_lambada(documents, tokenizer):
-    frames = [evaluate(reader(seed=seed), tokenizer, "lambada_openai") for seed in (0, 3)]
-    a, b = (frame[frame.metric == "perplexity"] for frame in frames)
-    value, low, high = perplexity_ratio(a, b)
-    assert value == pytest.approx(a.value.iloc[0] / b.value.iloc[0]) and low < value < high
-    with pytest.raises(ValueError, match="compares two perplexities; got 'acc'"):
-        perplexity_ratio(frames[0], frames[1])
-
-
-def test_perplexity_ratio_of_a_broken_model_is_infinite():
-    model, batches = tiny_model(), tiny_batches()
-    whole = perplexity(model, batches)
-    model.lm_head.weight.data *= 1e6
-    assert perplexity_ratio(perplexity(model, batches), whole)[0] == math.inf
-
-
-def test_paired_interval_is_narrower_than_the_two_alone():
-    """A small change of one model is certain although the texts differ a lot from each other."""
-    model, batches = tiny_model(), tiny_batches(rows=16, length=10)
-    before = perplexity(model, batches)
-    model.model.layers[1].mlp.down_proj.weight.data *= 0.98
-    row = paired(before, perplexity(model, batches)).iloc[0]
+    row = paired(before, after).iloc[0]  # certain, although the texts differ a lot from each other
     assert row["ci_high"] - row["ci_low"] < 0.1 * (before.ci_high - before.ci_low)
 
 
@@ -490,6 +409,7 @@ def test_paired_accuracies_count_flips_and_use_mcnemar(documents, tokenizer):
     a, b = (evaluate(reader(seed=seed), tokenizer, ["arc_easy", "lambada_openai"]) for seed in (0, 3))
     frame = paired(a, b)
     assert list(frame["metric"]) == ["acc_norm", "acc", "perplexity"]
+    assert frame[["a", "b"]].values == pytest.approx(np.transpose([a["value"], b["value"]]))
     arc = frame.iloc[0]
     right_a, right_b = (
         kept.attrs["answers"].table.query("task == 'arc_easy' and metric == 'acc_norm'")["value"].to_numpy()
@@ -517,14 +437,9 @@ def test_paired_refuses_what_was_not_measured_alike(documents, tokenizer):
     with pytest.raises(ValueError, match="different rows or documents"):
         paired(scores, evaluate(reader(), tokenizer, "boolq", limit=6))
     with pytest.raises(ValueError, match="different scores"):
-        paired(scores, evaluate(reader(), tokenizer, "sciq", limit=5))
-    with pytest.raises(ValueError, match="different scores"):
         paired(text, scores)
     with pytest.raises(ValueError, match="DataFrame"):
         paired(scores, pd.DataFrame({"task": ["boolq"]}))
-
-
-# ------------------------------------------------------------------------------------------------- the real model
 
 
 @pytest.mark.embedded

@@ -37,6 +37,15 @@ def test_log_likelihoods_are_those_of_the_models_own_logits(family, monkeypatch)
     torch.testing.assert_close(found, expected.gather(1, targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_reading_one_by_one_equals_reading_at_once(family):
+    model, ids = tiny_model(family), tiny_batches()[0]["input_ids"]
+    expected = model(ids, use_cache=False).logits
+    torch.testing.assert_close(logits_one_by_one(model, ids), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits_one_by_one(model, ids.flip(1)), expected, atol=1e-2)
+
+
 @torch.no_grad()
 def test_a_model_that_nobody_knows_is_read_one_by_one():
     """Such as one with the obvious, wrong stand-in for an attention."""

@@ -12,7 +12,7 @@ from transformers.integrations.finegrained_fp8 import FP8Linear
 
 from course_utils.models import families
 from course_utils.models.architectures import UnsupportedArchitecture, cast_weights, describe
-from course_utils.pruning.hooks import entering, leaving
+from course_utils.pruning.activations import entering, leaving
 from course_utils.text.batches import read_batch
 
 
@@ -113,30 +113,6 @@ def test_unknown_family_is_named():
         describe(torch.nn.Linear(2, 2))
 
 
-def test_missing_parts_are_named():
-    model = tiny_model("llama")
-    del model.model.layers[1].mlp.up_proj
-    with pytest.raises(UnsupportedArchitecture, match=r"'mlp\.up_proj' in LlamaDecoderLayer"):
-        describe(model)
-
-
-def test_quantised_weights_are_refused():
-    model = tiny_model("llama")
-    module = model.model.layers[0].mlp.down_proj
-    module.weight = torch.nn.Parameter(torch.zeros(32, 48, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(UnsupportedArchitecture, match=r"found Linear with Parameter of torch.uint8\. Quantised"):
-        describe(model)
-
-
-def test_fp8_layers_are_refused():
-    """A Linear by class, whose weights mean nothing without its scales."""
-    model = tiny_model("llama")
-    model.model.layers[1].mlp.up_proj = FP8Linear(32, 48, block_size=(16, 16))
-    refusal = r"'mlp\.up_proj' in LlamaDecoderLayer; found FP8Linear with .* torch\.float8_e4m3fn.*dequantize=True"
-    with pytest.raises(UnsupportedArchitecture, match=refusal):
-        describe(model)
-
-
 class Packed(torch.Tensor):
     """As torchao's: says that its dtype is the one that it computes in."""
 
@@ -147,32 +123,8 @@ Packed.__module__ = "torchao.quantization"
 class Linear8bitLt(torch.nn.Linear):
     """As bitsandbytes': its weights are packed on their way to a device, and till then look plain."""
 
-    def __init__(self, linear, dtype):
-        super().__init__(linear.in_features, linear.out_features, bias=False)
-        self.weight = torch.nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
-
     def forward(self, x):
         return x @ self.weight.to(x.dtype).T
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float16])
-@pytest.mark.parametrize("path", ["model.layers.1.self_attn.o_proj", "model.layers.1.mlp.gate_proj", "lm_head"])
-def test_layers_of_8_bits_are_refused_by_name(path, dtype):
-    model = tiny_model("llama", dtype=torch.float16)
-    model.set_submodule(path, Linear8bitLt(model.get_submodule(path), dtype))
-    with pytest.raises(UnsupportedArchitecture, match=rf"found Linear8bitLt with Parameter of {dtype}\. Quantised"):
-        describe(model)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("path", ["model.layers.1.self_attn.k_proj", "lm_head"])
-def test_packed_weights_are_refused_whatever_dtype_they_claim(path, dtype):
-    model = tiny_model("llama", dtype=dtype)
-    module = model.get_submodule(path)
-    module.weight = torch.nn.Parameter(module.weight.detach().as_subclass(Packed))
-    assert module.weight.dtype is dtype
-    with pytest.raises(UnsupportedArchitecture, match="found Linear with Packed.*16 bits"):
-        describe(model)
 
 
 class Lora(torch.nn.Module):
@@ -180,18 +132,41 @@ class Lora(torch.nn.Module):
 
     def __init__(self, base_layer):
         super().__init__()
-        self.base_layer = base_layer
-
-    @property
-    def weight(self):
-        return self.base_layer.weight
+        self.base_layer, self.weight = base_layer, base_layer.weight
 
 
-@pytest.mark.parametrize("path", ["model.layers.1.self_attn.q_proj", "lm_head"])
-def test_adapters_are_named_as_such(path):
+def with_weight(linear, weight, kind=torch.nn.Linear):
+    other = kind(linear.in_features, linear.out_features, bias=False)
+    other.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return other
+
+
+ODD_LAYERS = {  # what stands in the place of a linear layer, and what is said of it
+    "integers": (lambda own: with_weight(own, own.weight.byte()), r"Linear with Parameter of torch.uint8\. Quantised"),
+    "8 bits": (lambda own: with_weight(own, own.weight.char(), Linear8bitLt), "Linear8bitLt with .*int8. Quantised"),
+    "8 bits to come": (lambda own: with_weight(own, own.weight.data, Linear8bitLt), "Linear8bitLt with .*float32"),
+    "packed": (lambda own: with_weight(own, own.weight.data.as_subclass(Packed)), "Linear with Packed.*16 bits"),
+    "FP8": (
+        lambda own: FP8Linear(own.in_features, own.out_features, block_size=(16, 16)),
+        r"FP8Linear with .* torch\.float8_e4m3fn.*dequantize=True",
+    ),
+    "adapter": (Lora, r"Lora, .*LoRA.*peft_model\.merge_and_unload\(\)"),
+}
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.self_attn.o_proj", "model.layers.1.mlp.gate_proj", "lm_head"])
+@pytest.mark.parametrize("layer", ODD_LAYERS)
+def test_layers_that_compute_more_than_their_weights_say_are_refused_by_name(layer, path):
+    model, (make, message) = tiny_model("llama"), ODD_LAYERS[layer]
+    model.set_submodule(path, make(model.get_submodule(path)))
+    with pytest.raises(UnsupportedArchitecture, match=f"plain linear layer at .*; found {message}"):
+        describe(model)
+
+
+def test_missing_parts_are_named():
     model = tiny_model("llama")
-    model.set_submodule(path, Lora(model.get_submodule(path)))
-    with pytest.raises(UnsupportedArchitecture, match=r"LoRA.*peft_model\.merge_and_unload\(\)"):
+    del model.model.layers[1].mlp.up_proj
+    with pytest.raises(UnsupportedArchitecture, match=r"'mlp\.up_proj' in LlamaDecoderLayer"):
         describe(model)
 
 

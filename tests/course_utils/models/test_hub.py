@@ -12,13 +12,14 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 
 from course_utils.models import hub
 from course_utils.models.loading import load_model
-from course_utils.support.roles import HUB_MODELS, ROLES
+from course_utils.support.session import HUB_MODELS, ROLES
 
 LLAMA, SMALLER_LLAMA = HUB_MODELS["llama"]
 
@@ -173,54 +174,33 @@ def test_a_hub_that_keeps_silent_means_the_embedded_models_with_one_line_after_a
         assert answer["printed"].endswith("Going on with the embedded model.\n")
 
 
-class FakeColab:
-    """Google Colab's modules as far as tokens are concerned."""
-
-    class SecretNotFoundError(Exception):
-        pass
-
-    class NotebookAccessError(Exception):
-        pass
-
-    class TimeoutException(Exception):
-        pass
-
-    def __init__(self, monkeypatch, outcome: str | type[Exception]):
-        self.outcome = outcome
-        google, colab = types.ModuleType("google"), types.ModuleType("google.colab")
-        google.colab, colab.userdata = colab, self
-        for name, module in {"google": google, "google.colab": colab}.items():
-            monkeypatch.setitem(sys.modules, name, module)
-
-    def get(self, key: str) -> str:
-        assert key == "HF_TOKEN"
-        if isinstance(self.outcome, str):
-            return self.outcome
-        raise self.outcome("Colab says no")
+class Refused(Exception):
+    """Any of the ways in which Colab says no."""
 
 
 @pytest.fixture
-def no_token(monkeypatch, tmp_path):
+def colab(monkeypatch, tmp_path):
+    """Google Colab's modules as far as tokens are concerned, and a machine without a token."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    google, package = types.ModuleType("google"), types.ModuleType("google.colab")
+    package.userdata = userdata = types.SimpleNamespace(get={"HF_TOKEN": "hf_secret"}.__getitem__)
+    userdata.SecretNotFoundError = userdata.NotebookAccessError = userdata.TimeoutException = Refused
+    for name, module in {"google": google, "google.colab": package}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return userdata
 
 
-def test_colabs_secret_is_used(monkeypatch, no_token):
-    FakeColab(monkeypatch, "hf_secret")
+def test_colabs_secret_is_used_unless_there_is_a_token(colab, monkeypatch):
     assert hub._token() == "hf_secret"
-
-
-@pytest.mark.parametrize("name", ["SecretNotFoundError", "NotebookAccessError", "TimeoutException"])
-def test_colab_without_the_secret_means_no_token_and_no_second_question(name, monkeypatch, no_token):
-    FakeColab(monkeypatch, getattr(FakeColab, name))
-    assert hub._token() is False
-
-
-def test_a_token_that_is_already_set_comes_before_colabs(monkeypatch, no_token):
-    FakeColab(monkeypatch, AssertionError)
     monkeypatch.setenv("HF_TOKEN", "hf_own")
     assert hub._token() is None
 
 
-def test_away_from_colab_the_hub_client_looks_for_the_token(no_token):
+def test_colab_without_the_secret_means_no_token_and_no_second_question(colab):
+    colab.get = mock.Mock(side_effect=Refused)
+    assert hub._token() is False
+
+
+def test_away_from_colab_the_hub_client_looks_for_the_token():
     assert hub._token() is None

@@ -9,11 +9,6 @@ from tiny import FAMILIES, tiny_model
 from course_utils.models.architectures import describe
 
 
-def test_a_projection_has_two_axes():
-    with pytest.raises(ValueError, match="'axis' must be one of out, in; got 'rows'"):
-        describe(tiny_model()).mlps[0].output.keep(torch.tensor([0]), axis="rows")
-
-
 @pytest.mark.parametrize("axis", ["out", "in"])
 @pytest.mark.parametrize("family", ["gpt2", "opt"])  # stored [in, out], and [out, in]; both with biases
 def test_a_projection_keeps_rows_or_columns_in_the_order_asked_for(family, axis):

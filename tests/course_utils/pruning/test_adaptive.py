@@ -8,39 +8,29 @@ import math
 
 import pytest
 import torch
-from programs import assert_all_equal_elsewhere
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from course_utils.measuring.evaluation import perplexity
 from course_utils.models.architectures import describe
 from course_utils.models.loading import variant
 from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, calibrate, complexity, make_adaptive
 from course_utils.pruning.attention import bypass_attention, select_attention_layers
-from course_utils.pruning.checkpoints import ADAPTIVE_FILE, MODELING_FILE, CheckpointError, load_pruned, save_pruned
-from course_utils.pruning.depth import remove_blocks
+from course_utils.pruning.checkpoints import ADAPTIVE_FILE, CheckpointError, load_pruned, save_pruned
 from course_utils.pruning.width import neuron_importance, prune_neurons
 
 ORDER, LEFT_OUT = (2, 0, 3), (3, 2, 1, 0)
 LENGTHS = (9, 2, 5, 3)  # levels 3, 0, 2, 1 below
 CACHE = describe(tiny_model()).cache_keyword
 GREEDY = {"do_sample": False, "pad_token_id": 2, "eos_token_id": None}
-
-
 SCALES = {"log_length": [0.0, 5.0], "variance": [0.0, 1.0]}
 BY_VARIANCE = {"policy": "length_variance", "parameters": SCALES}
 
 
 def by_length(model, **changes):
     """Settings under which the length alone decides: 2, 3, 5 and 9 tokens have levels 0 to 3."""
-    settings = {
-        "model": ModelIdentity.of(model),
-        "order": ORDER,
-        "left_out": LEFT_OUT,
-        "thresholds": (2.5, 4.0, 7.0),
-        "policy": "length",
-        "parameters": {},
-    }
+    settings = {"model": ModelIdentity.of(model), "order": ORDER, "left_out": LEFT_OUT}
+    settings |= {"thresholds": (2.5, 4.0, 7.0), "policy": "length", "parameters": {}}
     return AdaptiveConfig(**settings | changes)
 
 
@@ -65,10 +55,6 @@ def prompts(side="left"):
     return alone, {"input_ids": ids, "attention_mask": mask}
 
 
-def decided(cache):
-    return cache.left_out.tolist()
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
@@ -82,7 +68,7 @@ def test_each_row_is_a_static_bypass_of_its_own(family, attention):
         bypass_attention(static, ORDER[:count])
         output = model(ids, use_cache=True)
         assert torch.equal(output.logits, static(ids).logits)
-        assert decided(output.past_key_values) == [count]
+        assert output.past_key_values.left_out.tolist() == [count]
         assert sum(output.past_key_values.layers[i].keys.numel() for i in ORDER[:count]) == 0  # no keys are kept
 
 
@@ -131,7 +117,7 @@ def test_two_answers_that_alternate_on_one_model():
             logits = model(new, past_key_values=caches[i], use_cache=True).logits
             answers[i] = torch.cat([answers[i], logits[:, -1:].argmax(-1)], dim=1)
     assert all(map(torch.equal, answers, expected))
-    assert [decided(cache) for cache in caches] == [[0], [3]]
+    assert [cache.left_out.tolist() for cache in caches] == [[0], [3]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -191,16 +177,11 @@ def test_other_ways_to_answer_are_refused_by_name_before_a_block_runs(asked, mon
         patch.setattr(type(model.model), "forward", None)  # whatever runs raises a TypeError
         with pytest.raises(ValueError, match=f"{asked}. .* greedy and sampled .* Leave {asked.split('=')[0]} out. Or"):
             model.generate(ids, max_new_tokens=3, **REFUSED[asked]())
-    assert torch.equal(model.generate(ids, max_new_tokens=3, **GREEDY), expected)
-
-
-@torch.no_grad()
-def test_what_the_models_own_generation_settings_ask_for_is_refused_as_well():
-    model, ids = adaptive(), prompts()[0][1]
-    model.generation_config.num_beams = 2
+    allowed = {"num_beams": 1, "cache_implementation": "dynamic"}
+    assert torch.equal(model.generate(ids, max_new_tokens=3, **GREEDY, **allowed), expected)
+    model.generation_config.num_beams = 2  # the model's own settings count as well
     with pytest.raises(ValueError, match="num_beams=2"):
-        model.generate(ids, max_new_tokens=2)
-    model.generate(ids, max_new_tokens=2, num_beams=1, cache_implementation="dynamic", pad_token_id=2)
+        model.generate(ids, max_new_tokens=3)
 
 
 @torch.no_grad()
@@ -273,15 +254,6 @@ def test_none_restores_the_model(family):
     bypass_attention(model, [0])
 
 
-@torch.no_grad()
-def test_a_copy_is_independent():
-    model, ids = adaptive(), prompts()[0][1]
-    twin, expected = copy.deepcopy(model), model(ids).logits
-    make_adaptive(model, None)
-    assert torch.equal(twin(ids).logits, expected)
-    assert not torch.equal(model(ids).logits, expected)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
@@ -296,46 +268,13 @@ def test_checkpoints(family, dtype, tmp_path):
     reloaded, _ = load_pruned(folder)
     for ids in prompts()[0]:
         assert torch.equal(reloaded(ids).logits, model(ids).logits)
-    assert not torch.equal(
-        reloaded(prompts()[0][1]).logits, make_adaptive(copy.deepcopy(model), None)(prompts()[0][1]).logits
-    )
+    decided, twin = prompts()[0][1], make_adaptive(copy.deepcopy(model), None)
+    assert not torch.equal(reloaded(decided).logits, twin(decided).logits)
     with pytest.raises(RuntimeError, match="per-layer attribute"):
         type(model).from_pretrained(folder)
     make_adaptive(reloaded, None)
     assert AdaptiveConfig.load(save_pruned(model, word_tokenizer(), tmp_path / "again") / ADAPTIVE_FILE) == config
     assert not (save_pruned(reloaded, word_tokenizer(), tmp_path / "model") / ADAPTIVE_FILE).exists()
-
-
-ELSEWHERE = """
-import sys
-sys.modules["course_utils"] = None  # importing it raises ImportError
-import torch
-from transformers import AutoModelForCausalLM
-for family in {families!r}:
-    model = AutoModelForCausalLM.from_pretrained(f"{root}/{{family}}", trust_remote_code=True)
-    inputs, expected, answer = torch.load(f"{root}/{{family}}.pt")
-    with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, expected), family
-        assert torch.equal(model.generate(**inputs, max_new_tokens=8, **{greedy}), answer), family
-    try:
-        model.generate(**inputs, num_beams=2)
-    except ValueError as error:
-        assert "num_beams=2" in str(error)
-    else:
-        raise AssertionError(family)
-print("all equal")
-"""
-
-
-@torch.no_grad()
-def test_checkpoints_without_course_utils(tmp_path):
-    for family in FAMILIES:
-        model, (_, batch) = adaptive(family), prompts()
-        save_pruned(model, word_tokenizer(), tmp_path / family)
-        answer = model.generate(**batch, max_new_tokens=8, **GREEDY)
-        torch.save((batch, model(**batch).logits, answer), tmp_path / f"{family}.pt")
-    script = ELSEWHERE.format(families=FAMILIES, root=tmp_path.as_posix(), greedy=GREEDY)
-    assert_all_equal_elsewhere(script, tmp_path)
 
 
 @torch.no_grad()
@@ -353,16 +292,13 @@ def test_the_configuration_counts_and_the_readable_file_is_never_read(tmp_path):
     assert torch.equal(load_pruned(folder)[0](ids).logits, four_blocks()(ids).logits)
 
 
-def test_broken_checkpoints(tmp_path):
+def test_a_checkpoint_with_broken_settings_is_refused(tmp_path):
     folder = save_pruned(adaptive(), word_tokenizer(), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    broken = config | {"adaptive_attention": config["adaptive_attention"] | {"left_out": [1]}}
-    (folder / "config.json").write_text(json.dumps(broken))
+    config["adaptive_attention"]["left_out"] = [1]
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="'thresholds' must hold 0"):
         load_pruned(folder)
-    (folder / MODELING_FILE).unlink()
-    with pytest.raises(OSError, match=MODELING_FILE):
-        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
 
 @pytest.mark.parametrize(
@@ -370,16 +306,16 @@ def test_broken_checkpoints(tmp_path):
     [
         ({"order": (4,)}, r"in 'order' must lie from 0 to 3; got \[4\]"),
         ({"left_out": (4, 2, 1, 0)}, "'left_out' must hold whole numbers from 0 to 3, the attentions in 'order'"),
-        ({"left_out": ()}, "'left_out' must hold one number for each level"),
+        ({"left_out": ()}, "'left_out' is empty"),
         ({"thresholds": (1.0, 2.0)}, "'thresholds' must hold 3"),
         ({"thresholds": (1.0, 3.0, 2.0)}, "never falling"),
         ({"thresholds": (1.0, 2.0, math.nan)}, "finite"),
         ({"policy": "guess"}, "length_variance, length; got 'guess'"),
-        ({"parameters": SCALES}, "'parameters' of the policy 'length' must be empty"),
+        ({"parameters": SCALES}, r"'parameters' must be \{\} for the policy 'length'"),
         (BY_VARIANCE | {"parameters": {"log_length": [0.0, 1.0]}}, r"'log_length' and 'variance', each \[low, high\]"),
-        (BY_VARIANCE | {"parameters": SCALES | {"variance": [1.0, 1.0]}}, r"must be exactly .*\[1.0, 1.0\]"),
+        (BY_VARIANCE | {"parameters": SCALES | {"variance": [1.0, 1.0]}}, r"exactly .*\[1.0, 1.0\]"),
         (BY_VARIANCE | {"parameters": SCALES | {"log_length": [0.0, math.inf]}}, "both finite"),
-        (BY_VARIANCE | {"parameters": [0.0, 1.0]}, "must be exactly"),
+        (BY_VARIANCE | {"parameters": [0.0, 1.0]}, "exactly"),
     ],
 )
 def test_invalid_settings(change, message):
@@ -392,12 +328,7 @@ def test_settings_as_dictionaries_and_lists(tmp_path):
     good = config.to_dict()  # as JSON has them: lists
     assert AdaptiveConfig.from_dict(good) == config and AdaptiveConfig.from_dict(good).to_dict() == good
     assert [config.level(score) for score in (2.4, 2.5, 7.0)] == [0, 1, 3]
-    for bad, message in (
-        ({}, "exactly model, order"),
-        (good | {"more": 1}, "more"),
-        (good | {"model": {}}, "model_type"),
-        ([], "exactly model, order"),
-    ):
+    for bad, message in (({}, "exactly model, order"), (good | {"more": 1}, "more")):
         with pytest.raises(ValueError, match=message):
             AdaptiveConfig.from_dict(bad)
     with pytest.raises(ValueError, match=r"nowhere.json"):
@@ -420,26 +351,18 @@ def other_weights():
         (lambda: tiny_model(layers=5), r"another model \(blocks 4, here 5; parameters [0-9]+, here [0-9]+\)"),
         (other_weights, "of the same shape, but with other weights"),
         (lambda: four_blocks(rms_norm_eps=0.1), "or another configuration"),
-        (
-            lambda: four_blocks(dtype=torch.bfloat16),
-            r"another model \(dtype float32, here bfloat16\). Load that one, in",
-        ),
+        (lambda: four_blocks(dtype=torch.bfloat16), r"another model \(dtype float32, here bfloat16\). Load that one"),
     ],
 )
 @torch.no_grad()
 def test_settings_of_another_model_are_refused(other, message):
     config, ids, model = by_length(four_blocks()), prompts()[0][1], other()
-    before, told = model(ids).logits, model.config.to_dict()
-    with pytest.raises(ValueError, match=message):
-        make_adaptive(model, config)
-    assert torch.equal(model(ids).logits, before)
-    assert model.config.to_dict() == told
-    make_adaptive(model, by_length(model))
-    before, told = model(ids).logits, model.config.to_dict()
-    with pytest.raises(ValueError, match=message):  # one that is adaptive stays so
-        make_adaptive(model, config)
-    assert torch.equal(model(ids).logits, before)
-    assert model.config.to_dict() == told
+    for own in (None, by_length(model)):
+        make_adaptive(model, own)
+        before, told = model(ids).logits, model.config.to_dict()
+        with pytest.raises(ValueError, match=message):
+            make_adaptive(model, config)
+        assert torch.equal(model(ids).logits, before) and model.config.to_dict() == told
 
 
 def test_attentions_that_are_bypassed_already_are_refused():
@@ -467,27 +390,18 @@ def test_settings_travel_with_the_model(family, tmp_path):
         assert torch.equal(make_adaptive(other, config)(ids).logits, expected)
 
 
-def test_a_model_without_numbers_has_no_identity():
-    model = tiny_model()
-    model.model.layers[1].mlp.to("meta")
-    with pytest.raises(ValueError, match="Can't tell this model from others: 3 of .* weights are on the 'meta' device"):
-        ModelIdentity.of(model)
-
-
 @torch.no_grad()
 def test_reading_an_identity_changes_nothing():
     for model in (four_blocks("gpt2"), adaptive("gpt2")):
         config, told = model.config, model.config.to_dict()
         ModelIdentity.of(model)
-        assert model.config is config
-        assert config.to_dict() == told
+        assert model.config is config and config.to_dict() == told
 
 
 def test_an_adaptive_model_must_stay_as_it_is():
     model = adaptive()
     for surgery in (
         lambda: bypass_attention(model, [1]),
-        lambda: remove_blocks(model, [1]),
         lambda: select_attention_layers(model, tiny_batches(), count=1),
         lambda: calibrate(model, word_tokenizer(), TEXTS),
     ):
@@ -522,7 +436,7 @@ def test_calibrate(family, tokenizer):
     make_adaptive(model, config)
     for batch, level in zip(batches, levels, strict=True):
         cache = model(input_ids=batch["input_ids"], use_cache=True).past_key_values
-        assert decided(cache) == [config.left_out[level]]
+        assert cache.left_out.tolist() == [config.left_out[level]]
     assert perplexity(model, prompts()[0][0]).tokens == 8
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from masked import logits_with, seeing
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
-from transformers import DynamicCache, TextIteratorStreamer
+from transformers import DynamicCache
 
 from course_utils.models.architectures import describe
 from course_utils.pruning import attention as attention_module
+from course_utils.pruning.activations import run_keeping
 from course_utils.pruning.attention import attention_importance, bypass_attention, select_attention_layers
 from course_utils.pruning.checkpoints import load_pruned, save_pruned
 from course_utils.pruning.depth import remove_blocks
-from course_utils.pruning.upper_blocks import run_keeping
 from course_utils.pruning.width import neuron_importance, prune_neurons
 
 IDS = tiny_batches()[0]["input_ids"]
@@ -25,18 +26,16 @@ def four_blocks(family, **settings):
     return tiny_model(family, layers=4, **settings)
 
 
-@torch.no_grad()
-def zeroed(model, layers, **inputs):
+def zeroed(model, layers):
     """Logits of the whole model with what these attentions add set to zero."""
     contributions = [describe(model).attentions[i].contribution for i in layers]
-    hooks = [
-        module.register_forward_hook(lambda _m, _a, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0)
-        for module in contributions
-    ]
-    logits = model(**inputs).logits
-    for hook in hooks:
-        hook.remove()
-    return logits
+    return logits_with(
+        model,
+        [
+            module.register_forward_hook(lambda _m, _a, o: (o[0] * 0, *o[1:]) if isinstance(o, tuple) else o * 0)
+            for module in contributions
+        ],
+    )
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -47,7 +46,7 @@ def test_bypass_adds_exactly_zero_and_is_reversible(family, layers, attention):
     if family == "gemma2" and attention == "sdpa":
         pytest.skip("transformers has no sdpa for Gemma 2")
     model = four_blocks(family, attn_implementation=attention)
-    before, expected = model(IDS).logits, zeroed(model, layers, input_ids=IDS)
+    before, expected = model(IDS).logits, zeroed(model, layers)
     assert not torch.allclose(expected, before, atol=1e-3)
     bypass_attention(model, layers)
     assert torch.equal(model(IDS).logits, expected)
@@ -119,18 +118,6 @@ def test_a_second_turn_on_a_kept_cache(family):
     assert torch.equal(kept, fresh)
 
 
-@torch.no_grad()
-def test_streaming():
-    model = four_blocks("llama")
-    bypass_attention(model, [0, 1])
-    tokenizer = word_tokenizer()
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
-    options = {"do_sample": False, "max_new_tokens": 6, "attention_mask": MASK[:1]}
-    answer = model.generate(IDS[:1], streamer=streamer, **options)
-    assert "".join(streamer).split() == tokenizer.decode(answer[0, IDS.shape[1] :]).split()
-    assert torch.equal(answer, model.generate(IDS[:1], use_cache=False, **options))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_checkpoints(family, tmp_path):
@@ -149,41 +136,35 @@ def test_checkpoints(family, tmp_path):
     assert [a.skipped for a in describe(reloaded).attentions] == [False, False, True]
 
 
+def streams(model):
+    """What enters each block, and what its attention adds."""
+    architecture = describe(model)
+    contributions = [attention.contribution for attention in architecture.attentions]
+    with seeing(architecture.blocks) as entered, seeing(contributions, entering=False) as added:
+        model(IDS)
+    return [(x, a) for (x,), (a,) in zip(entered, added, strict=True)]
+
+
+def turned(x, y):
+    return (1 - F.cosine_similarity(x.float(), y.float(), dim=-1)).mean()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_importance_by_hand(family):
-    model, entered, added = four_blocks(family), [], []
-    architecture = describe(model)
-    hooks = [b.register_forward_pre_hook(lambda _m, args: entered.append(args[0])) for b in architecture.blocks]
-    hooks += [
-        a.contribution.register_forward_hook(
-            lambda _m, _a, out: added.append(out[0] if isinstance(out, tuple) else out)
-        )
-        for a in architecture.attentions
-    ]
-    model(IDS)
-    for hook in hooks:
-        hook.remove()
-    expected = [(1 - F.cosine_similarity(x, x + a, dim=-1)).mean() for x, a in zip(entered, added, strict=True)]
-    torch.testing.assert_close(attention_importance(model, [{"input_ids": IDS}]), torch.stack(expected))
+    model = four_blocks(family)
+    expected = torch.stack([turned(x, x + a) for x, a in streams(model)])
+    torch.testing.assert_close(attention_importance(model, [{"input_ids": IDS}]), expected)
 
 
 @torch.no_grad()
 def test_a_contribution_that_16_bits_would_round_away_still_counts():
-    model, entered, added = four_blocks("llama", dtype=torch.bfloat16), [], []
-    architecture = describe(model)
-    for part in architecture.attentions:
+    model = four_blocks("llama", dtype=torch.bfloat16)
+    for part in describe(model).attentions:
         part.outputs[0].weight.mul_(0.003)
-    block, quiet = architecture.blocks[1], architecture.attentions[1].contribution
-    hooks = [block.register_forward_pre_hook(lambda _m, args: entered.append(args[0]))]
-    hooks += [quiet.register_forward_hook(lambda _m, _a, out: added.append(out[0]))]
-    scores = attention_importance(model, [{"input_ids": IDS}])
-    for hook in hooks:
-        hook.remove()
-    (x,), (a,) = entered, added
-    expected = (1 - F.cosine_similarity(x.float(), x.float() + a.float(), dim=-1)).mean()
-    rounded = (1 - F.cosine_similarity(x.float(), (x + a).float(), dim=-1)).mean()
-    torch.testing.assert_close(scores[1], expected, rtol=1e-3, atol=0)
+    x, a = streams(model)[1]
+    expected, rounded = turned(x, x.float() + a.float()), turned(x, x + a)
+    torch.testing.assert_close(attention_importance(model, [{"input_ids": IDS}])[1], expected, rtol=1e-3, atol=0)
     assert abs(rounded - expected) > 0.05 * expected
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked import ABLE, IDS, with_biases, with_channels
+from masked import ABLE, IDS, seeing, with_biases, with_channels
 from tiny import tiny_batches, tiny_model, word_tokenizer
 
 from course_utils.models.architectures import describe
@@ -21,9 +21,8 @@ from course_utils.pruning.channels import (
     prune_channels,
 )
 from course_utils.pruning.checkpoints import load_pruned, save_pruned
-from course_utils.pruning.choosing import best
 from course_utils.pruning.heads import prune_kv_groups
-from course_utils.pruning.width import neuron_importance, prune_neurons
+from course_utils.pruning.width import best, neuron_importance, prune_neurons
 
 RANDOM = torch.rand(32, generator=torch.Generator().manual_seed(0))
 # Gemma's default is tied, Llama's is not; each is tried both ways.
@@ -129,10 +128,8 @@ def test_energies_by_hand(family, dtype):
     """In 16 bits they are those of the same numbers in float32."""
     model = with_biases(family, dtype=dtype)
     norms = describe(model).norms
-    seen = [[] for _ in norms]
-    for norm, states in zip(norms, seen, strict=True):
-        norm.register_forward_pre_hook(lambda _m, x, s=states: s.append(x[0].flatten(0, -2)))
-    energies = channel_energies(model, tiny_batches())
+    with seeing(norms) as seen:
+        energies = channel_energies(model, tiny_batches())
     for row, states in zip(energies, seen, strict=True):
         squares = torch.cat(states).float().square()
         torch.testing.assert_close(row, (squares / squares.sum(-1, keepdim=True)).mean(0))

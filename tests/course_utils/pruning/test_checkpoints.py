@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from programs import TESTS, assert_all_equal_elsewhere
-from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
+from tiny import FAMILIES, tiny_adaptive, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
 from course_utils.models.architectures import cast_weights
+from course_utils.pruning.adaptive import make_adaptive
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.checkpoints import (
     MODELING_FILE,
@@ -51,43 +53,65 @@ def test_uniform_width_reloads_with_plain_transformers(family, dtype, tokenizer,
         assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_uneven_width_reloads_here(family, tokenizer, tmp_path):
-    model = pruned(family, layers=[0, 2])
-    folder = save_pruned(model, tokenizer, tmp_path / "model")
-    reloaded, _ = load_pruned(folder)
-    assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
-    again, _ = load_pruned(save_pruned(reloaded, tokenizer, tmp_path / "again"))
-    assert torch.equal(again(IDS).logits, model(IDS).logits)
-    scores = neuron_importance(again, "l1")
-    prune_neurons(again, scores, ratio=0.25)  # and can be pruned further
-    further, _ = load_pruned(save_pruned(again, tokenizer, tmp_path / "further"))
-    assert torch.equal(further(IDS).logits, again(IDS).logits)
+def without_attention(family, remove=True, **settings):
+    model = tiny_model(family, **settings)
+    bypass_attention(model, [1], remove=remove)
+    return model
 
 
+def adaptive(family):
+    model = tiny_model(family)
+    return make_adaptive(model, tiny_adaptive(model))
+
+
+OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}  # its layout: norms behind the sums, a projection
+MADE = {
+    f"{name}-{family}": partial(make, family)
+    for name, make in {
+        "uneven": partial(pruned, layers=[0, 2]),
+        "removed": without_attention,
+        "bypassed": partial(without_attention, remove=False),
+        "adaptive": adaptive,
+    }.items()
+    for family in FAMILIES
+} | {
+    f"opt_350m-{dtype}-{remove}": partial(without_attention, "opt", remove=remove, dtype=DTYPES[dtype], **OPT_350M)
+    for dtype in DTYPES
+    for remove in (False, True)
+}
 ELSEWHERE = """
 import sys
 sys.modules["course_utils"] = None  # importing it raises ImportError
 import torch
 from transformers import AutoModelForCausalLM
-for family in {families!r}:
-    model = AutoModelForCausalLM.from_pretrained(f"{root}/{{family}}", trust_remote_code=True)
-    expected = torch.load(f"{root}/{{family}}.pt")
+for name in {names!r}:
+    model = AutoModelForCausalLM.from_pretrained(f"{root}/{{name}}", trust_remote_code=True)
+    ids, logits, answer = torch.load(f"{root}/{{name}}.pt")
     with torch.no_grad():
-        assert torch.equal(model(torch.tensor({ids})).logits, expected), family
+        assert torch.equal(model(ids).logits, logits), name
+        assert torch.equal(model.generate(ids, **{options}), answer), name
 print("all equal")
 """
 
 
 @torch.no_grad()
-def test_uneven_width_reloads_without_course_utils(tokenizer, tmp_path):
-    for family in FAMILIES:
-        model = pruned(family, layers=[0, 2])
-        save_pruned(model, tokenizer, tmp_path / family)
-        torch.save(model(IDS).logits, tmp_path / f"{family}.pt")
-    script = ELSEWHERE.format(families=FAMILIES, root=tmp_path.as_posix(), ids=IDS.tolist())
+def test_models_whose_blocks_differ_reload_here_and_without_course_utils(tokenizer, tmp_path):
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
+    for name, make in MADE.items():
+        model = make()
+        folder = save_pruned(model, tokenizer, tmp_path / name)
+        assert torch.equal(load_pruned(folder)[0](IDS).logits, model(IDS).logits), name
+        torch.save((IDS, model(IDS).logits, model.generate(IDS, **options)), tmp_path / f"{name}.pt")
+    script = ELSEWHERE.format(names=[*MADE], root=tmp_path.as_posix(), options=options)
     assert_all_equal_elsewhere(script, tmp_path)
+
+
+@torch.no_grad()
+def test_a_reloaded_model_can_be_saved_and_pruned_further(tokenizer, tmp_path):
+    again, _ = load_pruned(save_pruned(pruned("phi3", layers=[0, 2]), tokenizer, tmp_path / "model"))
+    prune_neurons(again, neuron_importance(again, "l1"), ratio=0.25)
+    further, _ = load_pruned(save_pruned(again, tokenizer, tmp_path / "further"))
+    assert torch.equal(further(IDS).logits, again(IDS).logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,17 +157,14 @@ def test_a_failed_save_leaves_the_old_checkpoint(tokenizer, tmp_path, monkeypatc
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("content", ["file", "folder"])
-def test_other_peoples_files_are_not_overwritten(content, tokenizer, tmp_path):
-    target = tmp_path / "thesis"
-    if content == "file":
-        target.write_text("precious")
-    else:
-        target.mkdir()
-        (target / "chapter.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match="choose a new or empty folder"):
-        save_pruned(pruned(), tokenizer, target)
-    assert (target if content == "file" else target / "chapter.txt").read_text() == "precious"
+def test_other_peoples_files_are_not_overwritten(tokenizer, tmp_path):
+    precious = tmp_path / "thesis" / "chapter.txt"
+    precious.parent.mkdir()
+    precious.write_text("precious")
+    for target in (precious, precious.parent):
+        with pytest.raises(CheckpointError, match="choose a new or empty folder"):
+            save_pruned(pruned(), tokenizer, target)
+    assert precious.read_text() == "precious"
 
 
 def test_bad_folders(tokenizer, tmp_path):
@@ -151,44 +172,17 @@ def test_bad_folders(tokenizer, tmp_path):
         load_pruned(tmp_path / "nothing")
     folder = save_pruned(pruned(layers=[1]), tokenizer, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    config["per_layer_config"] = {"7": {"intermediate_size": 5}}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"\[0, 3\)"):
-        load_pruned(folder)
-    config["per_layer_config"] = {"1": {"intermediate_size": 5}}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj"):
-        load_pruned(folder)
-    for unknown in ({"head_dim": 4}, {"skip": ["attention", "mlp"]}):  # nothing is left out silently
-        config["per_layer_config"] = {"1": {"intermediate_size": 5} | unknown}
-        (folder / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=r"Block 1: this model can't follow \['(head_dim|mlp)'\]"):
+    for told, message in (
+        ({"7": {"intermediate_size": 5}}, r"\[0, 3\)"),
+        ({"1": {"intermediate_size": 5}}, r"layers\.1\.mlp\.down_proj"),
+        ({"1": {"intermediate_size": 5, "skip": ["attention", "mlp"]}}, r"Block 1: this model can't follow \['mlp'\]"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | {"per_layer_config": told}))
+        with pytest.raises(ValueError, match=message):
             load_pruned(folder)
     (folder / "config.json").write_text("{broken")
     with pytest.raises(CheckpointError, match="can't be read"):
         load_pruned(folder)
-
-
-@torch.no_grad()
-def test_dtype_on_loading(tokenizer, tmp_path):
-    folder = save_pruned(pruned(layers=[1]), tokenizer, tmp_path / "model")
-    assert load_pruned(folder, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
-
-
-OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}  # its layout: norms behind the sums, a projection
-
-
-@torch.no_grad()
-def test_a_norm_behind_the_sum_outlives_its_attention(tokenizer, tmp_path):
-    names = {f"{dtype}-{remove}": (DTYPES[dtype], remove) for dtype in DTYPES for remove in (False, True)}
-    for name, (dtype, remove) in names.items():
-        model = tiny_model("opt", dtype=dtype, **OPT_350M)
-        bypass_attention(model, [1], remove=remove)
-        folder = save_pruned(model, tokenizer, tmp_path / name)
-        assert torch.equal(load_pruned(folder)[0](IDS).logits, model(IDS).logits), name
-        torch.save(model(IDS).logits, tmp_path / f"{name}.pt")
-    script = ELSEWHERE.format(families=[*names], root=tmp_path.as_posix(), ids=IDS.tolist())
-    assert_all_equal_elsewhere(script, tmp_path)
 
 
 LOADED_BY_PLAIN_TRANSFORMERS = """
@@ -212,7 +206,7 @@ with torch.no_grad():
         prune_neurons(model, neuron_importance(model, "l1"), ratio=0.3, layers=[1])
         bypass_attention(model, [0, 1])
         remove_blocks(model, [2])
-        again, _ = load_pruned(save_pruned(model, word_tokenizer(), f"{root}/again"))
+        again, _ = load_pruned(save_pruned(model, word_tokenizer(), f"{root}/again"), dtype=torch.float32)
         assert torch.equal(again(ids).logits, model(ids).logits), family
 print("all equal")
 """
@@ -221,8 +215,7 @@ print("all equal")
 @torch.no_grad()
 def test_a_removed_attention_is_known_when_plain_transformers_loaded_it(tokenizer, tmp_path):
     for family in FAMILIES:
-        model = tiny_model(family)
-        bypass_attention(model, [1], remove=True)
+        model = without_attention(family)
         save_pruned(model, tokenizer, tmp_path / family)
         torch.save(model(IDS).logits, tmp_path / f"{family}.pt")
     settings = {"families": FAMILIES, "root": tmp_path.as_posix(), "ids": IDS.tolist()}
@@ -235,6 +228,11 @@ def test_a_removed_attention_is_known_when_plain_transformers_loaded_it(tokenize
 @torch.no_grad()
 def test_one_matrix_for_head_and_embedding_is_one_when_loaded(family, cut, tokenizer, tmp_path):
     """Whatever the configuration says: transformers would save no head, and make up another."""
+    model = tiny_model(family, tie_word_embeddings=True)  # and two are two
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight + 0.1)
+    reloaded, _ = load_pruned(save_pruned(model, tokenizer, tmp_path / "model"))
+    assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
     model = tiny_model(family, tie_word_embeddings=False)
     model.get_output_embeddings().weight = model.get_input_embeddings().weight
     if cut is not None:
@@ -243,16 +241,6 @@ def test_one_matrix_for_head_and_embedding_is_one_when_loaded(family, cut, token
     reloaded, _ = load_pruned(folder)
     assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
     assert reloaded.get_output_embeddings().weight is reloaded.get_input_embeddings().weight
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_two_matrices_for_head_and_embedding_are_two_when_loaded(family, tokenizer, tmp_path):
-    model = tiny_model(family, tie_word_embeddings=True)
-    head = model.get_output_embeddings()
-    head.weight = torch.nn.Parameter(head.weight + 0.1)
-    reloaded, _ = load_pruned(save_pruned(model, tokenizer, tmp_path / "model"))
-    assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
 
 
 def test_a_model_without_content_is_not_saved(tokenizer, tmp_path):

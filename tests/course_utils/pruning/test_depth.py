@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from masked import IDS, without_blocks
+from masked import IDS, seeing, without_blocks
 from tiny import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -42,17 +42,12 @@ def test_readers_that_know_no_layer_types_find_the_windows(gone):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_importance_by_hand(family):
-    model, seen = tiny_model(family), []
-    hooks = [
-        block.register_forward_hook(
-            lambda _m, args, out: seen.append((args[0], out[0] if isinstance(out, tuple) else out))
-        )
-        for block in describe(model).blocks
-    ]
-    model(IDS)
-    for hook in hooks:
-        hook.remove()
-    expected = torch.stack([(1 - F.cosine_similarity(x, y, dim=-1)).mean() for x, y in seen])
+    model = tiny_model(family)
+    blocks = describe(model).blocks
+    with seeing(blocks) as entered, seeing(blocks, entering=False) as left:
+        model(IDS)
+    pairs = zip(entered, left, strict=True)
+    expected = torch.stack([(1 - F.cosine_similarity(x, y, dim=-1)).mean() for (x,), (y,) in pairs])
     torch.testing.assert_close(block_importance(model, [{"input_ids": IDS}]), expected)
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked import IDS, only_experts, with_experts, without_blocks
-from programs import assert_all_equal_elsewhere
+from masked import IDS, assert_reloaded, only_experts, with_experts, without_blocks
 from tiny import FAMILIES, MIXTURES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -19,12 +18,11 @@ from course_utils.models.architectures import UnsupportedArchitecture, describe
 from course_utils.models.loading import variant
 from course_utils.models.reports import model_size
 from course_utils.pruning.checkpoints import CheckpointError, load_pruned, save_pruned
-from course_utils.pruning.choosing import best
 from course_utils.pruning.depth import remove_blocks
-from course_utils.pruning.experts import CRITERIA, TEXT_CRITERIA, expert_importance, prune_experts
+from course_utils.pruning.experts import TEXT_CRITERIA, expert_importance, prune_experts
+from course_utils.pruning.width import best
 from course_utils.text.batches import read_batch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CASES = {family: {} for family in MIXTURES} | {  # what else a family's configuration can ask for
     "qwen3_moe, not normalised": {"norm_topk_prob": False},
     "qwen2_moe, a dense block": {"mlp_only_layers": [1]},
@@ -61,17 +59,9 @@ def assert_as_it_was(model, state):
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-def assert_reloaded(loaded, model):
-    """The same numbers and, once they lie in memory of their own, the same logits, bit for bit.
-
-    Read straight from a file, stacked experts can lie at an odd address, where a float32 product may round differently.
-    """
-    weights = loaded.state_dict()
-    assert weights.keys() == model.state_dict().keys()
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    for weight in loaded.parameters():
-        weight.data = weight.data.clone()
-    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+def plainly_reloaded(model, folder):
+    """By transformers alone."""
+    return AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), folder / "model"))
 
 
 # --- surgery --------------------------------------------------------------------------------------
@@ -84,19 +74,13 @@ def test_every_known_mixture_is_tested():
 @pytest.mark.parametrize(
     ("case", "keep"),
     [(case, keep) for case in CASES for keep in ((4, 6) if case.endswith("groups") else (2, 5))]
-    + [
-        (case, 1)
-        for case in CASES
-        if case.partition(",")[0] not in ("phimoe", "deepseek_v2", "deepseek_v3", "glm4_moe")
-    ]
-    + [("deepseek_v2", 1)],  # fewer than a token is sent to
+    + [("mixtral", 1), ("deepseek_v2", 1)],  # fewer than a token is sent to
 )
 @torch.no_grad()
 def test_cut_equals_masked(case, keep):
     model = tiny_mixture(case)
-    scores = expert_importance(model, "random", seed=keep)
+    scores, whole = expert_importance(model, "random", seed=keep), model(IDS).logits
     expected = with_experts(model, [best_experts(own, keep, case) for own in scores])
-    whole = model(IDS).logits
     report = prune_experts(model, scores, keep=keep)
     torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
     assert (whole - expected).abs().max() > 1e-3  # the mask did something
@@ -144,74 +128,12 @@ def test_surgery_keeps_the_best_whole(case, half, seed):
         assert {*noted, mixture.count} == {2 * half} and mixture.top_k == 2
 
 
-@everywhere
-@torch.no_grad()
-def test_shared_experts_and_dense_blocks_stay(case):
-    model = tiny_mixture(case)
-    whole = {name: weight.clone() for name, weight in model.named_parameters()}
-    cut(model)
-    stacks = {id(tensor) for mixture in describe(model).mixtures for _, _, tensor in mixture.stacked}
-    for name, weight in model.named_parameters():
-        assert id(weight) in stacks or torch.equal(weight, whole[name]), name
-
-
-@pytest.mark.parametrize("case", ["mixtral", "qwen3_moe", "deepseek_v3, groups"])
-@torch.no_grad()
-def test_cutting_nothing_is_the_identity_and_a_variant_is_left_alone(case):
-    model = tiny_mixture(case)
-    before, state, places = model(IDS).logits, state_of(model), [p.data_ptr() for p in model.parameters()]
-    report = cut(model, keep=8)
-    assert report.before == report.after and [p.data_ptr() for p in model.parameters()] == places
-    cut(variant(model))
-    assert_as_it_was(model, state)
-    assert torch.equal(model(IDS).logits, before)
-
-
-@everywhere
-def test_cached_generation_equals_uncached(case):
-    model = tiny_mixture(case)
-    cut(model)
-    cached, uncached = (
-        model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=14, do_sample=False, use_cache=cache)
-        for cache in (True, False)
-    )
-    assert torch.equal(cached, uncached)
-
-
-@everywhere
-@torch.no_grad()
-def test_a_padded_row_gives_what_it_gives_alone(case):
-    model = tiny_mixture(case)
-    cut(model)
-    architecture = describe(model)
-    for side in ("left", "right"):
-        for batch in tiny_batches(padding=side, size=3):
-            batch = read_batch(batch, vocab_size=97, device="cpu")
-            states = architecture.hidden_states(batch)
-            for row, real in enumerate(batch.real):
-                alone = model(batch.input_ids[row : row + 1, real]).logits[0]
-                torch.testing.assert_close(architecture.logits(states[row, real]), alone, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("family", MIXTURES)
-def test_experts_and_router_stay_trainable(family):
-    model = tiny_mixture(family)
-    cut(model)
-    batch = tiny_batches(size=6)[0]
-    model(**batch, labels=batch["input_ids"]).loss.backward()
-    learned = [
-        weight for m in describe(model).mixtures for part in (m.router, m.experts) for weight in part.parameters()
-    ]
-    assert learned and all(weight.grad is not None for weight in learned)
-
-
 @pytest.mark.parametrize("family", [f for f in MIXTURES if not f.startswith(("deepseek", "glm"))])
 @torch.no_grad()
 def test_the_balancing_loss_knows_the_new_count(family, tmp_path):
     model = tiny_mixture(family)
     cut(model)
-    loaded = AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model"))
-    losses = [m(IDS, labels=IDS, output_router_logits=True).loss for m in (model, loaded)]
+    losses = [m(IDS, labels=IDS, output_router_logits=True).loss for m in (model, plainly_reloaded(model, tmp_path))]
     assert torch.equal(*losses)
 
 
@@ -234,45 +156,6 @@ def test_weights_rise_only_where_the_chosen_are_not_normalised(case, rises):
 # --- files ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@everywhere
-@torch.no_grad()
-def test_reloads_with_plain_transformers(case, dtype, tmp_path):
-    model = tiny_mixture(case, dtype=DTYPES[dtype])
-    cut(model)
-    folder = save_pruned(model, word_tokenizer(), tmp_path / "model")
-    assert not list(folder.glob("*.py"))
-    for reloaded in (AutoModelForCausalLM.from_pretrained(folder), load_pruned(folder)[0]):
-        assert_reloaded(reloaded, model)
-    cut(reloaded, keep=4, seed=1)  # and can be cut further
-    assert_reloaded(load_pruned(save_pruned(reloaded, word_tokenizer(), tmp_path / "again"))[0], reloaded)
-
-
-ELSEWHERE = """
-import sys
-sys.modules["course_utils"] = None  # importing it raises ImportError
-import torch
-from transformers import AutoModelForCausalLM
-for number in range({count}):
-    model = AutoModelForCausalLM.from_pretrained(f"{root}/{{number}}")
-    for weight in model.parameters():
-        weight.data = weight.data.clone()
-    with torch.no_grad():
-        assert torch.equal(model(torch.tensor({ids})).logits, torch.load(f"{root}/{{number}}.pt")), number
-print("all equal")
-"""
-
-
-@torch.no_grad()
-def test_reloads_in_a_fresh_process_without_course_utils(tmp_path):
-    for number, case in enumerate(CASES):
-        model = tiny_mixture(case)
-        cut(model)
-        save_pruned(model, word_tokenizer(), tmp_path / str(number))
-        torch.save(model(IDS).logits, tmp_path / f"{number}.pt")
-    assert_all_equal_elsewhere(ELSEWHERE.format(count=len(CASES), root=tmp_path.as_posix(), ids=IDS.tolist()), tmp_path)
-
-
 @pytest.mark.parametrize("family", MIXTURES)
 def test_the_configuration_follows_under_every_name(family, tmp_path):
     model = tiny_mixture(family)
@@ -290,9 +173,7 @@ def test_fewer_experts_than_a_token_was_sent_to(tmp_path):
     model = tiny_mixture("mixtral", num_experts_per_tok=4)
     cut(model, keep=3)
     assert (model.config.num_experts_per_tok, describe(model).mixtures[0].top_k) == (3, 3)
-    assert_reloaded(
-        AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model")), model
-    )
+    assert_reloaded(plainly_reloaded(model, tmp_path), model)
 
 
 @pytest.mark.parametrize("name", ["num_local_experts", "num_experts"])
@@ -349,14 +230,8 @@ def test_a_mixture_without_blocks_equals_one_that_passes_them_by(case, gone, tmp
     expected = without_blocks(model, gone)
     report = remove_blocks(model, gone)
     torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
-    assert (report.before.blocks, report.after.blocks, model.config.num_hidden_layers) == (
-        3,
-        3 - len(gone),
-        3 - len(gone),
-    )
-    assert_reloaded(
-        AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model")), model
-    )
+    assert report.after.blocks == model.config.num_hidden_layers == 3 - len(gone)
+    assert_reloaded(plainly_reloaded(model, tmp_path), model)
 
 
 @torch.no_grad()
@@ -367,9 +242,7 @@ def test_blocks_that_are_dense_in_turns_keep_their_kind(tmp_path):
     remove_blocks(model, [0, 1])
     assert describe(model).mixture_blocks == [1]
     torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
-    assert_reloaded(
-        AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model")), model
-    )
+    assert_reloaded(plainly_reloaded(model, tmp_path), model)
 
 
 def test_some_experts_must_stay():
@@ -451,29 +324,6 @@ def test_scores_in_16_bits_are_those_of_the_same_numbers_in_float32(case, dtype)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("criterion", TEXT_CRITERIA)
-@everywhere
-def test_scores_ignore_batching_and_padding(case, criterion):
-    model = tiny_mixture(case)
-    reference = expert_importance(model, criterion, batches=tiny_batches(padding="right", size=1))
-    for batches in (tiny_batches(padding="left"), tiny_batches(padding="right", size=6)):
-        scores = expert_importance(model, criterion, batches=batches)
-        torch.testing.assert_close(scores, reference, atol=1e-5, rtol=1e-4)
-
-
-@settings(max_examples=15)
-@given(family=st.sampled_from([*MIXTURES]), seed=st.integers(0, 100), top_k=st.integers(2, 5))
-def test_what_scores_have_in_common(family, seed, top_k):
-    top_k = 2 if family == "phimoe" else top_k
-    model, batches = tiny_mixture(family, num_experts_per_tok=top_k), tiny_batches(seed=seed)
-    found = {name: expert_importance(model, name, batches=batches) for name in TEXT_CRITERIA}
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-    for often, mean, total in zip(*(found[name] for name in ("frequency", "reap", "reap_sum")), strict=True):
-        assert float(often.sum()) == pytest.approx(top_k, rel=1e-5)  # each token is sent to so many
-        torch.testing.assert_close(mean * often * tokens, total, rtol=1e-4, atol=1e-5)
-        assert (mean[often == 0] == 0).all() and (mean[often > 0] > 0).all()
-
-
 @torch.no_grad()
 def test_an_expert_that_nobody_asks_for_is_worth_nothing():
     model = tiny_mixture("gpt_oss")
@@ -488,18 +338,6 @@ def test_random_scores_come_from_the_seed():
     first, again, other = (expert_importance(model, "random", seed=seed) for seed in (0, 0, 1))
     assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
     assert not torch.equal(first[0], first[1])
-
-
-def test_scoring_leaves_no_trace():
-    model = tiny_mixture().train()
-    state = state_of(model)
-    for criterion in CRITERIA:
-        expert_importance(model, criterion, batches=None if criterion == "random" else tiny_batches())
-    for batches, message in (([], "empty"), ([*tiny_batches(), "text"], "A batch is a mapping")):
-        with pytest.raises(ValueError, match=message):
-            expert_importance(model, "reap", batches=batches)
-    assert_as_it_was(model, state)
-    assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 # --- sizes ----------------------------------------------------------------------------------------
@@ -523,16 +361,12 @@ def test_sizes_by_hand(case):
 
 
 def test_the_report_tells_all_and_active_parameters():
-    rows = {what: rest for what, *rest in cut(tiny_mixture("mixtral"), keep=4).rows()}
-    assert [*rows] == [
-        "parameters", "active parameters", "experts a block", "weights (MB)", "MFLOPs a token", "blocks",
-    ]  # fmt: skip
-    assert rows["experts a block"] == ["8", "4", "-50.00 %"]
-    one = 3 * 4 * 32 * 3 * 48  # in three blocks four experts less, of three matrices
-    before, after = (int(cell.replace(",", "")) for cell in rows["parameters"][:2])
-    assert before - after == one + 3 * 4 * 32  # and the router's rows
-    before, after = (int(cell.replace(",", "")) for cell in rows["active parameters"][:2])
-    assert before - after == 3 * 4 * 32
+    report = cut(tiny_mixture("mixtral"), keep=4)
+    rows = {what: rest for what, *rest in report.rows()}
+    assert rows["experts a block"] == ["8", "4", "-50.00 %"] and "MLP neurons a block" not in rows
+    routers = 3 * 4 * 32
+    assert report.before.parameters - report.after.parameters == 3 * 4 * 32 * 3 * 48 + routers  # three matrices each
+    assert report.before.active - report.after.active == routers
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -541,8 +375,6 @@ EIGHT, NAN = torch.arange(8.0), float("nan")
 WRONG = [
     ("mixtral", {"keep": 0}, "from 1 to 8"),
     ("mixtral", {"keep": 9}, "from 1 to 8, the experts of each block"),
-    ("mixtral", {"keep": 4.0}, "whole number"),
-    ("mixtral", {"keep": True}, "whole number"),
     ("mixtral", {"keep": [6, 5, 6]}, "whole number"),
     ("phimoe", {"keep": 1}, "from 2 to 8"),
     ("deepseek_v3", {"keep": 1}, "from 2 to 8"),
@@ -550,9 +382,7 @@ WRONG = [
     ("deepseek_v3, groups", {"keep": 2}, "from 4 to 8"),
     ("deepseek_v2, groups", {"keep": 2}, "from 4 to 8"),
     ("deepseek_v3, groups", {"keep": 5}, "multiple of 2"),
-    ("mixtral", {"importance": []}, "one tensor"),
-    ("mixtral", {"importance": [EIGHT] * 2}, "one tensor"),
-    ("mixtral", {"importance": [EIGHT, EIGHT[1:], EIGHT]}, r"\(7,\)"),
+    ("mixtral", {"importance": [EIGHT, EIGHT[1:], EIGHT]}, r"one tensor .*\(7,\)"),
     ("mixtral", {"importance": [EIGHT, EIGHT, EIGHT * NAN]}, r"\[2\]"),
     ("qwen2_moe, a dense block", {"importance": [EIGHT] * 3}, "each of 2 blocks that hold a mixture"),
 ]
@@ -568,25 +398,17 @@ def test_bad_input_changes_nothing(case, arguments, message):
     assert_as_it_was(model, state)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"criterion": "l1"}, "frequency, reap, reap_sum, random; got 'l1'"),
-        ({"criterion": "reap"}, "'reap' needs 'batches'"),
-        ({"criterion": "random", "batches": tiny_batches()}, "got some for 'random'"),
-        ({"criterion": "random", "seed": -1}, "'seed'"),
-    ],
-)
-def test_bad_questions_are_refused(arguments, message):
+@pytest.mark.parametrize(("criterion", "batches", "message"), [("reap", None, "got none"), ("random", [], "'random'")])
+def test_text_goes_with_the_criteria_that_read_it(criterion, batches, message):
     with pytest.raises(ValueError, match=message):
-        expert_importance(tiny_mixture(), **arguments)
+        expert_importance(tiny_mixture(), criterion, batches=batches)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dense_models_have_no_experts(family):
     model = tiny_model(family)
     for action in (lambda: expert_importance(model, "random"), lambda: prune_experts(model, [EIGHT] * 3, keep=4)):
-        with pytest.raises(UnsupportedArchitecture, match=r"has no experts.*width\.prune_neurons"):
+        with pytest.raises(UnsupportedArchitecture, match=r"has no experts.*pruning\.prune_neurons"):
             action()
 
 
@@ -596,46 +418,47 @@ def test_other_mixtures_are_refused_by_name():
         expert_importance(model, "random")
 
 
-def test_a_mixture_whose_blocks_are_all_dense_is_refused():
-    model = tiny_mixture("qwen3_moe", mlp_only_layers=[0, 1, 2])
-    with pytest.raises(UnsupportedArchitecture, match=r"'mlp\.experts' in 3 blocks; found none"):
-        describe(model)
-
-
-def test_a_missing_router_is_named():
-    model = tiny_mixture()
-    del model.model.layers[1].mlp.gate
-    with pytest.raises(UnsupportedArchitecture, match=r"'mlp\.gate' in MixtralDecoderLayer"):
-        describe(model)
-
-
-def test_quantised_experts_are_refused():
-    model = tiny_mixture()
-    experts = model.model.layers[1].mlp.experts
-    experts.down_proj = torch.nn.Parameter(torch.zeros(8, 32, 48, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(UnsupportedArchitecture, match=r"'down_proj' of router and experts.*torch\.uint8\. Quantised"):
-        describe(model)
-
-
-def test_another_kind_of_experts_is_refused():
+class OwnExperts(type(tiny_mixture().model.layers[1].mlp.experts)):
     """As quantised checkpoints bring them, with scales beside the numbers."""
+
+
+def without_router(mlps):
+    del mlps[1].gate
+
+
+def of_whole_numbers(mlps):
+    mlps[1].experts.down_proj = torch.nn.Parameter(torch.zeros(8, 32, 48, dtype=torch.uint8), requires_grad=False)
+
+
+def of_another_class(mlps):
+    mlps[1].experts.__class__ = OwnExperts
+
+
+def with_shared_experts(mlps):
+    mlps[2].experts = mlps[0].experts
+
+
+def with_shared_routers(mlps):
+    mlps[2].gate.weight = mlps[0].gate.weight
+
+
+ODD = {
+    without_router: r"'mlp\.gate' in MixtralDecoderLayer",
+    of_whole_numbers: r"'down_proj' of router and experts.*torch\.uint8\. Quantised",
+    of_another_class: "found OwnExperts with Parameter",
+    with_shared_experts: r"blocks 0 and 2 share weights.*copy\.deepcopy",
+    with_shared_routers: r"blocks 0 and 2 share weights.*copy\.deepcopy",
+}
+
+
+@pytest.mark.parametrize("make", ODD)
+def test_mixtures_that_could_not_be_cut_exactly_are_refused(make):
     model = tiny_mixture()
-
-    class Experts(type(model.model.layers[1].mlp.experts)):
-        pass
-
-    model.model.layers[1].mlp.experts.__class__ = Experts
-    with pytest.raises(UnsupportedArchitecture, match="found Experts with Parameter"):
+    make([layer.mlp for layer in model.model.layers])
+    with pytest.raises(UnsupportedArchitecture, match=ODD[make]):
         describe(model)
 
 
-@pytest.mark.parametrize("shared", ["experts", "router"])
-def test_blocks_that_share_their_experts_are_refused(shared):
-    model = tiny_mixture()
-    blocks = describe(model).blocks
-    if shared == "experts":
-        blocks[2].mlp.experts = blocks[0].mlp.experts
-    else:
-        blocks[2].mlp.gate.weight = blocks[0].mlp.gate.weight
-    with pytest.raises(UnsupportedArchitecture, match=r"blocks 0 and 2 share weights.*copy\.deepcopy"):
-        describe(model)
+def test_a_mixture_whose_blocks_are_all_dense_is_refused():
+    with pytest.raises(UnsupportedArchitecture, match=r"'mlp\.experts' in 3 blocks; found none"):
+        describe(tiny_mixture("qwen3_moe", mlp_only_layers=[0, 1, 2]))

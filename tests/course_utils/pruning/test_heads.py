@@ -6,16 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked import ABLE, FOUR, IDS, four_groups, with_groups
+from masked import ABLE, FOUR, IDS, four_groups, seeing, with_groups
 from tiny import tiny_batches, tiny_model, word_tokenizer
 
 from course_utils.models.architectures import describe
 from course_utils.models.loading import variant
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.checkpoints import load_pruned, save_pruned
-from course_utils.pruning.choosing import best
 from course_utils.pruning.heads import head_importance, legal_groups, prune_kv_groups
-from course_utils.pruning.width import neuron_importance, prune_neurons
+from course_utils.pruning.width import best, neuron_importance, prune_neurons
 
 SCORES = [torch.tensor(order) for order in ([1.0, 4.0, 2.0, 3.0], [4.0, 1.0, 3.0, 2.0], [2.0, 2.0, 1.0, 5.0])]
 
@@ -76,10 +75,8 @@ def test_any_number_of_groups(family, groups, seed):
 def test_importance_by_hand(family, dtype):
     """In 16 bits it is that of the same numbers in float32."""
     model = four_groups(family, dtype=dtype)
-    seen = [[] for _ in range(3)]
-    for attention, states in zip(describe(model).attentions, seen, strict=True):
-        attention.outputs[0].module.register_forward_pre_hook(lambda _m, x, s=states: s.append(x[0].flatten(0, -2)))
-    scores = head_importance(model, tiny_batches())
+    with seeing([attention.outputs[0].module for attention in describe(model).attentions]) as seen:
+        scores = head_importance(model, tiny_batches())
     for states, score in zip(seen, scores, strict=True):
         x = torch.cat(states).float()  # [tokens, query width]
         lengths = [x[:, i : i + 16].norm(dim=1) for i in range(0, 64, 16)]

@@ -4,17 +4,73 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from masked import IDS, with_neurons
+from masked import IDS, seeing, with_neurons
 from tiny import FAMILIES, tiny_batches, tiny_model
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding
 
 from course_utils.models.architectures import describe
 from course_utils.models.loading import variant
-from course_utils.pruning.choosing import strongest
-from course_utils.pruning.width import CRITERIA, WEIGHT_CRITERIA, neuron_importance, neuron_means, prune_neurons
+from course_utils.pruning.width import (
+    CRITERIA,
+    WEIGHT_CRITERIA,
+    best,
+    by_halves,
+    kept_width,
+    neuron_importance,
+    neuron_means,
+    prune_neurons,
+    strongest,
+)
+
+# --- which stay -----------------------------------------------------------------------------------
+
+
+@example(width=100, percent=29, multiple=1)  # 0.29 * 100 is 28.999999999999996
+@given(width=st.integers(1, 20000), percent=st.integers(0, 99), multiple=st.sampled_from([1, 8, 64, 128]))
+def test_kept_width(width, percent, multiple):
+    kept = kept_width(width, percent / 100, multiple)
+    exact = width - width * percent // 100  # integers don't round
+    assert 1 <= exact <= kept <= width
+    assert kept < exact + multiple
+    assert kept % multiple == 0 or kept == width
+
+
+def test_the_strongest_stay_in_their_old_order_and_of_equals_the_first():
+    scores = torch.tensor([3.0, 1.0, 5.0, 1.0, 4.0, 1.0])
+    kept = strongest(scores, 0.4)  # floor(2.4) go
+    assert kept.tolist() == [0, 1, 2, 4] and kept.dtype == torch.int64
+    assert strongest(scores, 0.4, multiple_of=5).tolist() == [0, 1, 2, 3, 4]
+    assert strongest(scores, 0.0).tolist() == list(range(6))
+
+
+def test_of_many_equal_scores_the_lower_numbers_stay():
+    # Many, because a careless sort keeps the order of a few.
+    scores = torch.randint(0, 3, (5000,), generator=torch.Generator().manual_seed(0)).float()
+    order = sorted(range(5000), key=lambda number: (-scores[number], number))
+    assert best(scores, 1000).tolist() == sorted(order[:1000])
+
+
+@pytest.mark.parametrize("guilty", [0, 17, 49, 50, 98])
+def test_the_needed_one_is_found_in_two_calls_per_step(guilty):
+    calls = []
+
+    def harm(back):
+        calls.append(back)
+        return 1.5 - 0.5 * (guilty in back)
+
+    assert by_halves(range(99), harm) == guilty
+    assert len(calls) <= 14
+
+
+def test_of_two_needed_ones_the_one_that_heals_more_is_followed():
+    heals = {3: 0.4, 60: 0.5}
+    assert by_halves(range(64), lambda back: 1 - sum(heals.get(one, 0) for one in back)) == 60
+
+
+# --- surgery --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,23 +138,18 @@ def test_weight_criteria_by_hand():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_activation_score_by_hand(family, dtype):
-    """In 16 bits it is that of the same numbers in float32."""
+def test_activation_scores_and_means_by_hand(family, dtype):
+    """In 16 bits they are those of the same numbers in float32."""
     model, batches = tiny_model(family, dtype=dtype), tiny_batches()
-    seen = [[] for _ in range(3)]
-    hooks = [
-        mlp.down.register_forward_pre_hook(lambda _m, x, s=s: s.append(x[0].flatten(0, -2).float()))
-        for mlp, s in zip(describe(model).mlps, seen, strict=True)
-    ]
-    for batch in batches:
-        model(batch["input_ids"])
-    for hook in hooks:
-        hook.remove()
-    for score, states, mlp in zip(
-        neuron_importance(model, "activation", batches=batches), seen, describe(model).mlps, strict=True
-    ):
-        want = torch.cat(states).square().mean(dim=0).sqrt() * mlp.columns.float().norm(dim=0)
-        torch.testing.assert_close(score, want)
+    mlps = describe(model).mlps
+    with seeing([mlp.down for mlp in mlps]) as seen:
+        for batch in batches:
+            model(batch["input_ids"])
+    scores, means = neuron_importance(model, "activation", batches=batches), neuron_means(model, batches)
+    for score, mean, own, mlp in zip(scores, means, seen, mlps, strict=True):
+        states = torch.cat(own).float()
+        torch.testing.assert_close(score, states.square().mean(dim=0).sqrt() * mlp.columns.float().norm(dim=0))
+        torch.testing.assert_close(mean, states.mean(dim=0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,7 +164,9 @@ def test_activation_score_ignores_how_text_is_handed_over(family):
         "loader": DataLoader([{k: v[0] for k, v in row.items()} for row in rows], batch_size=3),
         "unpadded": [{"input_ids": row["input_ids"][row["attention_mask"].bool()][None]} for row in rows],
     }
+    means = neuron_means(model, rows)
     for name, batches in variants.items():
+        torch.testing.assert_close(neuron_means(model, batches), means, msg=name)
         scores = neuron_importance(model, "activation", batches=batches)
         for a, b in zip(reference, scores, strict=True):
             torch.testing.assert_close(a, b, msg=name)
@@ -146,15 +199,8 @@ def test_random_depends_on_the_seed_only():
 # --- bad input ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("criterion", "batches", "message"),
-    [
-        ("activation", None, "got none"),
-        ("l1", tiny_batches(), "'l1'"),
-        ("activation", [], "empty"),
-    ],
-)
-def test_bad_scoring_input(criterion, batches, message):
+@pytest.mark.parametrize(("criterion", "batches", "message"), [("activation", None, "got none"), ("l1", [], "'l1'")])
+def test_text_goes_with_the_criterion_that_reads_it(criterion, batches, message):
     with pytest.raises(ValueError, match=message):
         neuron_importance(tiny_model("llama"), criterion, batches=batches)
 
@@ -167,40 +213,18 @@ def test_non_finite_weights_are_named():
         neuron_importance(model, "l2")
 
 
-BIASED = ("gpt2", "opt", "gpt_neox")  # families whose MLPs have a bias that leads out
+# --- means that stay in a bias ----------------------------------------------------------------------
 
-
-def with_a_bias(family, **settings):
-    return tiny_model(family, **({"mlp_bias": True} if family == "llama" else {}), **settings)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_means_are_those_of_the_real_tokens_whatever_the_batches(family, dtype):
-    model = tiny_model(family, dtype=dtype)
-    batches = tiny_batches()
-    seen = [[] for _ in describe(model).mlps]
-    hooks = [
-        mlp.down.register_forward_pre_hook(lambda _m, x, values=values: values.append(x[0].float()))
-        for mlp, values in zip(describe(model).mlps, seen, strict=True)
-    ]
-    with torch.no_grad():
-        for batch in batches:
-            model(**batch)
-    for hook in hooks:
-        hook.remove()
-    masks = torch.cat([batch["attention_mask"].flatten() for batch in batches]).bool()
-    for values, mean in zip(seen, neuron_means(model, batches), strict=True):
-        expected = torch.cat([value.reshape(-1, value.shape[-1]) for value in values])[masks].mean(dim=0)
-        torch.testing.assert_close(mean, expected)
+BIASED = ("gpt2", "opt", "gpt_neox")  # families whose MLPs have a bias that leads out; Llama's may have one
 
 
 @pytest.mark.parametrize("family", [*BIASED, "llama"])
 @pytest.mark.parametrize("layers", [None, [1]])
 def test_a_kept_mean_is_what_the_removed_neurons_say_on_average(family, layers):
-    model = with_a_bias(family)
+    model = tiny_model(family, **({"mlp_bias": True} if family == "llama" else {}))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     scores, means = neuron_importance(model, "random"), neuron_means(model, tiny_batches())
+    given = [mean.clone() for mean in means]
     kept = [strongest(score, 0.3 if layers is None or number in layers else 0) for number, score in enumerate(scores)]
     expected = with_neurons(model, kept, means)
     pruned = variant(model)
@@ -210,6 +234,7 @@ def test_a_kept_mean_is_what_the_removed_neurons_say_on_average(family, layers):
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
     assert (logits - with_neurons(model, kept)).abs().max() > 1e-3  # without the means it is another model
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())  # shared, not written
+    assert all(map(torch.equal, means, given))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -29,7 +29,7 @@ from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.release import engine, export
 from course_utils.release.engine import EngineError, EngineNotAvailable
 from course_utils.release.export import export_gguf
-from course_utils.text.texts import TokenBlocks, token_blocks
+from course_utils.text.rows import TokenBlocks, token_blocks
 
 needs_engine = pytest.mark.skipif(not engine.available(), reason=engine.problem())
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

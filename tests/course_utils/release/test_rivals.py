@@ -20,7 +20,7 @@ from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.release import engine, export, rivals
 from course_utils.release.rivals import Version, in_fewer_bits, table, timed
 from course_utils.support.uncertainty import ratio_interval
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 BITS = ["whole, Q8_0", "whole, Q4_0"]
 IDS = torch.randint(97, (4, 12), generator=torch.Generator().manual_seed(0))

@@ -1,109 +1,172 @@
-"""Bad arguments are refused with one wording, and good ones come back."""
+"""Bad arguments are refused with one wording, before anything happens, and good ones come back."""
 
 from __future__ import annotations
 
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from course_utils.support import checks
+from course_utils.support.checks import check_types
 
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.mark.parametrize("value", [True, False, np.True_, torch.tensor(True), 2.0, "2", None, 0, 6, np.float64(3)])
-def test_whole_numbers_refused(value):
-    with pytest.raises(ValueError, match=r"^'n' must be a whole number from 1 to 5, the rows; got "):
-        checks.whole_number("n", value, least=1, most=5, meaning="the rows")
-
-
-def test_whole_numbers_accepted():
-    assert checks.whole_number("n", np.int64(5), least=1, most=5) == 5
-    assert checks.whole_number("n", 0) == 0
-    with pytest.raises(ValueError, match="'n' must be a whole number of at least 1; got 0"):
-        checks.whole_number("n", 0, least=1)
-
-
-@pytest.mark.parametrize("values", [[True], [np.True_], [1, 6], [2.0], 3, None, "12"])
-def test_lists_of_whole_numbers_refused(values):
-    with pytest.raises(ValueError, match=r"^'n' must hold whole numbers from 1 to 5, the rows; got "):
-        checks.whole_numbers("n", values, least=1, most=5, meaning="the rows")
-
-
-def test_lists_of_whole_numbers_accepted():
-    assert checks.whole_numbers("n", iter([np.int64(5), 0])) == (5, 0)
-    assert checks.whole_numbers("n", ()) == ()
+ARRAYS = [np.array(["a", "b"]), torch.ones(2), ["a"], None]  # what can't be compared or hashed is none of the allowed
 
 
 @pytest.mark.parametrize(
-    ("check", "bad", "good"),
+    ("check", "message", "bad", "good"),
     [
-        (checks.positive, [0, -1, NAN, INF, True, "1", None], [1e-9, 3]),
-        (checks.at_least_zero, [-1e-9, NAN, INF, True, "1", None], [0, 0.5]),
-        (checks.share, [-0.1, 1.1, NAN, True, "1", None], [0, 0.5, 1]),
-        (checks.flag, [0, 1, None, "yes"], [True, False]),
+        (
+            partial(checks.whole_number, least=1, most=5, meaning="the rows"),
+            "'it' must be a whole number from 1 to 5, the rows; got ",
+            [True, False, np.True_, torch.tensor(True), 2.0, "2", None, 0, 6, np.float64(3)],
+            [np.int64(5), 1],
+        ),
+        (checks.whole_number, "'it' must be a whole number of at least 0; got ", [-1], [0]),
+        (
+            partial(checks.whole_numbers, least=1, most=5, meaning="the rows"),
+            "'it' must hold whole numbers from 1 to 5, the rows; got ",
+            [[True], [np.True_], [1, 6], [2.0], 3, None, "12"],
+            [(1, 5), ()],
+        ),
+        (checks.positive, "'it' must be a number above 0; got ", [0, -1, NAN, INF, True, "1", None], [1e-9, 3]),
+        (checks.at_least_zero, "'it' must be a number of at least 0; got ", [-1e-9, NAN, INF, True, "1"], [0, 0.5]),
+        (checks.share, "'it' is a share, from 0 to 1; got ", [-0.1, 1.1, NAN, True, "1", None], [0, 0.5, 1]),
+        (
+            lambda _, value: checks.ratio(value),
+            r"in \[0, 1\); got .*For 20 % give 0.2",
+            [1, 1.5, -0.1, NAN, True, False, "0.2", None],
+            [0, 0.99],
+        ),
+        (checks.flag, "'it' must be True or False; got ", [0, 1, None, "yes"], [True, False]),
+        (lambda *given: checks.one_of(*given, ("a", "b")), "'it' must be one of a, b; got ", ["c", *ARRAYS], ["a"]),
+        (
+            lambda _, values: checks.block_numbers(values, 3, name="The blocks"),
+            r"The blocks must (lie from 0 to 2; got \[3\]|not repeat|be a list of integers)",
+            [[3], [1, 1], [True], [np.True_], [0.0], 2],
+            [[0, 2]],
+        ),
+        (
+            checks.strings,
+            "'it' must be a non-empty list of strings; got ",
+            ["text", [], None, 3, ["a", 1], b"x"],
+            [["a", "b"]],
+        ),
+        (checks.path, "'it' must be a path, as a string or a Path; got ", [None, 3, b"a", ["a"]], [Path("a/b")]),
+        (
+            lambda _, value: checks.device(value),
+            "'device' must be a device that this",
+            ["gpu", "", None, object(), "cuda:99"],
+            [],
+        ),
+        (
+            partial(checks.int64, shape="[rows]"),
+            r"'it' must be an int64 tensor \[rows\]; got ",
+            [[1], torch.ones(3), torch.ones(2, 2).long(), torch.tensor(1), None],
+            [torch.tensor([7])],
+        ),
     ],
 )
-def test_named_checks(check, bad, good):
+def test_bad_values_are_refused_and_good_ones_come_back(check, message, bad, good):
     for value in bad:
-        with pytest.raises(ValueError, match=r"'setting' .*; got "):
-            check("setting", value)
+        with pytest.raises(ValueError, match=message):
+            check("it", value)
     for value in good:
-        assert check("setting", value) is value
+        assert check("it", value) == value
 
 
-@pytest.mark.parametrize("value", [1, 1.5, -0.1, NAN, True, False, "0.2", None])
-def test_ratios_refused(value):
-    with pytest.raises(ValueError, match=r"in \[0, 1\); got .*For 20 % give 0.2"):
-        checks.ratio(value)
+def test_values_come_back_as_the_kind_that_is_promised():
+    assert type(checks.whole_number("n", np.int64(5))) is int
+    assert checks.whole_numbers("n", iter([np.int64(5), 0])) == (5, 0)
+    assert checks.strings("prompts", iter(["a", "b"])) == ["a", "b"]
+    assert checks.block_numbers(torch.tensor([2, 0]), 3) == [0, 2]
+    assert checks.path("folder", "a/b") == Path("a/b")
+    assert checks.device("cpu") == checks.device(torch.device("cpu")) == torch.device("cpu")
+    layer = torch.nn.Linear(1, 1)
+    assert checks.module("model", layer) is layer
+    with pytest.raises(TypeError, match="'model' must be a model, as load_model returns it first; got None"):
+        checks.module("model", None)
 
 
-def test_one_of():
-    assert checks.one_of("loss", "a", ("a", "b")) == "a"
-    with pytest.raises(ValueError, match="'loss' must be one of a, b; got 'c'"):
-        checks.one_of("loss", "c", ("a", "b"))
+def test_scores_that_are_not_finite():
+    checks.finite([torch.zeros(2)], "The scores")
+    with pytest.raises(ValueError, match=r"The scores hold NaN or infinite values in blocks \[1\]"):
+        checks.finite([torch.zeros(2), torch.tensor([1.0, NAN])], "The scores")
+
+
+def test_commands_that_need_no_model_wait_for_no_torch():
+    told = "import sys, course_tools.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@check_types
+def everything(
+    scores: Sequence[Tensor] = (),
+    *,
+    table: pd.DataFrame | None = None,
+    by_name: Mapping[str, Tensor] | None = None,
+    folder: str | Path | None = None,
+    head: tuple[int, int] = (0, 0),
+    sets: Sequence[Sequence[int]] = (),
+    values: Iterable[float] = (),
+    target: float | np.ndarray = 0.0,
+    call: Callable[[], object] = list,
+    count: int = 1,
+    names: Sequence[str] = (),
+    **others: Tensor,
+) -> float:
+    """Its own words."""
+    return sum(values)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "says"),
     [
-        ([3], "from 0 to 2; got \\[3\\]"),
-        ([1, 1], "repeat"),
-        ([True], "integers"),
-        ([np.True_], "integers"),
-        ([0.0], "integers"),
-        (2, "integers"),
+        ({"scores": "ab"}, "'scores' must be of type Sequence[Tensor]; got 'ab'."),
+        ({"scores": [torch.ones(1), 2]}, "'scores' must be of type"),
+        ({"scores": None}, "got None"),
+        ({"table": "results.csv"}, "'table' must be of type pd.DataFrame | None; got 'results.csv'."),
+        ({"by_name": {"a": 1}}, "'by_name'"),
+        ({"folder": 3}, "'folder' must be of type str | Path | None; got 3."),
+        ({"head": (1,)}, "'head'"),
+        ({"head": 1}, "'head'"),
+        ({"sets": [1]}, "'sets'"),
+        ({"values": 1.0}, "'values'"),
+        ({"target": "x"}, "'target'"),
+        ({"call": 3}, "'call'"),
     ],
 )
-def test_block_numbers_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        checks.block_numbers(given, 3)
+def test_another_type_than_the_hint_says_is_named(given, says):
+    with pytest.raises(TypeError) as refused:
+        everything(**given)
+    assert says in str(refused.value)
 
 
-def test_block_numbers_come_sorted_and_are_called_what_they_are():
-    assert checks.block_numbers(torch.tensor([2, 0]), 3) == [0, 2]
-    with pytest.raises(ValueError, match="'order' must not repeat"):
-        checks.block_numbers([1, 1], 3, name="'order'")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"scores": (torch.ones(1),)},
+        {"scores": torch.ones(2, 3)},
+        {"table": pd.DataFrame(), "folder": Path(), "head": [1, 2], "sets": [[1], ()]},
+        {"by_name": {"a": torch.ones(1)}},
+        {"values": pd.Series([0.0]), "target": np.float64(1)},
+        {"count": "left to the function", "names": 3, "other": "not looked at"},
+    ],
+)
+def test_what_fits_and_what_is_left_to_the_function_passes(given):
+    assert everything(**given) == 0
 
 
-def test_strings():
-    assert checks.strings("prompts", iter(["a", "b"])) == ["a", "b"]
-    for bad in ("text", [], None, 3, ["a", 1], b"x"):
-        with pytest.raises(ValueError, match="'prompts' must be a non-empty list of strings; got"):
-            checks.strings("prompts", bad)
-
-
-def test_paths():
-    assert checks.path("folder", "a/b") == checks.path("folder", Path("a/b")) == Path("a/b")
-    for bad in (None, 3, b"a", ["a"]):
-        with pytest.raises(ValueError, match="'folder' must be a path, as a string or a Path; got"):
-            checks.path("folder", bad)
-
-
-def test_an_array_is_none_of_the_allowed():
-    assert checks.one_of("unit", "bytes", ("bytes", "ms")) == "bytes"
-    for bad in (np.array(["bytes", "ms"]), torch.ones(2), ["bytes"], None):
-        with pytest.raises(ValueError, match="'unit' must be one of bytes, ms; got"):
-            checks.one_of("unit", bad, ("bytes", "ms"))
+def test_a_checked_function_stays_what_it_was():
+    assert everything(values=(one for one in (1.0, 2.0))) == 3, "a generator is not used up"
+    assert "scores" in inspect.signature(everything).parameters and everything.__doc__ == "Its own words."

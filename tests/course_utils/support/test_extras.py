@@ -1,4 +1,4 @@
-"""Who lacks a package is told the extra that brings it, and the extra does bring it."""
+"""The error about a missing package names the extra that brings it, and that extra does bring it."""
 
 import ast
 from pathlib import Path

@@ -11,7 +11,7 @@ from course_utils.measuring.evaluation import perplexity
 from course_utils.models.loading import variant
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.support import records
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 from experiments.record import Arm, write_record
 
 

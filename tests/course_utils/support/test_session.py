@@ -66,14 +66,19 @@ def test_the_table_names_the_model_in_each_role_and_whose_numbers_the_text_has(p
     assert (TEXT_IS_OF in table) == (profile != "embedded")
 
 
-def test_a_model_of_the_readers_own_is_named_in_the_table(monkeypatch, tmp_path, capsys):
+def test_a_model_of_the_readers_own_stands_in_its_role_in_every_profile(monkeypatch, tmp_path, capsys):
+    assert session.chosen_model("llama") is None
     (tmp_path / "my-model").mkdir()
     (tmp_path / "my-model" / "config.json").write_text("{}")
     monkeypatch.setenv("COURSE_LLAMA", str(tmp_path / "my-model"))
+    assert session.chosen_model("llama") == str(tmp_path / "my-model")
     session.start("03", profile="embedded")
     table = capsys.readouterr().out
     assert "gpt2         course-gpt2\nllama        my-model\n" in table and TEXT_IS_OF in table
     assert str(tmp_path) not in table
+    monkeypatch.setenv("COURSE_GPT2", "openai-community/gpt2")
+    for profile in session.PROFILES:
+        assert session.names_in(profile) == {"gpt2": "openai-community/gpt2", "llama": "my-model"}
 
 
 def test_what_the_table_says_brings_the_models_of_the_texts_numbers(monkeypatch, capsys):
@@ -101,13 +106,15 @@ def test_a_choice_that_cannot_be_a_model_is_refused_before_anything_starts(name,
     assert not os.environ["COURSE_PROFILE"], "nothing was changed"
 
 
-def test_unknown_profiles_are_refused_with_the_known_ones(monkeypatch):
+def test_unknown_profiles_and_roles_are_refused_with_the_known_ones(monkeypatch):
     with pytest.raises(ValueError, match="profile is 'fast'; choose one of smoke, embedded, hub"):
         session.start("01", profile="fast")
     assert not os.environ["COURSE_PROFILE"], "nothing was changed"
     monkeypatch.setenv("COURSE_PROFILE", "Hub")
     with pytest.raises(ValueError, match="COURSE_PROFILE is 'Hub'; choose one of smoke, embedded, hub"):
         session.current_profile()
+    with pytest.raises(ValueError, match="'role' must be one of gpt2, llama; got 'bert'"):
+        session.chosen_model("bert")
 
 
 @pytest.mark.parametrize(
@@ -138,14 +145,10 @@ def test_a_hub_that_keeps_silent_counts_as_absent_after_a_moment(silent, expecte
         assert time.monotonic() - began < 30, "the probe has no time limit"
 
 
-def test_an_address_where_nothing_listens_is_no_hub(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+@pytest.mark.parametrize("offline", [False, True])
+def test_where_nothing_listens_or_nobody_may_ask_there_is_no_hub(offline, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port
-    assert session._hub_answers() is False
-
-
-def test_offline_mode_needs_no_question(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert session._hub_answers() is False
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_batches
+from tiny import tiny_batches, word_tokenizer
 
-from course_utils.text.batches import Batches, padded, read_batch, read_batches, rows_of, text_of
+from course_utils.text.batches import Batches, padded, padded_batches, read_batch, read_batches, rows_of, text_of
 
 MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
 IDS = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 0]])
@@ -21,6 +21,28 @@ def test_shorter_rows_are_padded_on_either_side(side, real):
     batch = padded([[5, 6], [7, 8, 9]], side=side)
     assert batch["attention_mask"].tolist() == real
     assert batch["input_ids"][batch["attention_mask"].bool()].tolist() == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_texts_are_cut_and_masked_and_nothing_else(side):
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = "w0"
+    texts = ["w1 w2 w3", "w2", "w1 w1 w1 w1 w1", "w3 w0"]
+    batches = padded_batches(tokenizer, texts, batch_size=2, max_length=4, padding_side=side)
+    rows = [
+        ids[mask.bool()].tolist()
+        for batch in batches
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert rows == [tokenizer(text, add_special_tokens=False)["input_ids"][:4] for text in texts]
+    edge = 0 if side == "left" else -1
+    assert batches[0]["attention_mask"][1, edge] == 0 and batches[0]["attention_mask"][0].all()
+    assert tokenizer.padding_side == "right", "the tokenizer was changed"
+    with pytest.raises(ValueError, match="Text 2 has no tokens"):
+        padded_batches(tokenizer, ["w1", "w2", ""], batch_size=2)
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="no padding token"):
+        padded_batches(tokenizer, ["w1"])
 
 
 def test_positions_and_predictions_count_real_tokens():
@@ -39,11 +61,8 @@ def test_unpadded_batches_leave_positions_to_the_model():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (IDS, "mapping"),
         ({"tokens": IDS}, "mapping"),
         ({"input_ids": IDS[0]}, "rows, length"),
-        ({"input_ids": IDS.float()}, "integers"),
-        ({"input_ids": IDS[:0]}, "at least one token"),
         ({"input_ids": IDS + 1}, r"must lie in \[0, 10\)"),
         ({"input_ids": IDS - 1}, r"got -1 to 8"),
         ({"input_ids": IDS, "attention_mask": MASK[:1]}, "in the shape of"),
@@ -70,15 +89,11 @@ def test_batches_come_one_by_one_and_at_least_one():
     batches = read_batches(source(), vocab_size=10, device="cpu")
     next(batches)
     assert asked == [0]
-    for wrong, message in (([], "empty"), ({"input_ids": IDS}, "Wrap it in a list"), (IDS, "Wrap it in a list")):
-        with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="empty"):
+        list(read_batches([], vocab_size=10, device="cpu"))
+    for wrong in ({"input_ids": IDS}, IDS, None, 3, "words", object()):
+        with pytest.raises(ValueError, match="^'batches' must be an iterable of batches, such as a list of mappings"):
             list(read_batches(wrong, vocab_size=10, device="cpu"))
-
-
-@pytest.mark.parametrize("wrong", [None, 3, "words", object()])
-def test_what_holds_no_batches_is_refused(wrong):
-    with pytest.raises(ValueError, match="^'batches' must be an iterable of batches, such as a list of mappings; got "):
-        list(read_batches(wrong, vocab_size=10, device="cpu"))
 
 
 def test_a_model_without_numbers_cannot_read():
@@ -146,10 +161,12 @@ def test_what_is_learned_counts_and_all_of_it_is_as_if_nothing_were_said():
     assert "3 tokens to predict" in three and "3 tokens to predict" in others
 
 
-def test_gaps_count():
+def test_gaps_count_and_not_what_stands_in_them():
     ids, mask = torch.arange(3, 8)[None], torch.tensor([[1, 1, 0, 1, 1]])
-    (with_gap,), (without,) = (
-        read_all([{"input_ids": ids, "attention_mask": mask}]),
-        read_all([{"input_ids": ids[:, mask[0] == 1]}]),
-    )
-    assert rows_of(with_gap) != rows_of(without)
+    batches = [
+        {"input_ids": ids, "attention_mask": mask},
+        {"input_ids": ids * mask, "attention_mask": mask},
+        {"input_ids": ids[:, mask[0] == 1]},
+    ]
+    with_gap, same, without = map(rows_of, read_all(batches))
+    assert with_gap == same != without

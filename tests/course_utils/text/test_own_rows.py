@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer
 
 import course_utils
+from course_utils.text.files import Document
 from course_utils.text.own_rows import PADDING, Cutter, LeftOut, batch_of
-from course_utils.text.text_files import Document
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'nobody' %}{{ raise_exception('who?') }}{% endif %}"

@@ -22,8 +22,8 @@ from transformers import AutoTokenizer
 import course_utils
 from course_utils.text import own_text
 from course_utils.text.batches import Batches
+from course_utils.text.files import Source
 from course_utils.text.own_text import read_own_text
-from course_utils.text.text_files import Source
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>\n{% endfor %}"

@@ -15,8 +15,7 @@ from course_utils.healing.distillation.teacher_states import remember_teacher
 from course_utils.measuring.benchmarking import peak_memory
 from course_utils.models import architectures
 from course_utils.models.architectures import describe
-from course_utils.pruning.choosing import kept_width
-from course_utils.pruning.width import neuron_importance, prune_neurons
+from course_utils.pruning.width import kept_width, neuron_importance, prune_neurons
 
 SHAPE = {
     "vocab_size": 8192,

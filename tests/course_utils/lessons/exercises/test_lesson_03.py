@@ -7,8 +7,7 @@ from exercise_cases import cases_of
 
 from course_utils.lessons.exercises import lesson_03
 from course_utils.models.loading import tiny_llama
-from course_utils.pruning.choosing import by_halves
-from course_utils.pruning.width import neuron_importance
+from course_utils.pruning.width import by_halves, neuron_importance
 
 
 def silence(model, blocks):

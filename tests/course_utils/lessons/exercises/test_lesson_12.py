@@ -9,7 +9,7 @@ from course_utils.lessons.exercises import lesson_12
 from course_utils.measuring.abilities import AbilityRows
 from course_utils.models.loading import tiny_llama, variant
 from course_utils.pruning.width import neuron_importance, prune_neurons
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 test_answer_nats = cases_of(lesson_12.check_answer_nats)
 test_floor = cases_of(lesson_12.check_floor)

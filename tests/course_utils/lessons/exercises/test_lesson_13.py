@@ -12,7 +12,7 @@ from course_utils.models.architectures import describe
 from course_utils.models.loading import load_model, variant
 from course_utils.pruning.experts import expert_importance, prune_experts
 from course_utils.text.kinds import kind_rows
-from course_utils.text.texts import TokenBlocks
+from course_utils.text.rows import TokenBlocks
 
 
 @pytest.fixture(autouse=True)

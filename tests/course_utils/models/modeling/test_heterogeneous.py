@@ -25,19 +25,14 @@ def config_with(overrides):
 
 
 def test_blocks_have_their_own_widths_and_attentions():
-    overrides = {1: {"intermediate_size": 7, "skip": ["attention"]}, 2: {"intermediate_size": 16}}
-    config = config_with(overrides)
+    config = config_with({1: {"intermediate_size": 7, "skip": ["attention"]}, 2: {"intermediate_size": 16}})
     model = Heterogeneous(config)
-    architecture = describe(model)
-    assert architecture.intermediate_sizes == (48, 7, 16)
+    architecture, block = describe(model), model.model.layers[1]
+    assert architecture.intermediate_sizes == (48, 7, 16) and block.mlp.intermediate_size == 7
     assert [attention.skipped for attention in architecture.attentions] == [False, True, False]
-    block = model.model.layers[1]
     assert isinstance(block.self_attn, NoAttention) and isinstance(block.input_layernorm, torch.nn.Identity)
-    assert block.mlp.intermediate_size == 7
-    assert {int(number) for number in config.to_dict()["per_layer_config"]} == {
-        1,
-        2,
-    }  # and the configuration still says so
+    told = config.to_dict()["per_layer_config"]
+    assert {int(number) for number in told} == {1, 2}  # and the configuration still says so
     assert torch.isfinite(model(torch.tensor([[5, 6, 7]])).logits).all()
 
 

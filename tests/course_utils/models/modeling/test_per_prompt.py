@@ -1,4 +1,4 @@
-"""One prompt's decision by hand; ``test_adaptive`` has it carried along by whole models."""
+"""One prompt's score by hand; ``test_adaptive`` has decisions carried along by whole models."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import math
 import pytest
 import torch
 
-from course_utils.models.modeling.per_prompt import _by_complexity, complexity, embedding_features
+from course_utils.models.modeling.per_prompt import complexity, embedding_features
 
-PLAIN = {
-    "policy": "length_variance",
-    "parameters": {"log_length": [0.0, math.log(4)], "variance": [1.0, 3.0]},
-}
+PLAIN = {"policy": "length_variance", "parameters": {"log_length": [0.0, math.log(4)], "variance": [1.0, 3.0]}}
 
 
 def test_features_by_hand():
     prompt = torch.tensor([[1.0, 5.0], [3.0, 1.0]])  # two tokens
-    expected = torch.tensor([math.log(2), (1 + 4) / 2])
-    torch.testing.assert_close(embedding_features(prompt), expected)
+    torch.testing.assert_close(embedding_features(prompt), torch.tensor([math.log(2), (1 + 4) / 2]))
     assert embedding_features(prompt.half()).dtype is torch.float32
 
 
@@ -29,10 +25,4 @@ def test_features_by_hand():
 def test_score_is_the_mean_of_both_scaled_and_cut_off(tokens, spread, score):
     prompt = torch.tensor([[spread * (-1) ** token] * 3 for token in range(tokens)])
     assert complexity(PLAIN, prompt) == pytest.approx(score)
-
-
-def test_by_length_the_score_is_the_tokens():
-    rule = {"policy": "length", "parameters": {}, "left_out": [0, 2, 1], "thresholds": [2, 3]}
-    prompts = torch.ones(3, 3, 2)
-    real = torch.tensor([[True, False, False], [True, True, False], [True, True, True]])
-    assert _by_complexity(rule, prompts, real) == [0, 2, 1]
+    assert complexity({"policy": "length"}, prompt) == tokens

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from course_utils.support.extras import ExtraMissing
-from course_utils.text.text_files import Document, Skipped, Source
+from course_utils.text.files import Document, Skipped, Source
 
 CHAT = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
 
@@ -44,6 +44,9 @@ def test_an_answer_without_weight_is_read_and_not_learned(tmp_path):
     first = [CHAT[0], {"role": "assistant", "content": "So.", "weight": 0}]
     (chat,) = read(lines(tmp_path / "c.jsonl", {"messages": [*first, CHAT[0], CHAT[1] | {"weight": None}]}))
     assert chat.text == "Why?\nSo.\nWhy?\nBecause." and chat.learned == "Because."
+    greeting = {"role": "assistant", "content": "Hello."}  # nobody asked for it
+    (chat,) = read(lines(tmp_path / "greeted.jsonl", {"messages": [greeting, *CHAT]}))
+    assert chat.text == "Hello.\nWhy?\nBecause." and chat.learned == "Because."
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def test_parquet_holds_the_same_as_lines(tmp_path):
     assert "can't be read as Parquet" in broken.why
 
 
-def test_who_lacks_datasets_is_told_its_extra(tmp_path, monkeypatch):
+def test_without_datasets_the_error_names_its_extra(tmp_path, monkeypatch):
     (tmp_path / "some.parquet").touch()
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ExtraMissing, match=r"pruning-llms\[parquet\]"):

@@ -1,10 +1,11 @@
 """Documents in files of one's own: .txt and .md, .jsonl and .parquet with ``text`` or ``messages``, read one by one.
 
-A line or a file that can't be used is passed over, with its place and the reason.
+A line or a file that can't be used is skipped, with its place and the reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -25,8 +26,8 @@ class Document:
     Attributes:
         place: the file and the line, for messages.
         text: all that is written in it.
-        messages: of a chat: ``{"role", "content"}``, in order; empty for a text. A message with ``"weight": 0`` is read
-            and never learned. One that calls tools may be without content, and all else that a message holds
+        messages: of a chat, ``{"role", "content"}`` in order; empty for a text. A message with ``"weight": 0`` is read
+            and never learned. A message that calls tools may be without content. All else that a message holds
             (``tool_calls``, ``reasoning_content``) is for the model's template.
         tools: the functions that a chat's model may call, as its template takes them.
     """
@@ -38,7 +39,7 @@ class Document:
 
     @property
     def learned(self) -> str:
-        """What is learned and judged: a text, or the answers of a chat, but for one before which nothing is asked."""
+        """What is learned and judged: a text, or the answers of a chat, except one that opens the chat."""
         return "\n".join(_answers(self.messages)) if self.messages else self.text
 
 
@@ -74,8 +75,9 @@ class Source:
         """
         place, _, number = typed.rpartition(":")
         weight = 1.0
-        if place and not os.path.exists(typed) and _is_number(number):  # C:\\texts has a colon as well
-            typed, weight = place, float(number)
+        if place and not os.path.exists(typed):
+            with contextlib.suppress(ValueError):  # C:\\texts has a colon as well
+                typed, weight = place, float(number)
         if not 0 < weight < math.inf:
             raise ValueError(f"the weight of {typed} must be a number above 0; got {number!r}")
         path, known = Path(typed), ", ".join(SUFFIXES)
@@ -109,14 +111,6 @@ class Source:
                 yield from readers.get(path.suffix.lower(), _whole)(path, place)
             except OSError as error:
                 yield Skipped(place, f"it can't be read ({error.strerror or type(error).__name__})")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _whole(path: Path, place: str) -> Iterator[Document | Skipped]:
@@ -164,11 +158,9 @@ def _document(row: object, place: str) -> Document | Skipped:
     tools = row.get("tools") or []
     if not isinstance(tools, list):
         return Skipped(place, "'tools' must be a list")
-    if messages and not any(is_learned(message) for message in messages[1:]):
-        return Skipped(
-            place,
-            "no message after the first has the role 'assistant' and a weight above 0, so there is no answer to learn",
-        )
+    if messages and not any(map(is_learned, messages[1:])):
+        lacking = "no message after the first has the role 'assistant' and a weight above 0"
+        return Skipped(place, f"{lacking}, so there is no answer to learn")
     if messages and not any(answer.strip() for answer in _answers(messages)):
         return Skipped(place, "its answers are empty")
     text = "\n".join(map(_said, messages)) if messages else given["text"]
