@@ -51,6 +51,8 @@ WHOLE_WORDS = (" neighbour", " knocked", " on", " the", " door", ".")
         # the space in front of the span is no shared text
         (("The ", "female", "left-handed", " neighbour knocked on the door."), WHOLE_WORDS, 0),
         (("Everyone thought the", " tall", " happy", " doctor was kind"), (" doctor", " was", " kind"), 0),
+        # a row's first token is neither compared nor counted
+        (("", "", "The", " door was"), (" was",), 1),
         # " neighbour" holds the span's last space: on either side
         (("Everyone the ", "tall ", "happy ", "neighbour was"), (" was",), 2),
         # one token in a, with the span's space; the same letters are several tokens in b
