@@ -283,7 +283,7 @@ def patched_log_odds(
         {block: [head for where, head in heads if where == block] for block, _ in heads}
         for heads in checks.not_empty("head_sets", head_sets)
     ]
-    places = [-1] * len(texts)
+    places = [-1] * len(checks.strings("texts", texts))
     return _patched(describe(model), tokenizer, texts, sources, places, _hook_heads, patches, answers)
 
 
