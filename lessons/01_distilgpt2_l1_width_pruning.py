@@ -293,14 +293,14 @@ print(f"distilGPT2 loses {lost:,} of {before:,} parameters: {lost / before:.2%}"
 # ## Good, or just lucky?
 #
 # The model gives each next token a probability $p$. Its loss is $-\log p$ of the token that really came, averaged over many:
-# **nats per token**. What a cut adds to the loss is its *damage*. A model that knows nothing gives each of its $V$ tokens the same
+# **nats per token**. (*Perplexity* is $e$ to the loss.) What a cut adds to the loss is its *damage*. A model that knows nothing gives each of its $V$ tokens the same
 # probability, so its loss is $\log V$. We call that *guessing*. (A model can be worse than that: certain and wrong. Lesson 02 has one.)
 #
 # Two habits keep us honest from here on:
 #
 # - **What chooses doesn't judge.** A score may read some speeches in order to choose neurons. The cut is then judged on other
 #   speeches, from years that the model never saw, and on Wikipedia.
-# - **A score has to beat chance.** We draw neurons blindly, nineteen times. A score that knows nothing is just a twentieth blind draw, so it comes
+# - **A score has to beat blind choice.** (Papers call such a score a *criterion*.) We draw neurons blindly, nineteen times. A score that knows nothing is just a twentieth blind draw, so it comes
 #   out best with a probability of one in twenty. We ask that a score beats **all nineteen**.
 
 # %%
@@ -580,7 +580,7 @@ check_keep_the_mean(keep_the_mean)
 # `prune_neurons` does the same if it gets `means=`. The literature calls it **bias compensation** (An et al. 2023). To be fair, the
 # random cuts keep their means as well.
 #
-# **Predict before you run.** Same neurons, same sizes, constants kept in all arms. Does L1 beat chance now? Because …
+# **Predict before you run.** Same neurons, same sizes, constants kept in all arms. Does L1 beat blind choice now? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -639,8 +639,8 @@ claim("In the record it beats each with its constant kept.", better)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Block 1 can lose most: 0.96 of what even its strong neurons write is a constant. Block 0 can lose least. Its bars are low, though not the
-# lowest: every later block reads what it writes.
+# Block 1 can lose most: nearly all of what even its strong neurons write is a constant. Block 0 can lose least. Its bars are low, though
+# not the lowest; and every later block reads what it writes.
 #
 # </details>
 #

@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "GLU pruning done right: which neurons must stay"
-#     minutes: about two hours
+#     minutes: 90 to 120 minutes
 #     prerequisites: lesson 01 (hooks, nineteen random cuts, a constant isn't nothing), lesson 02 (a GLU's neuron, guessing)
 #     assets: [smollm2, texts, speeches]
 #     concepts: [residual stream, search by halves, attention sink, massive activations, patching, peak-to-peak, paired interval]
@@ -54,9 +54,8 @@ from course_utils.support import (
 
 session = start("03")
 style()
-record = read_record("random_cuts")  # of this model, on 48 rows of each text
-record["times"] = np.exp(record.damage)  # perplexity, × that of the whole model
-record = record[record.dtype == "float32"]
+record = read_record("random_cuts").query("dtype == 'float32'")  # on 48 rows each
+record = record.assign(times=np.exp(record.damage))  # perplexity, × the whole's
 
 
 def recorded(criterion, edit, text):
@@ -210,7 +209,7 @@ print(f"the second half comes back: {harm(disaster[middle:]):.2f} nats")
 # %% [markdown]
 # ### Exercise 1 · ●●○ · 8 minutes
 #
-# Trying one neuron at a time would take 4,590 runs of the model. Halving takes two dozen. Write `halve(suspects, harm)`: split the suspects
+# Trying one neuron at a time would take 4,590 runs of the model. Halving takes two dozen. Write `halve(suspects, harm)`: divide the suspects
 # into two halves and put each back in turn. The half whose return leaves less harm holds a culprit. Go on with that half
 # until one suspect is left, and return it. `harm(back)` runs a model, so call it only twice per step. The check first plants
 # culprits in lists, then your function searches the disaster.
@@ -428,11 +427,12 @@ show(
 # %% [markdown]
 # *The dotted line is the block of the two neurons. Look at the middle first: in the blocks behind it the first token ought to be silent.*
 #
-# In the whole model the first token says about a quarter of what other tokens say in blocks 3 to 10, and gets a third of their attention.
-# Without the two neurons it talks (red and green). Then comes block 11, which writes the giant number anew, thirty times as large. (Blocks
-# 8 to 10 had taken the first one away. Why, we don't know; lesson 04 comes back to these blocks.) If only the two are gone, block 11 still
-# manages that, and later heads have their sink. In the disaster it doesn't: from there on the token is as loud as any other, and heads turn
-# away from it.
+# In the whole model the first token says about a quarter of what other tokens say there, and gets a third of their attention.
+# Without the two neurons it talks (red and green).
+#
+# Then comes block 11, which writes the giant number anew, thirty times as large. (The blocks before it had taken the first one away. Why, we
+# don't know; lesson 04 comes back to them.) If only the two are gone, block 11 still manages that, and later heads have their sink. In the
+# disaster it doesn't: from there on the token is as loud as any other, and heads turn away from it.
 #
 # ## Touch it
 #
@@ -444,7 +444,7 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The constant heals it: it costs no more than with both neurons back. Lesson 01's sentence holds here as well: a constant isn't nothing. The
+# The constant heals it, nearly as well as both neurons do. Lesson 01's sentence holds here as well: a constant isn't nothing. The
 # random vector heals nothing.
 #
 # The surprise is the sixth token. Given the constant, it heals most of the disaster too. The number makes the sink, not the place. Tokens
@@ -536,7 +536,7 @@ check_silence(silence)
 #
 # To the whole model it does nothing, since the first token says little there anyway. In the disaster most of the damage is gone, and
 # silencing another token does nothing. And look at the printed line: later heads look at the first token again. So the second fault follows
-# from the first. Where the first token talks, block 11 can't make it a sink.
+# from the first. Where the first token talks, the later block can't make it a sink.
 #
 # </details>
 
@@ -681,27 +681,7 @@ for text in judges:
         beaten = (blind > recorded(name, "shared", text).times.iloc[0]).sum()
         claim(f"On record {name} beats one at most: {text}.", [1.5 - beaten])
 
-# %%
-_, panels = plt.subplots(1, 2, figsize=(9, 4.8), sharey=True, layout="constrained")
-for panel, text in zip(panels, judges, strict=True):
-    for name in ("random", "L1", "peak-to-peak", "activation"):
-        heights = recorded(name, "shared", text).times
-        panel.plot([0] * len(heights), heights, linestyle="none", **mark(name))
-    uncut = recorded("", "", text).nats.iloc[0]
-    panel.axhline(math.exp(math.log(49_152) - uncut), **mark("guessing"))
-    panel.set_xticks([0], ["10 % cut"])
-    panel.set(title=text, yscale="log", ylim=(1, 2000))
-    log_ticks(panel.yaxis)
-panels[0].set(ylabel="perplexity, × the whole model's")
-panels[1].legend(fontsize="x-small", loc="center right")
-show(
-    "Two panels, speeches and wiki, logarithmic: activation lies below all "
-    "nineteen grey dots, peak-to-peak above all but one, L1 far above them all."
-)
-
 # %% [markdown]
-# *A tenth of the neurons, in the record.*
-#
 # Some rows are hard for every model, so we compare two cuts row by row. $d_r$ is one cut's loss minus the other's on row $r$. The mean of $d$,
 # give or take two standard errors, is a **paired interval**: it holds the true mean in 95 of 100 experiments. If it leaves out 0, one cut is
 # better.
@@ -881,6 +861,7 @@ check_culprits(culprits, secret, judge)
 #
 # - Xiao et al. 2023 (StreamingLLM), arXiv 2309.17453: the attention sink
 # - Sun et al. 2024, *Massive Activations in Large Language Models*, arXiv 2402.17762: the giant numbers at first tokens
+# - Sun et al. 2023 (Wanda), arXiv 2306.11695: weights times activations
 # - Martra 2024, *Exploring GLU Expansion Ratios*, doi 10.31219/osf.io/qgxea: one score for gate and up
 # - Yu et al. 2024, *The Super Weight in Large Language Models*, arXiv 2411.07191: single weights that a model needs
 # - Zhang and Nanda 2024, *Towards Best Practices of Activation Patching*, arXiv 2309.16042

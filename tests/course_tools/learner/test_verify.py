@@ -105,7 +105,7 @@ def test_a_saved_run_is_like_itself():
         if cell.cell_type == "code":
             cell.execution_count = 1
     found = verify.compare(run, nbformat.read(path, as_version=4))
-    assert (found.near, found.another, found.changed, found.idle) == (found.numbers, "", 0, 0) and found.numbers > 100
+    assert (found.near, found.another, found.changed, found.idle) == (found.numbers, "", 0, 0) and found.numbers > 50
     for cell in run.cells:
         cell.pop("execution_count", None)
     assert str(verify.compare(run, nbformat.read(path, as_version=4))) == "not run yet"
