@@ -16,8 +16,8 @@
 # <details><summary>The answer, if you want it now</summary>
 #
 # **Answer.** Not by themselves. A neuron with small weights hardly reacts, but it still writes something: nearly the same
-# vector for every token. Cut hundreds of them and every token loses that vector. Keep it in a bias, and the same cut beats
-# every random one.
+# vector for every token. Cut hundreds of them and every token loses that sum. Add it to a bias, and the same cut does less
+# damage than any of nineteen random cuts.
 #
 # </details>
 
@@ -96,7 +96,7 @@ show(
 )
 
 # %% [markdown]
-# In each block of a GPT-2 the MLP reads a token's vector $x$ and computes
+# In each block of a GPT-2 the MLP reads a token's (normalised) vector $x$ and computes
 #
 # $$\mathrm{MLP}(x) = a\,W_{proj} + b_{proj}, \qquad a = \mathrm{gelu}(x\,W_{fc} + b_{fc})$$
 #
@@ -301,7 +301,7 @@ print(f"distilGPT2 loses {lost:,} of {before:,} parameters: {lost / before:.2%}"
 # - **What chooses doesn't judge.** A score may read some speeches in order to choose neurons. The cut is then judged on other
 #   speeches, from years that the model never saw, and on Wikipedia.
 # - **A score has to beat blind choice.** (Papers call such a score a *criterion*.) We draw neurons blindly, nineteen times. A score that knows nothing is just a twentieth blind draw, so it comes
-#   out best with a probability of one in twenty. We ask that a score beats **all nineteen**.
+#   out best by luck once in twenty times. We ask that a score beats **all nineteen**.
 
 # %%
 from course_utils.text import judging_rows, token_blocks
@@ -358,12 +358,13 @@ for block, a in zip(blocks, values, strict=True):
 print(f"watched {len(values[0]):,} tokens in {len(blocks)} blocks")
 
 # %% [markdown]
-# **Predict before you run.** L1 lost to all nineteen. How many will `activation` beat: most of them, half, or few? Because …
+# **Predict before you run.** L1 lost to all nineteen on both texts. `activation` meets them as well, 38 comparisons together. How many will
+# it win: most, half, or few? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Few: 3 of 38. It does less damage than L1, but a score that reads text and sees what each neuron writes is still no better than a blind
-# draw. So reading the wrong thing can't be all that is wrong with L1.
+# Few: 3 of 38. It does less damage than L1, but a score that reads text and sees what each neuron writes is still worse than most blind
+# draws. So L1's blindness to the text can't be the whole explanation.
 #
 # </details>
 
@@ -403,7 +404,7 @@ by = cut.set_index(["criterion", "text"]).damage
 claim("`activation` does less damage than L1.", by["L1"] - by["activation"])
 
 # %% [markdown]
-# (*here: shown* means that the numbers of your own run bear the sentence out. They may come from another model than ours.)
+# (*here: shown* means that the numbers of your own run bear the sentence out. If you run a larger model, your numbers will differ.)
 #
 # ## Look at one of them
 #
@@ -481,10 +482,9 @@ show(
 # part) plus the variance (the part that reacts): $\overline{a^2} = \bar a^2 + \mathrm{var}(a)$. In block 1 nearly everything is constant, in
 # the others less, and in each block more for the weakest neurons than for the rest.
 #
-# So here is a suspect. What reacts differs from neuron to neuron and from token to token, so much of it cancels when neurons are added up. The
-# constants don't change with the token. Cut two hundred neurons, and **every token loses the same sum of constants**, in each of six
-# blocks. The rest of the model has never seen tokens without it. A score of single neurons can't see that, not even `activation`: what
-# counts is the sum.
+# So here is a suspect. Whatever the constants of two hundred neurons add up to, it is the same for every token. Cut the neurons, and
+# **every token loses the same vector**, in each of six blocks. The rest of the model has never seen tokens without it. A score of single
+# neurons can't see that, not even `activation`, since what counts is the sum.
 #
 # ## Touch it: take the constant alone
 #
@@ -536,7 +536,7 @@ here("In another direction the same length does less harm.", ahead)
 share.round(2)
 
 # %% [markdown]
-# That is the reason. And it names a cure that costs no parameter: `c_proj` has a bias, and a bias is the place for a constant.
+# So most of the harm is the lost constant. And that names a cure that costs no parameter: `c_proj` has a bias, and a bias is the place for a constant.
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 8 minutes
@@ -614,7 +614,8 @@ show(
 # %% [markdown]
 # *Left in each panel: the riddle, on these rows. Right: the same neurons cut, their constant kept in the bias.*
 #
-# Luck? The record that ships with the course repeats this on three draws of rows and calibration text, in two number formats.
+# Luck with the rows? The record that ships with the course repeats this on three draws of rows and calibration text, in two number
+# formats. (It is the same model each time. Another one is yours to try.)
 
 # %%
 main = record.query("ratio == 0.2 and criterion in ('L1', 'random')")
@@ -639,8 +640,8 @@ claim("In the record it beats each with its constant kept.", better)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Block 1 can lose most: nearly all of what even its strong neurons write is a constant. Block 0 can lose least. Its bars are low, though
-# not the lowest; and every later block reads what it writes.
+# Block 1 can lose most: nearly all of what even its strong neurons write is a constant. By the bars alone block 5 should lose least. But
+# it is block 0, since every later block reads what it writes. (The prices of the next exercise show both.)
 #
 # </details>
 #
@@ -733,7 +734,7 @@ check_shares(shares, naive, choose, judge)
 # ## Before you ship it
 #
 # The blocks of such a model have unequal widths, and plain transformers can't build those. `save_pruned` puts the code for them into the
-# folder, and who loads it says `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+# folder. To load it, call `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 #
 # ## Quiz
 
@@ -778,5 +779,6 @@ check_shares(shares, naive, choose, judge)
 # ## References
 #
 # - Li et al. 2016, *Pruning Filters for Efficient ConvNets*, arXiv 1608.08710: structured pruning by the L1 norm
+# - Ye et al. 2018, *Rethinking the Smaller-Norm-Less-Informative Assumption*, arXiv 1802.00124: channels that are constants
 # - An et al. 2023 (FLAP), arXiv 2312.11983: the mean of removed neurons goes into a bias
 # - Sun et al. 2023 (Wanda), arXiv 2306.11695: weights times activations

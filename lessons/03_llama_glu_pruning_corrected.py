@@ -11,7 +11,7 @@
 # %% [markdown]
 # ## The question
 #
-# Nineteen times we cut a tenth of a Llama's neurons blindly. Eighteen times it gets over it. Once it is ruined. What did that
+# Nineteen times we cut a tenth of a Llama's neurons blindly. Eighteen times it gets worse, and lives. Once it is ruined. What did that
 # cut hit?
 #
 # <details><summary>The answer, if you want it now</summary>
@@ -80,8 +80,8 @@ show(
 
 # %% [markdown]
 # Each dot is a Llama that lost a tenth of its neurons, 4,590 of them, drawn blindly. (Perplexity is $e$ to the loss. × 2 means that the
-# model hesitates between twice as many words.) Eighteen cuts are alike. The nineteenth took no more neurons than the others, and
-# from the same blocks. What did it hit?
+# model hesitates between twice as many tokens.) Eighteen cuts stay near each other. The nineteenth took no more neurons than they did,
+# and from the same blocks. What did it hit?
 #
 # ## What a neuron adds
 
@@ -278,14 +278,15 @@ here("The two alone do less than half of the damage.", alone)
 told.round(1)
 
 # %% [markdown]
-# *Perplexity on rows that chose nothing, × the whole model's.*
+# *Perplexity on rows that chose nothing, × the whole model's. (The factor differs from rows to rows: on the two rows above the same
+# cut cost × 59.)*
 #
 # How can two different neurons each be the cure? Because either of them can do the job alone. This disaster needs **both** gone, and of a
 # hundred blind cuts of a tenth only one takes both. We were lucky to see it.
 #
-# The last two rows are a warning. Losing both is *needed* for the disaster, but it isn't *enough*. Out of the whole model, the two cost as
-# much as a blind cut of 4,590 neurons, which is a lot for two, and no disaster. Out of the median cut as well, they cost more than that. What
-# else the disaster needs we'll see below.
+# The last two rows are a warning. Losing both is *needed* for this disaster, but it isn't *enough* for one. Cut only the two, and they cost
+# as much as a blind cut of 4,590 neurons: a lot for two, and no disaster. Cut them on top of the median cut, and it gets worse, but
+# not nearly as bad. The disaster needs something else too. What that is we don't fully know; below we see what goes wrong.
 #
 # ## What do the two write?
 #
@@ -333,14 +334,14 @@ rows.round(2)
 # %% [markdown]
 # ## Where a head looks when it has nothing to say
 #
-# Why would a model build a giant number into the state of its first token? Think of an attention head. Its weights over the tokens before it
-# must sum to one, so it always has to look *somewhere*, even if nothing there is of use. It needs a place where looking changes little. The
+# Why would a model build a giant number into the state of its first token? Think of an attention head. Its weights over itself and the tokens
+# before it must sum to one, so it always has to look *somewhere*, even if nothing there is of use. It needs a place where looking changes little. The
 # first token is the only one that every later token can see, so models use it as that place: the **attention sink** (Xiao et al. 2023).
 # The giant numbers in its state are called **massive activations** (Sun et al. 2024).
 #
 # For a sink to work, heads must look at it, and it must say little. What a token says to a head is its *value*, and that is where the giant
 # number helps. Before a head reads a state, it is divided by its length. If nearly all of the length is one giant channel, everything else
-# becomes small. And the matrix that makes the values hardly reads that channel, as the next cell prints. So the giant number works like a
+# becomes small. And the matrix that makes the values hardly reads that channel, as the next cell prints for one block. So the giant number works like a
 # hand over the token's mouth.
 #
 # We measure three things at the first token: how long its state is behind each block, how long its values are beside those of other
@@ -432,22 +433,23 @@ show(
 #
 # Then comes block 11, which writes the giant number anew, thirty times as large. (The blocks before it had taken the first one away. Why, we
 # don't know; lesson 04 comes back to them.) If only the two are gone, block 11 still manages that, and later heads have their sink. In the
-# disaster it doesn't: from there on the token is as loud as any other, and heads turn away from it.
+# disaster it writes far less. From there on the token is as loud as any other, and heads turn away from it.
 #
 # ## Touch it
 #
-# So far that is a story. We test it by touching it. We put back what the two neurons write, and no neuron: **one constant vector**, the same
-# for every text, added to the first token's state and to nothing else. (Changing a state inside a running model is called *patching*.) We
-# measure the vector on the choosing rows. Two controls: a random vector of the same length, and the same constant given to the *sixth* token.
+# So far that is a story. We test it by touching it. We put back what the two neurons write, and no neuron: **one constant vector**, added to
+# the first token's state and to nothing else. (Changing a state inside a running model is called *patching*.) We measure the vector on the
+# choosing rows. Mind that this model puts no special token in front: the first token is simply the first word of a row, and another one in
+# each row. Two controls: a random vector of the same length, and the same constant given to the *sixth* token.
 #
 # **Predict before you run.** All 4,590 neurons stay out. What does each of the three vectors do to the disaster? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The constant heals it, nearly as well as both neurons do. Lesson 01's sentence holds here as well: a constant isn't nothing. The
-# random vector heals nothing.
+# The constant heals it, nearly as well as both neurons do. Lesson 01's sentence holds here as well: a constant isn't nothing. The random
+# vector makes it worse.
 #
-# The surprise is the sixth token. Given the constant, it heals most of the disaster too. The number makes the sink, not the place. Tokens
+# The surprise is the sixth token. Given the constant, it heals most of the disaster too. So the place isn't what counts. Perhaps the tokens
 # behind the sixth have a silent place to look at again.
 #
 # </details>
@@ -535,8 +537,8 @@ check_silence(silence)
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # To the whole model it does nothing, since the first token says little there anyway. In the disaster most of the damage is gone, and
-# silencing another token does nothing. And look at the printed line: later heads look at the first token again. So the second fault follows
-# from the first. Where the first token talks, the later block can't make it a sink.
+# silencing another token does nothing. And look at the printed line: later heads look at the first token again. So in this cut the second
+# fault follows from the first. (It needn't: with the two cut alone the token talks as well, and the later block copes.)
 #
 # </details>
 
@@ -577,10 +579,11 @@ silent.round(2)
 
 # %% [markdown]
 # Put the constant back, and the disaster is gone. Silence the first token in eight blocks, and most of it is gone. So this is what the two
-# neurons are for: **they keep the first token silent until block 11 takes over**. What is left after silencing we don't know.
+# neurons are for: **they keep the first token silent in the blocks before block 11 takes over**. What is left after silencing we don't
+# know, nor why this cut keeps block 11 from its work.
 #
-# Sun et al. read the sink a little differently: as a constant that attention adds everywhere. Both can be true, since the values are small but
-# not zero. Here silence in the early blocks costs the whole model nothing.
+# Sun et al. read the sink a little differently: as a constant that attention adds everywhere. That may well hold for later blocks. In these
+# eight, silence costs the whole model nothing.
 #
 # ## Which score would have spared them?
 #
@@ -602,7 +605,7 @@ silent.round(2)
 # <details><summary>Hint</summary>
 #
 # The blocks are `model.model.layers`, and each has an `mlp.down_proj`. Its pre-hook gets `(module, inputs)`, and `inputs[0]` is $a$, [rows,
-# length, neurons]. Add up squares and count real tokens over all batches, and divide at the end. Squares overflow in 16 bits, so take
+# length, neurons]. Add up squares and count real tokens over all batches, and divide at the end. Squares overflow in float16, so take
 # `.float()` first.
 #
 # </details>
@@ -698,7 +701,6 @@ for name in ("activation", "peak-to-peak", "L1"):
 
 # %% [markdown]
 # Why do weights do worse than no look at all? In lesson 01 the neurons with small weights hardly reacted. Let us see whether that holds here.
-# We take the block in which L1's lowest tenth holds most of the active neurons.
 #
 # **Predict before you run.** L1's lowest tenth is a tenth of all neurons. Which share of the *most active* twentieth does it hold: 0 %,
 # 10 %, or more? Because …
@@ -757,14 +759,14 @@ show(
 # %% [markdown]
 # *Left: the block in which L1 errs most. Right: the block of the two neurons, which L1 would have kept.*
 #
-# The two are the first of their block by L1 as well, so L1 dies of something else. The printed lines are the intervention: let L1 spare the
-# most active twentieth of each block, and most of its damage is gone. Let it spare as many others, and it stays a wreck. So L1 dies of the
-# loud neurons that it takes.
+# The two are the first of their block by L1 as well, so L1 fails for another reason. The printed lines are the intervention: let L1 spare the
+# most active twentieth of each block, and most of its damage is gone. Let it spare as many others, and it stays a wreck. So L1 fails
+# because it cuts loud neurons.
 #
 # ## Another cut's secret
 #
-# A last search. In a cut of a tenth, a few neurons were exchanged for others that the model needs. `search` tells the loss on the choosing rows
-# when some come back. The check judges on rows that nothing has used.
+# A last search. We took another cut of a tenth, and swapped a few of its neurons for ones that the model needs. `search` tells the loss on the
+# choosing rows when some come back. The check judges on rows that nothing has used.
 
 # %%
 from course_utils.lessons.exercises.lesson_03 import secret_cut
@@ -849,7 +851,7 @@ check_culprits(culprits, secret, judge)
 #   neurons write that number. Don't cut those.
 # - In this Llama small weights mislead. A look at a little text beat every blind choice.
 #
-# **On Monday:** after any cut, look at the first token's state before you look at anything else. It takes one forward pass.
+# **On Monday:** after any cut, look at how much attention later heads give the first token. It takes one forward pass.
 #
 # **Next:** lesson 04 takes whole blocks out. The first token will be back.
 #
