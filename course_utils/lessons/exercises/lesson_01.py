@@ -217,15 +217,15 @@ def check_shares(
         yours <= _BETTER * rival,
         f"That isn't at most {_BETTER:g} of the naive plan's damage. Which blocks give many neurons nearly for free?",
     )
-    yours, rival = judge(spent), judge([*naive])
-    behind = [text for text in yours if yours[text] > _BETTER * rival[text]]
+    damages, rivals = judge(spent), judge([*naive])
+    behind = [text for text, damage in damages.items() if damage > _BETTER * rivals[text]]
     require(
         not behind,
         f"It wins on the choosing rows, but not clearly on the exam ({', '.join(behind)}): it fits these few rows too "
         "closely. Take a plan that is less extreme.",
     )
-    for text, damage in yours.items():
-        print(f"On the exam, {text}: yours {damage:.3f}, the naive plan {rival[text]:.3f}.")
+    for text, damage in damages.items():
+        print(f"On the exam, {text}: yours {damage:.3f}, the naive plan {rivals[text]:.3f}.")
 
 
 def _legal_shares(shares: Any) -> list[float]:
