@@ -23,7 +23,7 @@
 
 # %% [markdown] tags=["notes"]
 # **The point:** a disaster can have a cause of two neurons, one can find it in fifty runs of the model, and one can say *why*. The
-# reason is the attention sink, which the room will meet again in lesson 04.
+# reason is the attention sink. Lesson 04 takes out block 11, which rebuilds it.
 #
 # **Usual questions:** "Why the first token?" Every later token can see it, so it is the one place that is always there. "Does every
 # model do this?" Nearly all large ones; see the references. "Why not protect those two and be done?" Another cut has others: the last
@@ -429,7 +429,7 @@ show(
 # Without the two neurons it talks (red and green).
 #
 # Then comes block 11, which writes the giant number anew, thirty times as large. (The blocks before it had taken the first one away. Why, we
-# don't know; lesson 04 comes back to them.) If only the two are gone, block 11 still manages that, and later heads have their sink. In the
+# don't know.) If only the two are gone, block 11 still manages that, and later heads have their sink. In the
 # disaster it writes far less. From there on the token is as loud as any other, and heads turn away from it. (How far they turn away depends
 # on the rows. On two further draws of rows it was less than here, but each time they did.)
 #
@@ -848,7 +848,7 @@ check_culprits(culprits, secret, judge)
 #
 # **On Monday:** after any cut, look at how much attention later heads give the first token. It takes one forward pass.
 #
-# **Next:** lesson 04 takes whole blocks out. The first token will be back.
+# **Next:** lesson 04 takes whole blocks out. One of them is block 11.
 #
 # ## Go deeper
 #
