@@ -73,6 +73,7 @@ class PretendGPU(TorchDispatchMode):
         for patch in (
             mock.patch.multiple(torch.cuda, **_answers(self.ledger, self._memory)),
             mock.patch.object(torch.accelerator, "synchronize", return_value=None),
+            mock.patch.object(torch.accelerator, "current_stream", return_value=_Stream()),
             mock.patch.object(torch.autograd, "_engine_run_backward", engine),
             mock.patch.dict(checkpoint._allowed_determinism_checks_to_fns, checks),
             functions,
@@ -189,6 +190,13 @@ def _tensors(values: Iterable) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, tuple | list):
             yield from _tensors(value)
+
+
+class _Stream:
+    """The card's queue of work: nothing in it is recorded to be run again."""
+
+    def is_capturing(self) -> bool:
+        return False
 
 
 class _Event:

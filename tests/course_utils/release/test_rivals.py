@@ -53,9 +53,9 @@ def test_fewer_bits_are_the_files(models, tmp_path):
     for name, version in found.items():
         kind = {"quantization": name.removeprefix("whole, ")}
         assert version.bytes == export.export_gguf(whole, tokenizer, tmp_path / "m.gguf", **kind).stat().st_size
-        assert version.score == perplexity(export.as_stored(whole, tokenizer, **kind), TEXT)
+        assert repr(version.score) == repr(perplexity(export.as_stored(whole, tokenizer, **kind), TEXT))  # NaN is there
     plain = Version.of(whole, TEXT, folder=tmp_path / "kept")
-    assert plain.bytes == model_size(whole).bytes and plain.score == perplexity(whole, TEXT)
+    assert plain.bytes == model_size(whole).bytes and repr(plain.score) == repr(perplexity(whole, TEXT))
 
 
 def test_the_interval_takes_documents_as_its_units(models, tmp_path):
@@ -79,7 +79,7 @@ def test_losses_are_measured_once_for_these_weights_and_this_text(text, models, 
         return found | in_fewer_bits(model, tokenizer, text, folder=tmp_path)[0]
 
     first, again = measure(), measure()
-    assert again == first and len(judged) == 3
+    assert repr(again) == repr(first) and len(judged) == 3
     for name, version in first.items():
         for field in ("row_nll", "row_tokens", "row_bytes"):
             kept, measured = getattr(again[name].score, field), getattr(version.score, field)
