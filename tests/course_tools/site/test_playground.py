@@ -85,7 +85,12 @@ def lesson():
     names = {"base": base, "tokenizer": tokenizer, "torch": torch, "blocks": base.transformer.h}
     names |= {"judging_rows": judging_rows, "token_blocks": token_blocks, "session": SimpleNamespace(seed=0)}
     names |= {"neuron_importance": neuron_importance, "neuron_means": neuron_means}
-    for begin, end in (("texts = judging_rows", "def damage"), ("batches = calibration", "arms = {")):
+    parts = (
+        ("texts = judging_rows", "texts = {name"),
+        ("pool = token_blocks(", "whole = {"),
+        ("reads = {", "activation"),
+    )
+    for begin, end in parts:
         (source,) = (cell for cell in cells if begin in cell)
         exec(source[source.index(begin) : source.index(end)], names)
     return SimpleNamespace(**names)
