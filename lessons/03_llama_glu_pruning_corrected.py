@@ -588,7 +588,7 @@ silent.round(2)
 # - **Peak-to-peak** (Martra 2024): the largest weight plus the size of the smallest, summed over the two rows.
 # - **Activation**, as in lesson 01: how large its number is on text, root mean square, times the length of its column of down.
 #
-# $$\mathrm{activation}_j = \sqrt{\tfrac1T \textstyle\sum_t a_{tj}^2} \; \cdot \; \lVert W_{down}[:, j] \rVert$$
+# $$\mathrm{activation}_j = \sqrt{\frac{1}{T} \sum_t a_{tj}^2} \; \cdot \; \lVert W_{down}[:, j] \rVert$$
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 12 minutes

@@ -153,7 +153,7 @@ def open_files(name: str, pattern: str) -> Iterator[tuple[str, TextIO]]:
 
     Args:
         name: a key of ``ASSETS``.
-        pattern: of the paths below the asset's folder, as ``Path.glob`` takes them, such as ``"bbq/*.jsonl"``.
+        pattern: of the paths below the asset's folder, as ``fnmatch`` reads them, such as ``"bbq/*.jsonl"``.
 
     Yields:
         The path, with "/" between its parts, and the open file, which a gzipped one is too.
