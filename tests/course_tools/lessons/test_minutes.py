@@ -26,8 +26,3 @@ def test_a_header_says_a_number_or_a_span(written, time, minutes, tmp_path):
 def test_what_is_no_time_is_refused(written, tmp_path):
     with pytest.raises(LessonError, match="01_small.py: .*(no time; write 90|`minutes` in the header)"):
         read_lesson(write_lesson(tmp_path, LESSON.replace("minutes: 10", f"minutes: {written}")))
-
-
-def test_words_take_no_time(tmp_path):
-    longer = LESSON.replace("How is a lesson built?", "word " * 9000)
-    assert read_lesson(write_lesson(tmp_path, longer)).minutes == 10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pair_faults import article, faults
+from pair_faults import faults
 
 from course_utils.bias import contrastive
 from course_utils.bias.contrastive import Axis, Pair
@@ -92,14 +91,9 @@ def test_a_subset_keeps_whole_templates_and_swaps_and_the_same_templates_for_all
     assert kept["gender"] == {name for name, _ in lengths.most_common()[-3:]}, "the shortest"
 
 
-def test_identity_is_the_neutral_words_with_themselves():
-    identity, neutral = contrastive.controls("identity"), contrastive.controls("neutral")
-    assert [pair.text_a for pair in identity] == [pair.text_a for pair in neutral]
-    assert all(pair.text_a == pair.text_b for pair in identity)
-
-
 def test_endings_of_a_template_are_of_similar_length_and_differ():
-    pairs = contrastive.controls("neutral")
+    pairs, identity = map(contrastive.controls, ("neutral", "identity"))
+    assert [pair.text_a for pair in identity] == [pair.text_b for pair in identity] == [pair.text_a for pair in pairs]
     for pleasant, unpleasant in zip(pairs[::2], pairs[1::2], strict=True):
         assert pleasant.after != unpleasant.after
         assert abs(len(pleasant.after.split()) - len(unpleasant.after.split())) <= 2
@@ -170,37 +164,6 @@ def test_a_wrong_file_is_refused_with_its_name_and_what_is_wrong(tmp_path, conte
 # What holds the course's own pairs to account
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"split": "test"}, "split 'test' is none of"),
-        ({"group_b": ""}, "group_b is empty"),
-        ({"b": "short "}, "b is empty or has a space at its end"),
-        ({"b": "tall"}, "a and b are the same"),
-        ({"before": "A ", "b": "old"}, 'wrong "a" or "an" on side b'),
-        ({"after": " guest sang. She left."}, "he, she, his or her beside the span"),
-    ],
-)
-def test_each_fault_is_found_and_numbered(changes, message):
-    found = faults([replace(GOOD, a="first", b="second"), replace(GOOD, **changes)])
-    assert any(fault.startswith(f"pair 1: {message}") for fault in found)
-    assert not any("pair 0: " in fault for fault in found)
-
-
-def test_faults_between_pairs_are_found_and_good_ones_have_none():
-    other = replace(GOOD, a="old", b="young")
-    assert faults([GOOD, other, replace(GOOD, kind="identity", b="tall")]) == []
-    assert faults([GOOD, other, GOOD]) == ["pair 2: the same as pair 0"]
-    assert faults([GOOD, replace(other, split="selection")]) == ["template 'guest' is in more than one split"]
-    near = replace(GOOD, after=" guest sang a song. It was good.", template="other")
-    assert faults([GOOD, near]) == ["templates 'guest' and 'other' have nearly the same words"]
-
-
-@pytest.mark.parametrize(("sound", "words"), [("a", "European unique one-eyed tall"), ("an", "elderly honest X-ray")])
-def test_articles_follow_the_sound(sound, words):
-    assert [word for word in words.split() if article(word) != sound] == []
-
-
 # Files
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -219,18 +182,6 @@ def test_what_is_written_is_read_again(tmp_path_factory, pairs):
     assert contrastive.write_pairs(pairs, path) == path
     assert contrastive.read_pairs(path) == pairs
     assert [each.name for each in path.parent.iterdir()] == ["pairs.jsonl"]
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = contrastive.write_pairs([GOOD], tmp_path / "pairs.jsonl")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        contrastive.write_pairs([replace(GOOD, a="old")], path)
-    assert contrastive.read_pairs(path) == [GOOD]
 
 
 @pytest.mark.parametrize(

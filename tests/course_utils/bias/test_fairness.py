@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FAMILIES, tiny_model, token_ids, word_tokenizer
+from tiny import FAMILIES, tiny_adaptive, tiny_model, token_ids, word_tokenizer
 from tiny_pairs import gap
 
 from course_utils.bias import fairness
@@ -17,7 +17,7 @@ from course_utils.bias.contrastive import Pair
 from course_utils.bias.fairness import activation_difference, gap_attribution, knock_out, protect_first
 from course_utils.models import architectures
 from course_utils.models.architectures import describe
-from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
+from course_utils.pruning.adaptive import make_adaptive
 from course_utils.pruning.width import prune_neurons
 
 SWAPS = (("w7", "w8"), ("w9 w10", "w11"), ("w12", "w13 w14 w15"))
@@ -90,11 +90,20 @@ def test_identical_texts_score_exactly_zero(family, score, tokenizer):
         assert torch.equal(scores, torch.zeros_like(scores))
 
 
-@pytest.mark.parametrize("score", [activation_difference, gap_attribution])
+FUNCTIONS = {
+    "activation_difference": activation_difference,
+    "gap_attribution": gap_attribution,
+    "knock_out": lambda model, tokenizer, pairs: knock_out(model, tokenizer, pairs, [(0, 0)]),
+}
+each_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+@each_function
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
-def test_padding_and_batches_do_not_matter(family, score, tokenizer, monkeypatch):
-    model, pairs = tiny_model(family), word_pairs()
+def test_padding_batches_and_chunks_of_logits_do_not_matter(family, name, tokenizer, monkeypatch):
+    model, pairs, score = tiny_model(family), word_pairs(), FUNCTIONS[name]
     usual = score(model, tokenizer, pairs)
+    monkeypatch.setattr(architectures, "_LOGITS", 3 * 97)
     torch.testing.assert_close(score(model, tokenizer, pairs[::-1]), usual, rtol=1e-3, atol=1e-5)
     for size in (1, 5, 100):
         monkeypatch.setattr(fairness, "_AT_ONCE", size)
@@ -150,28 +159,12 @@ def test_the_score_is_of_a_magnitude_of_a_mean(tokenizer):
     assert max(float(s.max()) for s in scores) <= abs(preference(model, pairs)) + 1e-4
 
 
-def test_chunks_of_logits_do_not_matter(tokenizer, monkeypatch):
-    model, pairs = tiny_model("gemma2"), word_pairs()
-    scores, exact = gap_attribution(model, tokenizer, pairs), knock_out(model, tokenizer, pairs, [(1, 1)])
-    monkeypatch.setattr(architectures, "_LOGITS", 3 * 97)
-    torch.testing.assert_close(gap_attribution(model, tokenizer, pairs), scores, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(knock_out(model, tokenizer, pairs, [(1, 1)]), exact, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("score", [activation_difference, gap_attribution])
 def test_low_precision_is_close(score, tokenizer):
     exact = torch.cat(score(tiny_model("llama"), tokenizer, word_pairs()))
     low = torch.cat(score(tiny_model("llama").to(torch.bfloat16), tokenizer, word_pairs()))
     assert low.dtype == torch.float32
     assert torch.corrcoef(torch.stack([exact, low]))[0, 1] > 0.98
-
-
-FUNCTIONS = {
-    "activation_difference": activation_difference,
-    "gap_attribution": gap_attribution,
-    "knock_out": lambda model, tokenizer, pairs: knock_out(model, tokenizer, pairs, [(0, 0)]),
-}
-each_function = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 @pytest.mark.parametrize("trainable", [True, False])
@@ -222,8 +215,7 @@ def test_pairs_without_a_preference_are_refused(pairs, message, tokenizer):
 @each_function
 def test_adaptive_models_are_refused(name, tokenizer):
     model = tiny_model("llama")
-    limits = {"log_length": [0.0, 5.0], "variance": [0.0, 1.0]}
-    make_adaptive(model, AdaptiveConfig(ModelIdentity.of(model), (1,), (1, 0), (0.5,), "length_variance", limits))
+    make_adaptive(model, tiny_adaptive(model, order=(1,), left_out=(1, 0)))
     with pytest.raises(ValueError, match="adaptive"):
         FUNCTIONS[name](model, tokenizer, word_pairs())
 

@@ -52,6 +52,8 @@ def test_halves_share_neither_words_nor_templates():
     everything = pronouns.prompts(pronouns.occupations())
     assert len(everything) == 40 * 8 and not everything["text"].str.contains("{", regex=False).any()
     assert all(row.word in row.text for row in everything.itertuples())
+    alone = pronouns.prompts(pd.DataFrame({"word": ["person"]}))  # needs no split
+    assert len(alone) == 8 and alone["text"][0] == "The person said that"
 
 
 def test_opposites_pair_most_with_fewest_women():
@@ -220,11 +222,6 @@ def test_texts_without_a_source_or_a_difference_and_answers_of_two_tokens_are_re
         pronouns.swapped_place(tokenizer, "w1 w2", "w1 w2")
     with pytest.raises(ValueError, match="one token each"):
         pronouns.log_odds(model, tokenizer, TEXTS, answers=("w1 w2", "w3"))
-
-
-def test_an_occupation_needs_no_split_to_be_prompted():
-    table = pronouns.prompts(pd.DataFrame({"word": ["person"]}))
-    assert len(table) == 8 and table["text"][0] == "The person said that"
 
 
 def test_pairs_of_pronouns_have_the_gap_as_their_double_difference():

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model, word_tokenizer
+from tiny import FAMILIES, tiny_adaptive, tiny_model, word_tokenizer
 from tiny_pairs import gap, make_pairs
 
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
 from course_utils.models.architectures import describe
-from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
+from course_utils.pruning.adaptive import make_adaptive
 from course_utils.pruning.attention import bypass_attention
 
 
@@ -117,8 +117,7 @@ def test_tokens_that_hold_a_part_of_the_span_and_of_the_text_around_are_counted(
 
 def test_an_adaptive_model_decides_for_each_text():
     model = tiny_model()
-    limits = {"log_length": [0.0, 5.0], "variance": [0.0, 1.0]}
-    make_adaptive(model, AdaptiveConfig(ModelIdentity.of(model), (1,), (1, 0), (0.5,), "length_variance", limits))
+    make_adaptive(model, tiny_adaptive(model, order=(1,), left_out=(1, 0), threshold=8.0))
     pairs = make_pairs()
     together = measure_pairs(model, word_tokenizer(), pairs).frame.log_likelihood
     alone = [measure_pairs(model, word_tokenizer(), [pair]).frame.log_likelihood.item() for pair in pairs]

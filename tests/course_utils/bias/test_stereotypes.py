@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import Counter
 
 import pytest
 from hypothesis import assume, given
@@ -64,17 +63,13 @@ def test_split_is_exact_never_empty_and_as_short_as_can_be(one, other):
 # The made-up items of the smoke profile
 
 
-def test_smoke_needs_no_network_and_is_valid(smoke):
+def test_smoke_needs_no_network_and_side_a_is_the_stereotype(smoke):
     pairs = stereotypes.crows_pairs()
     assert faults(pairs) == []
     assert {pair.kind for pair in pairs} == {"benchmark"}
     assert len({pair.template for pair in pairs}) == len(pairs) >= 20
     assert all(pair.text_a != pair.text_b for pair in pairs)
     assert stereotypes.crows_pairs() == pairs
-
-
-def test_crows_side_a_is_the_stereotype_and_the_groups_say_whose(smoke):
-    pairs = stereotypes.crows_pairs()
     groups = {pair.a: (pair.group_a, pair.group_b) for pair in pairs}
     assert groups == {"Zbolish": ("disadvantaged", "advantaged"), "Mzanian": ("advantaged", "disadvantaged")}
 
@@ -116,9 +111,7 @@ def test_smoke_questions_follow_the_rules_of_bbq(smoke):
 
 def question_row(*groups: tuple[str, str], stereotyped: list[str], template: str = "1") -> dict:
     answers = [("Not known", "unknown"), *groups]
-    return {
-        "context": "",
-        "question": "",
+    return dict.fromkeys(("context", "question"), "") | {
         "answer_info": {f"ans{i}": list(answer) for i, answer in enumerate(answers)},
         **{f"ans{i}": name for i, (name, _) in enumerate(answers)},
         "label": 0,
@@ -179,17 +172,7 @@ def test_all_of_crows_pairs_is_there():
     pairs = stereotypes.crows_pairs()
     assert faults(pairs) == []
     assert len(pairs) == 1508 and len({pair.template for pair in pairs}) == 1508
-    assert Counter(pair.axis for pair in pairs) == {
-        "race-color": 516,
-        "gender": 262,
-        "socioeconomic": 172,
-        "nationality": 159,
-        "religion": 105,
-        "age": 87,
-        "sexual-orientation": 84,
-        "physical-appearance": 63,
-        "disability": 60,
-    }
+    assert len({pair.axis for pair in pairs}) == 9
     assert sum(pair.group_a == "advantaged" for pair in pairs) == 218
     path = assets.fetch("bias_benchmarks") / "crows_pairs" / "crows_pairs_anonymized.csv"
     with path.open(encoding="utf-8", newline="") as file:
@@ -205,19 +188,7 @@ def test_all_of_crows_pairs_is_there():
 def test_all_of_bbq_is_there_and_sixteen_questions_have_no_target():
     questions = stereotypes.bbq()
     assert [number for number, question in enumerate(questions) if breaks_a_rule(question)] == []
-    assert Counter(q.category for q in questions) == {
-        "Race_x_gender": 15960,
-        "Race_x_SES": 11160,
-        "Race_ethnicity": 6880,
-        "SES": 6864,
-        "Gender_identity": 5672,
-        "Age": 3680,
-        "Nationality": 3080,
-        "Physical_appearance": 1576,
-        "Disability_status": 1556,
-        "Religion": 1200,
-        "Sexual_orientation": 864,
-    }
+    assert len(questions) == 58_492  # of the files, whose hash is known
     assert unresolved(questions) == dict.fromkeys(stereotypes.BBQ_CATEGORIES, 0) | {"Gender_identity": 16}
     # Four questions in a row have one template and one pair of people, in both conditions and polarities: the target
     # must be the same person in all of them.
