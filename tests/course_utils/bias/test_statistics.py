@@ -14,6 +14,13 @@ from tiny_pairs import made_up_scores, make_pairs
 from course_utils.bias.contrastive import CONTROLS
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import activation_ratio, behaviour, means, preferences, sums_by_cell, with_holm
+from course_utils.support import uncertainty
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """A twentieth of the draws: hundreds of made-up measurements are told from each other by fewer, too."""
+    monkeypatch.setattr(uncertainty, "RESAMPLES", 500)
 
 
 def test_cells_hold_their_sum_and_count():
@@ -51,7 +58,7 @@ def test_paraphrases_are_averaged_and_incomplete_items_left_out():
     assert len(preferences(scores)) == len(both) - 1
 
 
-def test_no_more_than_one_null_in_twenty_is_called_a_preference():
+def test_no_more_than_one_null_in_twenty_is_called_a_preference(few_draws):
     # templates and swaps vary equally: the hardest case, where each sign-flip test alone finds too much
     table = behaviour(made_up_scores(1, effects={f"axis {i}": 0.0 for i in range(200)}, spread=(1.0, 1.0, 1.0)))
     tested = table[table["kind"] == "demographic"]
@@ -60,7 +67,7 @@ def test_no_more_than_one_null_in_twenty_is_called_a_preference():
     assert (tested["p_holm"] < 0.05).sum() <= 1
 
 
-def test_planted_effects_are_found_with_their_size_and_direction():
+def test_planted_effects_are_found_with_their_size_and_direction(few_draws):
     effects = {f"axis {i}": 1.0 if i % 2 else -1.0 for i in range(40)}
     table = behaviour(made_up_scores(2, effects=effects)).set_index("axis").loc[list(effects)]
     truth = np.array(list(effects.values()))
@@ -81,7 +88,7 @@ def test_controls_have_no_adjusted_p_and_identity_is_nothing():
     assert table.loc["group", "absolute"] == pytest.approx(size["group"])
 
 
-def test_activation_ratio_finds_what_exceeds_a_neutral_swap_and_nothing_else():
+def test_activation_ratio_finds_what_exceeds_a_neutral_swap_and_nothing_else(few_draws):
     found, false = [], []
     for seed in range(40):
         found.append(activation_ratio(made_up_scores(seed, ratio=1.5), by_place=False).iloc[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -95,7 +96,9 @@ def test_other_kinds_of_pairs_are_refused(tokenizer):
 
 
 def answering(monkeypatch, score) -> None:
-    """Replaces the model: ``score(prompt, continuation)`` is the log-likelihood of a token."""
+    """Replaces the model: ``score(prompt, continuation)`` is the log-likelihood of a token; few draws."""
+    few = functools.partial(stereotype_scores.bootstrap_interval, resamples=500)
+    monkeypatch.setattr(stereotype_scores, "bootstrap_interval", few)
 
     def fake(_model, _tokenizer, texts):
         tokens = np.array([len(continuation.split()) for _, continuation in texts])
