@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from unittest import mock
 
@@ -159,3 +160,17 @@ def assert_reloaded(loaded, model):
         for weight in loaded.parameters():
             weight.data = weight.data.clone()
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+@contextmanager
+def unchanged(*models):
+    """Inside, nothing may change these models: no weight, no field of the configuration, no mode; and no hook stays."""
+    before = [
+        (copy.deepcopy(m.state_dict()), m.config.to_dict(), [part.training for part in m.modules()]) for m in models
+    ]
+    yield
+    for model, (weights, config, modes) in zip(models, before, strict=True):
+        assert model.config.to_dict() == config and model.state_dict().keys() == weights.keys()
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+        assert [part.training for part in model.modules()] == modes
+        assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from masked import (
     IDS,
     assert_reloaded,
     four_groups,
+    unchanged,
     with_biases,
     with_channels,
     with_experts,
@@ -21,18 +21,18 @@ from masked import (
     with_neurons,
     without_blocks,
 )
-from tiny import FAMILIES, MIXTURES, tiny_adaptive, tiny_batches, tiny_model, word_tokenizer
+from tiny import FAMILIES, MIXTURES, adaptive, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
 from course_utils.models.architectures import describe
 from course_utils.models.loading import variant
-from course_utils.pruning.adaptive import make_adaptive
+from course_utils.pruning.attention import attention_importance
 from course_utils.pruning.channels import channel_importance, legal_sizes, norm_factors, prune_channels
 from course_utils.pruning.checkpoints import load_pruned, save_pruned
 from course_utils.pruning.depth import block_importance, remove_blocks
 from course_utils.pruning.experts import expert_importance, prune_experts
 from course_utils.pruning.heads import head_importance, legal_groups, prune_kv_groups
-from course_utils.pruning.width import best, neuron_importance, prune_neurons, strongest
+from course_utils.pruning.width import best, neuron_importance, neuron_means, prune_neurons, strongest
 
 # In no block do the best groups come first or the weakest last; equal scores are among them.
 GROUPS = [torch.tensor(order) for order in ([1.0, 4.0, 2.0, 3.0], [4.0, 1.0, 3.0, 2.0], [2.0, 2.0, 1.0, 5.0])]
@@ -170,32 +170,37 @@ def test_weights_stay_trainable(method):
 # --- scores ---------------------------------------------------------------------------------------
 
 SCORING = {
-    "neurons": (FAMILIES, lambda model, batches: neuron_importance(model, "activation", batches=batches)),
-    "groups": (ABLE, head_importance),
-    "channels": (ABLE, channel_importance),
-    "blocks": (FAMILIES, block_importance),
-    "experts": (MIXTURES, lambda model, batches: expert_importance(model, "reap_sum", batches=batches)),
+    "neurons": (FAMILIES, tiny_model, lambda model, batches: neuron_importance(model, "activation", batches=batches)),
+    "means": (FAMILIES, tiny_model, neuron_means),
+    "groups": (ABLE, four_groups, head_importance),
+    "channels": (ABLE, with_biases, channel_importance),
+    "blocks": (FAMILIES, tiny_model, block_importance),
+    "attentions": (FAMILIES, tiny_model, attention_importance),
+    "experts": (MIXTURES, tiny_model, lambda model, batches: expert_importance(model, "reap_sum", batches=batches)),
 }
 
 
-@pytest.mark.parametrize(("axis", "family"), [(axis, name) for axis, (known, _) in SCORING.items() for name in known])
+@pytest.mark.parametrize(("axis", "family"), [(axis, name) for axis, (known, *_) in SCORING.items() for name in known])
 def test_scores_ignore_batching_and_padding(axis, family):
-    model, score = METHODS[axis].model(family), SCORING[axis][1]
+    _, make, score = SCORING[axis]
+    model = make(family)
     reference = score(model, tiny_batches(padding="right", size=1))
-    for batches in (tiny_batches(padding="left"), tiny_batches(padding="right", size=6)):
+    bare = [
+        {"input_ids": b["input_ids"][b["attention_mask"].bool()][None]} for b in tiny_batches(padding="right", size=1)
+    ]
+    for batches in (tiny_batches(padding="left"), tiny_batches(padding="right", size=6), bare):
         torch.testing.assert_close(score(model, batches), reference, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("axis", SCORING)
 def test_scoring_leaves_no_trace(axis):
-    model, score = METHODS[axis].model("mixtral" if axis == "experts" else "llama").train(), SCORING[axis][1]
-    state = copy.deepcopy(model.state_dict())
-    score(model, tiny_batches())
-    for batches, message in (([], "empty"), ([*tiny_batches(), "text"], "A batch is a mapping")):
-        with pytest.raises(ValueError, match=message):
-            score(model, batches)
-    assert model.training and all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    _, make, score = SCORING[axis]
+    model = make("mixtral" if axis == "experts" else "llama").train()
+    with unchanged(model):
+        score(model, tiny_batches())
+        for batches, message in (([], "empty"), ([*tiny_batches(), "text"], "A batch is a mapping")):
+            with pytest.raises(ValueError, match=message):
+                score(model, batches)
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -241,17 +246,14 @@ WRONG = {  # one of each kind: test_fuzz tries many more
 @pytest.mark.parametrize(("axis", "arguments", "message"), [(axis, *case) for axis in WRONG for case in WRONG[axis]])
 def test_bad_input_changes_nothing(axis, arguments, message):
     model, (prune, usual) = METHODS[axis].model("llama"), CALLS[axis]
-    state, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
-    with pytest.raises(ValueError, match=message):
+    with unchanged(model), pytest.raises(ValueError, match=message):
         prune(model, **usual | arguments)
-    assert model.config.to_dict() == config
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
 
 
 @pytest.mark.parametrize("axis", ["groups", "channels", "blocks"])
 def test_adaptive_models_are_refused(axis):
     model = METHODS[axis].model("llama")
-    make_adaptive(model, tiny_adaptive(model))
+    adaptive(model)
     with pytest.raises(ValueError, match="of an adaptive model"):
         METHODS[axis].cut(model)
 

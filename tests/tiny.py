@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from course_utils.models.architectures import cast_weights
-from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity
+from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 
 COMMON = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -35,6 +35,10 @@ SETTINGS: dict[str, dict] = {
     "gpt_neox": COMMON,
 }  # fmt: skip
 FAMILIES = tuple(SETTINGS)
+LLAMA3 = {  # positions
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 _EIGHT = COMMON | {"num_local_experts": 8, "num_experts_per_tok": 2}
 _QWEN = COMMON | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
 _DEEPSEEK = COMMON | {
@@ -92,6 +96,11 @@ def tiny_adaptive(model: PreTrainedModel, *, order=(0, 1, 2), left_out=(3, 0), t
     """Settings by which prompts of less than ``threshold`` tokens leave out the first number of attentions."""
     identity = ModelIdentity.of(model)
     return AdaptiveConfig(identity, order, left_out, (threshold,), policy="length", parameters={})
+
+
+def adaptive(model: PreTrainedModel, **settings) -> PreTrainedModel:
+    """The model with settings of ``tiny_adaptive``."""
+    return make_adaptive(model, tiny_adaptive(model, **settings))
 
 
 def tiny_batches(

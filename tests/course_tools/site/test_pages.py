@@ -326,15 +326,6 @@ def test_shared_link_shows_what_a_lesson_is_and_a_search_finds_it_once(small):
         assert about["og:description"].startswith("01 · A small lesson.") and ("no-search" in about) is hidden
 
 
-def test_tables_have_no_header_without_a_word(small):
-    path = small / "notebooks/01_small.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    table = nbformat.v4.new_output("display_data", {"text/html": "<tr><th></th><th>loss</th></tr>"})
-    next(cell for cell in notebook.cells if cell.get("outputs")).outputs = [table]
-    nbformat.write(notebook, path)
-    assert "<td></td><th>loss</th>" in page(small, "notebooks/01_small.ipynb")
-
-
 OUTSIDE = re.compile(r'<(?:script|img|link|iframe)\b[^>]*?(?:src|href)="(?:https?:)?//[^"]*"')
 
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, tiny_adaptive, tiny_model, word_tokenizer
+from masked import unchanged
+from tiny import FAMILIES, adaptive, tiny_model, word_tokenizer
 from tiny_pairs import gap, make_pairs
 
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
 from course_utils.models.architectures import describe
-from course_utils.pruning.adaptive import make_adaptive
 from course_utils.pruning.attention import bypass_attention
 
 
@@ -81,10 +81,10 @@ def test_batches_padding_and_order_do_not_matter(family):
 def test_one_forward_pass_per_batch_and_no_trace():
     model, pairs, passes = tiny_model().train(), make_pairs(templates=4, swaps=2), []
     hook = model.model.register_forward_hook(lambda *_: passes.append(1))
-    measure_pairs(model, word_tokenizer(), pairs, batch_size=4)
-    hook.remove()
+    with unchanged(model):
+        measure_pairs(model, word_tokenizer(), pairs, batch_size=4)
+        hook.remove()
     assert len(passes) == len(pairs) / 4
-    assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_bypassed_attention_differs_by_nothing_and_chosen_sites_agree():
@@ -117,7 +117,7 @@ def test_tokens_that_hold_a_part_of_the_span_and_of_the_text_around_are_counted(
 
 def test_an_adaptive_model_decides_for_each_text():
     model = tiny_model()
-    make_adaptive(model, tiny_adaptive(model, order=(1,), left_out=(1, 0), threshold=8.0))
+    adaptive(model, order=(1,), left_out=(1, 0), threshold=8.0)
     pairs = make_pairs()
     together = measure_pairs(model, word_tokenizer(), pairs).frame.log_likelihood
     alone = [measure_pairs(model, word_tokenizer(), [pair]).frame.log_likelihood.item() for pair in pairs]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FAMILIES, tiny_adaptive, tiny_model, word_tokenizer
+from tiny import FAMILIES, adaptive, tiny_model, word_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM, Qwen3MoeForCausalLM
 
@@ -165,18 +165,13 @@ def prune(model, **options) -> None:
     prune_neurons(model, neuron_importance(model, "l1"), ratio=0.3, **options)
 
 
-def adapt(model) -> None:
-    """Every prompt leaves attention 1 out."""
-    make_adaptive(model, tiny_adaptive(model, order=(1, 2), left_out=(1, 0)))
-
-
 SURGERIES = {
     "neurons": prune,
     "neurons of one block": lambda model: prune(model, layers=[1]),
     "blocks": lambda model: remove_blocks(model, [1]),
     "bypass": lambda model: bypass_attention(model, [0, 2]),
     "removed attentions": lambda model: bypass_attention(model, [0, 2], remove=True),
-    "adaptive": adapt,
+    "adaptive": lambda model: adaptive(model, order=(1, 2), left_out=(1, 0)),  # every prompt leaves attention 1 out
     "dtype": lambda model: model.to(torch.float64),
 }
 CUTS_NEURONS = {"neurons": (0, 1, 2), "neurons of one block": (1,)}  # of these blocks
@@ -320,7 +315,7 @@ def bypass_some(model, chance):
 def let_prompts_decide(model, chance):
     live = [i for i, attention in enumerate(describe(model).attentions) if not attention.skipped]
     order, threshold = chance.sample(live, len(live)), chance.choice([5.0, 99.0])
-    make_adaptive(model, tiny_adaptive(model, order=order, left_out=(len(order), 0), threshold=threshold))
+    adaptive(model, order=order, left_out=(len(order), 0), threshold=threshold)
 
 
 def cut_a_group(model, chance):
@@ -432,7 +427,7 @@ def give_a_weight_another_shape(model) -> None:
         lambda model: setattr(model.config, "rms_norm_eps", 1e-3),
         lambda model: bypass_attention(model, [1]),
         lambda model: remove_blocks(model, [2]),
-        adapt,
+        SURGERIES["adaptive"],
         prune,
     ],
 )

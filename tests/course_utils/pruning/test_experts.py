@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked import IDS, assert_reloaded, only_experts, with_experts, without_blocks
+from masked import IDS, assert_reloaded, only_experts, unchanged, with_experts, without_blocks
 from tiny import FAMILIES, MIXTURES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -47,16 +46,6 @@ def best_experts(scores, keep, case):
 
 def cut(model, keep=6, seed=0):
     return prune_experts(model, expert_importance(model, "random", seed=seed), keep=keep)
-
-
-def state_of(model):
-    return copy.deepcopy(model.state_dict()), model.config.to_dict()
-
-
-def assert_as_it_was(model, state):
-    weights, config = state
-    assert model.config.to_dict() == config and model.state_dict().keys() == weights.keys()
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
 def plainly_reloaded(model, folder):
@@ -219,7 +208,7 @@ def test_logits_are_those_of_the_model(family):
     assert torch.equal(architecture.logits(architecture.hidden_states(batch)), model(IDS).logits)
 
 
-@pytest.mark.parametrize("gone", [[0], [1], [0, 2]])
+@pytest.mark.parametrize("gone", [[1], [0, 2]])
 @everywhere
 @torch.no_grad()
 def test_a_mixture_without_blocks_equals_one_that_passes_them_by(case, gone, tmp_path):
@@ -247,10 +236,8 @@ def test_blocks_that_are_dense_in_turns_keep_their_kind(tmp_path):
 
 def test_some_experts_must_stay():
     model = tiny_mixture("qwen2_moe, a dense block")
-    state = state_of(model)
-    with pytest.raises(ValueError, match=r"blocks with experts, \[0, 2\], must stay"):
+    with unchanged(model), pytest.raises(ValueError, match=r"blocks with experts, \[0, 2\], must stay"):
         remove_blocks(model, [0, 2])
-    assert_as_it_was(model, state)
 
 
 # --- scores ---------------------------------------------------------------------------------------
@@ -360,15 +347,6 @@ def test_sizes_by_hand(case):
     assert size.flops == 2 * (linear + routers + stacks)
 
 
-def test_the_report_tells_all_and_active_parameters():
-    report = cut(tiny_mixture("mixtral"), keep=4)
-    rows = {what: rest for what, *rest in report.rows()}
-    assert rows["experts a block"] == ["8", "4", "-50.00 %"] and "MLP neurons a block" not in rows
-    routers = 3 * 4 * 32
-    assert report.before.parameters - report.after.parameters == 3 * 4 * 32 * 3 * 48 + routers  # three matrices each
-    assert report.before.active - report.after.active == routers
-
-
 # --- refusals -------------------------------------------------------------------------------------
 
 EIGHT, NAN = torch.arange(8.0), float("nan")
@@ -392,16 +370,8 @@ WRONG = [
 def test_bad_input_changes_nothing(case, arguments, message):
     model = tiny_mixture(case)
     usual = {"importance": [EIGHT] * len(describe(model).mixtures), "keep": 6}
-    state = state_of(model)
-    with pytest.raises(ValueError, match=message):
+    with unchanged(model), pytest.raises(ValueError, match=message):
         prune_experts(model, **usual | arguments)
-    assert_as_it_was(model, state)
-
-
-@pytest.mark.parametrize(("criterion", "batches", "message"), [("reap", None, "got none"), ("random", [], "'random'")])
-def test_text_goes_with_the_criteria_that_read_it(criterion, batches, message):
-    with pytest.raises(ValueError, match=message):
-        expert_importance(tiny_mixture(), criterion, batches=batches)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

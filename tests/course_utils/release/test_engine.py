@@ -13,7 +13,7 @@ import torch
 from gguf import GGUFReader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import tiny_model
+from tiny import LLAMA3, tiny_model
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -116,10 +116,6 @@ def test_version_is_the_one_in_pyproject():
 
 # The same computation
 
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}  # fmt: skip
 FAMILIES = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "llama, tied": {"tie_word_embeddings": True},

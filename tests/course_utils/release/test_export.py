@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from tiny import FAMILIES, tiny_model, word_tokenizer
+from masked import unchanged
+from tiny import FAMILIES, LLAMA3, adaptive, tiny_model, word_tokenizer
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from course_utils.models.loading import identity
-from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.release import export
@@ -38,10 +38,6 @@ def byte_level(*steps, normalizer=None, special=("<end>",), **settings):
 TOKENIZER = byte_level(WORDS)
 HEAD = 8  # numbers a head of the tiny models
 EXPORTED = ("llama", "mistral", "qwen2", "qwen3")
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}  # fmt: skip
 
 
 def exportable(family="llama", **settings):
@@ -57,11 +53,6 @@ def pruned(model, ratio=0.34, layers=None):
 def bypassed(model, layers, **settings):
     bypass_attention(model, layers, **settings)
     return model
-
-
-def adaptive(model):
-    identity, scales = ModelIdentity.of(model), {"log_length": [0.0, 1.0], "variance": [0.0, 1.0]}
-    return make_adaptive(model, AdaptiveConfig(identity, (2, 0), (1, 0), (0.5,), "length_variance", scales))
 
 
 def contents(path):
@@ -321,9 +312,8 @@ def test_file_is_written_whole_or_not_at_all(value, quantization, tmp_path):
 def test_model_stays_as_it_is_and_no_path_gets_into_the_file(source, tmp_path):
     model = bypassed(exportable(), [1])
     model.config._name_or_path = source
-    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    path = export_gguf(model, TOKENIZER, tmp_path / "new" / "m.gguf", quantization="Q4_0")
-    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    with unchanged(model):
+        path = export_gguf(model, TOKENIZER, tmp_path / "new" / "m.gguf", quantization="Q4_0")
     assert b"someone" not in path.read_bytes() and contents(path)[0]["general.name"] == "tiny"
 
 

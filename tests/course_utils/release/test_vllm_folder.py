@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import FAMILIES, tiny_model, word_tokenizer
+from tiny import FAMILIES, LLAMA3, adaptive, tiny_model, word_tokenizer
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
@@ -23,7 +23,6 @@ from course_utils.models.architectures import describe
 from course_utils.models.loading import load_model, variant
 from course_utils.models.modeling.no_attention import NoAttention
 from course_utils.pruning import checkpoints
-from course_utils.pruning.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.channels import prune_channels
 from course_utils.pruning.checkpoints import CheckpointError, load_pruned, save_pruned
@@ -38,10 +37,6 @@ ASK = ROOT / "tests" / "ask_vllm.py"
 TOKENIZER = word_tokenizer()
 IDS = torch.randint(3, 97, (2, 12), generator=torch.Generator().manual_seed(0))
 ANSWER = 40  # tokens
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}  # fmt: skip
 
 
 def wide(family="llama", **settings):
@@ -158,16 +153,6 @@ def test_folder_read_as_vllm_reads_it_is_the_model(case, tmp_path):
         assert name == "lm_head.weight" or torch.equal(stored[name], weight), name
 
 
-def test_first_attention_left_out_is_zeros_and_others_take_no_room(tmp_path):
-    model = uneven(wide(), attentions=[0, 2], remove=True)
-    weights = load_file(export_vllm(model, TOKENIZER, tmp_path / "served") / "model.safetensors")
-    attentions = {name: weight for name, weight in weights.items() if "self_attn" in name}
-    assert {name.split(".")[2] for name in attentions} == {"0", "1", "3"}
-    assert {name: bool(weight.any()) for name, weight in attentions.items() if ".0." in name} == {
-        f"model.layers.0.self_attn.{name}.weight": False for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-    }
-
-
 def test_context_ends_where_a_window_would_begin(tmp_path):
     for family in ("mistral", "qwen2"):  # whose window SETTINGS turns on
         settings = {"max_position_embeddings": 128, "sliding_window": 64}
@@ -206,13 +191,6 @@ def test_other_families_whose_blocks_differ_are_refused_by_name(family, tmp_path
     with pytest.raises(CannotServe, match=rf"a '{family}' model whose blocks differ .*or take llama, mistral, qwen2"):
         export_vllm(model, TOKENIZER, tmp_path / "served")
     assert not any(tmp_path.iterdir())
-
-
-def adaptive(model):
-    scales = {"log_length": [0.0, 1.0], "variance": [0.0, 1.0]}
-    return make_adaptive(
-        model, AdaptiveConfig(ModelIdentity.of(model), (2, 0), (1, 0), (0.5,), "length_variance", scales)
-    )
 
 
 def offloaded(model):
