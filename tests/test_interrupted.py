@@ -14,7 +14,7 @@ from sample_lesson import LESSON, write_lesson
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# In place of pytest and jupyterlab: it says that it is there, and then hangs.
+# In place of pytest: it says that it is there, and then hangs.
 HANGING = """
 import os, pathlib, time
 pathlib.Path(os.environ["STARTED"]).touch()
@@ -29,9 +29,8 @@ def clone(tmp_path, listening):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "notebooks").mkdir()
     write_lesson(tmp_path / "lessons", LESSON.replace("assets: []", "assets: [speeches]"))
-    for name in ("pytest", "jupyterlab"):
-        (tmp_path / "programs" / f"{name}.py").parent.mkdir(exist_ok=True)
-        (tmp_path / "programs" / f"{name}.py").write_text(HANGING, encoding="utf-8")
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "pytest.py").write_text(HANGING, encoding="utf-8")
     return tmp_path
 
 
@@ -46,8 +45,8 @@ def silent():
 @pytest.mark.skipif(os.name == "nt", reason="there is no Ctrl-C to send to a process on Windows")
 @pytest.mark.parametrize(
     ("command", "whole_group"),
-    [("test --fast", True), ("lab", False), ("run --profile embedded", True), ("run --profile embedded", False)],
-    ids=["test", "lab, only the parent is told", "run", "run, only the parent is told"],
+    [("test --fast", True), ("run --profile embedded", True), ("run --profile embedded", False)],
+    ids=["test", "run", "run, only the parent is told"],
 )
 def test_ctrl_c_ends_what_works_for_us(command, whole_group, clone, silent):
     started = clone / "started"

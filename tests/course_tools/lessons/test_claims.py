@@ -10,9 +10,10 @@ import pytest
 from sample_lesson import LESSON, write_lesson
 
 from course_tools import cli
+from course_tools.learner import verify
 from course_tools.lessons import authoring, claims
 from course_tools.lessons.cells import tags_of
-from course_tools.lessons.printed import texts_of
+from course_tools.lessons.printed import numbers_of, texts_of
 from course_utils.lessons.verdicts import CLAIMS, SHOWN, TURNED, outcome
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -88,11 +89,24 @@ def verified(notebook, folder):
     return cli.main(["verify", "01", str(folder)])
 
 
-def test_verify_prints_what_a_run_shows(run, tmp_path, capsys):
+def test_verify_prints_what_a_run_shows_what_differs_and_what_stopped(run, tmp_path, capsys):
     assert verified(run, tmp_path) == 0
-    assert capsys.readouterr().out.count("      shown: ") == len(sentences("01"))
+    out = capsys.readouterr().out
+    assert out.count("      shown: ") == len(sentences("01")) and out.endswith(f"{verify.WHAT_IT_MEANS}\n")
+    assert re.match(r"01  (\d+) of \1 cells run; (\d+) of \2 numbers are within 5% of the saved run's\n", out)
     assert verified(turned(run), tmp_path) == 1
     assert f"\n      {TURNED}: {SENTENCE}\n" in capsys.readouterr().out
+    compared = [cell for cell in run.cells if "start(" not in cell.source and not tags_of(cell)]
+    cell = next(cell for cell in compared if numbers_of(cell.get("outputs", [])))
+    cell.outputs += [nbformat.v4.new_output("stream", text="7 more\n")]
+    verified(run, tmp_path)
+    assert re.search(r"\n      under .*: it prints \d+ numbers, and \d+ in the saved run\n", capsys.readouterr().out)
+    cell.outputs = [nbformat.v4.new_output("error", ename="MemoryError", evalue="1", traceback=[])]
+    assert verified(run, tmp_path) == 1
+    assert "it stopped with MemoryError: 1\n" in capsys.readouterr().out
+    (tmp_path / LESSON_01).write_text("{", encoding="utf-8")
+    assert cli.main(["verify", "01", str(tmp_path)]) == 1
+    assert f"{LESSON_01} can't be read as a notebook" in capsys.readouterr().err
 
 
 def test_verify_names_the_claims_of_cells_that_were_not_run(run, tmp_path, capsys):
