@@ -18,7 +18,7 @@ from course_utils.measuring.benchmarking import speed_frame
 from course_utils.models import loading as models
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.text.kinds import KINDS
-from experiments import make_a_small_model, record, small_training, vllm_worker
+from experiments import make_a_small_model, record, small_training
 
 pytestmark = pytest.mark.slow
 
@@ -261,20 +261,3 @@ def test_a_killed_training_ends_as_an_unbroken_one(tmp_path):
 
     unbroken, resumed = trained("one"), trained("two", killed_at=6)
     assert all(torch.equal(value, resumed[name]) for name, value in unbroken.items())
-
-
-def test_vllm_worker(monkeypatch, tmp_path):
-    def server(_folder, **_settings):
-        cache = SimpleNamespace(num_gpu_blocks=7, block_size=16)
-        answer = SimpleNamespace(token_ids=[0] * vllm_worker.ANSWER)
-        return SimpleNamespace(
-            llm_engine=SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache)),
-            get_tokenizer=lambda: SimpleNamespace(vocab_size=50),
-            generate=lambda asked, _settings, *, use_tqdm: [SimpleNamespace(outputs=[answer]) for _ in asked],
-        )
-
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=server, SamplingParams=dict))
-    monkeypatch.setattr(sys, "argv", ["x", "folder", str(tmp_path / "out.json")])
-    vllm_worker.main()
-    rows = json.loads((tmp_path / "out.json").read_text())
-    assert [row["waiting"] for row in rows] == [*vllm_worker.WAITING] and {row["cache_tokens"] for row in rows} == {112}

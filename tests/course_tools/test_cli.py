@@ -363,27 +363,20 @@ def test_quiz_in_the_terminal(at_home, monkeypatch, capsys):
     assert cli.main(["quiz", "1"]) == 1
 
 
-@pytest.mark.parametrize(
-    ("number", "told"),
-    [
-        (errno.EROFS, "{place} can't be written (Read-only file system). Name a folder of yours, or copy the course"),
-        (errno.ENOSPC, "The disk of {place} is full. Free some space, and run the same command again.\n"),
-    ],
-    ids=["read-only", "full"],
-)
 @pytest.mark.parametrize("command", [["quiz", "01"], ["build"]])
-def test_a_place_that_cannot_be_written_is_told_in_a_sentence(command, number, told, at_home, monkeypatch, capsys):
+def test_a_place_that_cannot_be_written_is_told_in_a_sentence(command, at_home, monkeypatch, capsys):
     """Before the first question is asked."""
 
     def refused(path, *args, **options):
-        raise OSError(number, os.strerror(number), str(path))
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     write_lesson(at_home.parent / "lessons", LESSON.replace("6 * 7", "6 * 8"))
     monkeypatch.setattr(Path, "write_bytes", refused)
     assert cli.main(command) == 1
-    err = capsys.readouterr().err
     place = at_home if command[0] == "quiz" else at_home.parent / "notebooks"
-    assert err.startswith(told.format(place=place)) and err.count("\n") == 1
+    told = f"{place} can't be written (Read-only file system). Name a folder of yours, or copy the course"
+    err = capsys.readouterr().err
+    assert err.startswith(told) and err.count("\n") == 1
 
 
 def start(folder, *arguments):
