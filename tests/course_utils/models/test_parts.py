@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model
+from tiny import tiny_model
 
 from course_utils.models.architectures import describe
 
@@ -18,13 +18,3 @@ def test_a_projection_keeps_rows_or_columns_in_the_order_asked_for(family, axis)
     projection.keep(index, axis=axis)
     assert torch.equal(projection.weight, expected[0]) and torch.equal(projection.bias, expected[1])
     assert projection.module.weight is not stored
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_an_mlp_keeps_neurons_in_the_order_asked_for(family):
-    mlp, neurons = describe(tiny_model(family)).mlps[1], torch.tensor([5, 0, 47])
-    rows, columns = [part.clone() for part in mlp.rows], mlp.columns.clone()
-    mlp.keep(neurons)
-    assert all(torch.equal(now, was[neurons]) for now, was in zip(mlp.rows, rows, strict=True))
-    assert torch.equal(mlp.columns, columns[:, neurons]) and mlp.width == 3

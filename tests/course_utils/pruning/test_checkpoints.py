@@ -41,18 +41,6 @@ def pruned(family="llama", layers=None, **settings):
     return model
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_uniform_width_reloads_with_plain_transformers(family, dtype, tokenizer, tmp_path):
-    model = pruned(family, dtype=DTYPES[dtype])
-    folder = save_pruned(model, tokenizer, tmp_path / "model")
-    assert not list(folder.glob("*.py"))
-    for reloaded in (AutoModelForCausalLM.from_pretrained(folder), load_pruned(folder)[0]):
-        assert reloaded.dtype == DTYPES[dtype]
-        assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
-
-
 def without_attention(family, remove=True, **settings):
     model = tiny_model(family, **settings)
     bypass_attention(model, [1], remove=remove)
