@@ -25,8 +25,8 @@ def test_a_correction_of_low_rank_ends_up_in_the_matrices(family, mlps_only):
     parts += [] if mlps_only else [part for each in architecture.attentions for part in each.projections]
     corrected = {id(part.module.weight) for part in parts}
     before = {name: weight.detach().clone() for name, weight in student.named_parameters()}
-    history = distill(teacher, student, BATCHES, steps=20, lr=1e-2, lora_rank=4, mlps_only=mlps_only)
-    assert losses(history)[-1] < 0.95 * losses(history)[0]
+    history = distill(teacher, student, BATCHES, steps=24, lr=1e-2, lora_rank=4, mlps_only=mlps_only)
+    assert sum(losses(history)[-8:]) < 0.95 * sum(losses(history)[:8])  # each pass reads eight batches
     assert before.keys() == dict(student.named_parameters()).keys()
     for name, weight in student.named_parameters():
         change = weight - before[name]
