@@ -58,11 +58,17 @@ def test_identity_is_exactly_zero(family, dtype):
     assert (scores.relative[same] == 0).all() and (scores.relative[~same][..., 1:] > 0).all()
 
 
-def test_low_precision_agrees_with_float32():
-    tokenizer, pairs = word_tokenizer(), make_pairs()
+def test_states_in_16_bits_are_compared_in_float32():
+    tokenizer, pairs, kept = word_tokenizer(), make_pairs(), []
     exact, low = (measure_pairs(tiny_model(dtype=dtype), tokenizer, pairs) for dtype in (torch.float32, torch.bfloat16))
-    np.testing.assert_allclose(low.relative, exact.relative, rtol=0.1, atol=0.02)
     assert np.corrcoef(low.frame["log_likelihood"], exact.frame["log_likelihood"])[0, 1] > 0.99
+    model, pair = tiny_model(dtype=torch.bfloat16), pairs[0]
+    describe(model).mlps[1].contribution.register_forward_hook(lambda _module, _args, out: kept.append(out.double()))
+    found = measure_pairs(model, tokenizer, [pair], sites="mlp_out").relative[0, 0, 1]
+    ends, shared = [len(text.split()) for text in (pair.text_a, pair.text_b)], len(pair.after.split())
+    a, b = (states[end - shared : end] for states, end in zip(kept[0], ends, strict=True))
+    by_token = 2 * (a - b).norm(dim=-1) / (a.norm(dim=-1) + b.norm(dim=-1))
+    assert found == pytest.approx(float(by_token.mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
