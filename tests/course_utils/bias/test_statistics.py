@@ -86,6 +86,8 @@ def test_controls_have_no_adjusted_p_and_identity_is_nothing():
     size = items["preference"].abs().groupby(items["axis"]).mean()
     assert table.loc["paraphrase", "to_neutral"] == pytest.approx(size["paraphrase"] / size["neutral"])
     assert table.loc["group", "absolute"] == pytest.approx(size["group"])
+    few = behaviour(made_up_scores(1, effects={"group": 0.5}, templates=4, swaps=4)).set_index("axis").loc["group"]
+    assert few["p"] == few["smallest_p"] == 2**-3, "no less than so few units can show"
 
 
 def test_activation_ratio_finds_what_exceeds_a_neutral_swap_and_nothing_else(few_draws):
