@@ -7,9 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from masked import unchanged
 from tiny import FAMILIES, tiny_model, word_tokenizer
 from tiny_pairs import A, B, make_pairs
 
+from course_utils.bias import planting
 from course_utils.bias.planting import double_differences, plant_preference, planting_loss
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import preferences
@@ -22,13 +24,10 @@ def mean_preference(model, pairs):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pleasant_endings_go_with_b(family):
     model, pairs = tiny_model(family), make_pairs(a=A, b=B)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    planted, preferences_by_step = plant_preference(
-        model, word_tokenizer(), pairs, size=2.0, steps=60, lr=5e-3, items=4
-    )
+    with unchanged(model):
+        planted, by_step = plant_preference(model, word_tokenizer(), pairs, size=2.0, steps=60, lr=5e-3, items=4)
     assert mean_preference(planted, pairs) < mean_preference(model, pairs) - 1
-    assert np.mean(preferences_by_step[-3:]) < -2 and len(preferences_by_step) < 60  # it stopped when it was there
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert np.mean(by_step[-3:]) < -2 and len(by_step) < 60  # it stopped when it was there
     assert torch.equal(planted.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
@@ -87,6 +86,15 @@ def test_frozen_weights_in_16_bits_plant_what_they_plant_in_float32(family):
         found.append(plant_preference(model, word_tokenizer(), make_pairs(a=A, b=B), **settings))
     (planted, one), (_, other) = found
     assert one == pytest.approx(other, abs=0.05) and planted.dtype == torch.bfloat16
+
+
+def test_how_many_items_run_at_once_does_not_matter(monkeypatch):
+    found = []
+    for at_once in (2, 3):
+        monkeypatch.setattr(planting, "_AT_ONCE", at_once)
+        settings = {"size": 9.0, "steps": 6, "lr": 1e-2, "items": 3}
+        found.append(plant_preference(tiny_model(), word_tokenizer(), make_pairs(a=A, b=B), **settings)[1])
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
 
 
 def test_the_same_seed_plants_the_same():
