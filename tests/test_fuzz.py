@@ -193,6 +193,7 @@ def try_values(name, parameter, values):
     @given(values)
     def tried(value):
         is_taken(name, parameter, value)
+        plt.close("all")  # dozens of open figures take longer and longer
 
     tried()
 
