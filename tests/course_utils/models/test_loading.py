@@ -268,6 +268,7 @@ def test_a_variants_parts_are_its_own_and_its_memory_is_the_firsts():
     assert not set(first.modules()) & set(second.modules())
     assert second.config is not first.config and second.generation_config is not first.generation_config
     assert all(w.untyped_storage().data_ptr() in pointers(first).values() for w in second.parameters())
+    assert [buffer.data_ptr() for buffer in second.buffers()] == [buffer.data_ptr() for buffer in first.buffers()]
     second.train()
     assert not first.training
     logits, gone = answer(first), weakref.ref(first)
