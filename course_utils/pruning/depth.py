@@ -193,7 +193,7 @@ def _check_means(architecture: Architecture, gone: Sequence[int], means: Tensor)
             f"'means' must be of shape [blocks, hidden size], here {list(shape)}; got {list(means.shape)}. Measure "
             "them on this very model with block_means."
         )
-    checks.finite(means, "'means'")
+    checks.finite(list(means), "'means'")
     refuse_offloaded_weights(architecture, "keep the means of blocks")
     why = _why_no_means(architecture)
     if why:
