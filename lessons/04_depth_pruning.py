@@ -15,8 +15,8 @@
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** What a block is worth depends on which others are there, and here we can say why. Some blocks write the same large
-# number into one channel of every token. That number sets the volume for everything after it. One writer can go, because the
+# **Answer.** What a block is worth depends on which others are there, and here we can say why. Some blocks each add a part of one
+# large number to one channel of every token. That number sets the volume for everything after it. One writer can go, because the
 # others still write it. Take six blocks out and with them most of the number, and the model is worse than guessing; put that one
 # number back, and most of the harm is gone. Another number, in the first token, is erased by some blocks and written again by
 # one. So keep the constant of what you remove, and try the whole set before you decide.
@@ -70,7 +70,7 @@ _, panel = plt.subplots(figsize=(8, 5.2), layout="constrained")
 one, six = mark("neurons")["color"], mark("wrong")["color"]
 for place, run in enumerate((range(22, 28), range(9, 15))):
     height = 0
-    for block in run:
+    for block in sorted(run, key=lambda block: -single[(block,)]):
         harm = single[(block,)]
         panel.bar(place - 0.2, harm - 0.02, 0.36, height, color=one)
         if harm > 1:
@@ -104,17 +104,17 @@ show(
 # A block reads the state $x$ and adds to it: $x \leftarrow x + \mathrm{block}(x)$. Take the block out, and the state simply runs
 # on. No shape changes, so *any* set of blocks can go. This is **depth pruning**.
 #
-# There is one trap. A model that writes needs the keys and values of all earlier tokens, and keeps them in a **KV cache**, so
-# that it needn't compute them again for each token. The cache has a drawer for each block, and a block finds its drawer by a
-# number that it carries: `self_attn.layer_idx`. The configuration holds a number as well, `num_hidden_layers`, from which a
-# reload builds the model.
+# There is one trap. A model that generates text needs the keys and values of all earlier tokens, and keeps them in a **KV
+# cache**, so that it needn't compute them again for each token. The cache has a drawer for each block, and a block finds its
+# drawer by a number that it carries: `self_attn.layer_idx`. The configuration holds a number as well, `num_hidden_layers`, from
+# which a reload builds the model.
 
 # %% [markdown]
 # ### Exercise 1 · ●●○ · 9 minutes
 #
-# `take_out_with_bugs` looks right, and the model that it returns reads text without complaint. It is wrong in **two** ways, and
-# one of them shows only when a cache is used. Find both, and write `take_out_blocks` without them. `gone` lists blocks of the
-# model as it is given. Change the Llama in place and return it.
+# `take_out_with_bugs` looks right, and the model that it returns reads text without a cache and without complaint. It is wrong in
+# **two** ways, and one of them shows only when a cache is used. Find both, and write `take_out_blocks` without them. `gone` lists
+# blocks of the model as it is given. Change the Llama in place and return it.
 #
 # <details><summary>Hint</summary>
 #
@@ -201,10 +201,10 @@ exact = variant(base).float()  # float32: rounding can't hide a mistake
 take_out_blocks = check_take_out.accepted  # yours, if it is correct
 removed = take_out_blocks(variant(exact), [3, 5])
 ids = calibration.input_ids[:2, :16].to(base.device)
-whole = exact(ids).logits
+intact = exact(ids).logits
 with skipping(exact, [3, 5]):
     skipped = exact(ids).logits
-off, changed = ((skipped - x).abs().max() for x in (removed(ids).logits, whole))
+off, changed = ((skipped - x).abs().max() for x in (removed(ids).logits, intact))
 print(f"removed against skipped: {off:.1e}\nskipped against whole:   {changed:.1e}")
 assert off < 1e-3 * changed
 del exact, removed
@@ -214,8 +214,8 @@ del exact, removed
 #
 # What a block costs when it alone is missing is its **single harm**. (The method is called *leave-one-out*.) We measure that for
 # each block, and then for each run of six neighbours, on six short rows. (So the numbers differ a little from the figure's, which
-# is about 48 rows.) We spare two blocks at each end, because the first ones make the state and the last ones are what the head
-# reads.
+# is about 48 rows.) The runs spare two blocks at each end, because the first ones make the state and the last ones are what the
+# head reads.
 
 
 # %%
@@ -244,12 +244,13 @@ worst = max(excess, key=excess.get)
 dearest = max(inside, key=alone.__getitem__)
 print(f"blocks {worst[0]} to {worst[-1]}:", end=" ")
 print(f"sum {of_run[worst] - excess[worst]:.1f}, together {of_run[worst]:.1f}")
-less = [run for run in runs if dearest in run and of_run[run] < alone[dearest]]
-print(f"block {dearest} alone: {alone[dearest]:.1f}. Runs with it that cost less:")
-for run in less:
+print(f"block {dearest} alone: {alone[dearest]:.1f}. The runs that hold it:")
+holding = [run for run in runs if dearest in run]
+for run in holding:
     print(f"    {run[0]} to {run[-1]}: {of_run[run]:.1f}")
 here("A run can cost over twice its sum.", [2 * excess[worst] - of_run[worst]])
-here("A run can cost less than one of its blocks.", [len(less) - 0.5])
+cheaper = alone[dearest] - min(of_run[run] for run in holding)
+here("A run can cost less than one of its blocks.", [cheaper])
 
 # %% [markdown]
 # ## What does a block write to everybody?
@@ -302,15 +303,15 @@ check_constants(constants)
 # ## Keep only the constants
 #
 # Now we take the six blocks out again, and measure on rows that played no part in choosing them. Then we take them out and leave
-# only their constants: six vectors, the same for every token of every text. As a control we leave a random vector that is as long
-# as the sum of the six, three times.
+# only their constants: six vectors, the same for every token of every text. As a control we leave a random vector instead, drawn
+# three times, each as long as the sum of the six.
 #
 # **Predict before you run.** How much of the harm goes away when only the constants stay: a tenth, half, or nearly all? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Nearly nine tenths on speeches, and nearly eight on wiki. So what the six blocks *compute* for each single token is worth one or
-# two nats. The rest of the harm was a constant that went missing.
+# On speeches nearly nine tenths, on wiki nearly eight tenths. So what the six blocks *compute* for each single token is worth one
+# or two nats. The rest of the harm was a constant that went missing.
 #
 # The random vectors are a surprise: they take away a part of the harm, too. How can a vector help that was drawn blindly? Keep
 # that question.
@@ -381,8 +382,9 @@ writes["both"] = kept[two, channel].sum().item()
 costs["both"] = harm(two)
 costs["both, the number stays"] = harm(two, {two[0]: only(writes["both"])})
 costs = pd.DataFrame(costs).T.round(2)
-first, second, both, healed = costs.to_numpy()
-here("Together the two cost over twice their sum.", both - 2 * (first + second))
+one_out, other_out, both, healed = costs.to_numpy()
+both_over = both - 2 * (one_out + other_out)
+here("Together the two cost over twice their sum.", both_over)
 here("One number undoes over half of that.", both / 2 - healed)
 costs.assign(writes=pd.Series(writes).round()).rename_axis("out")
 
@@ -426,7 +428,8 @@ left.set(title=f"channel {channel}, block by block")
 number_out = mark("whole") | {"label": "only the number"}
 right.plot([0, *amounts], [0, *dose], **number_out)
 blocks_out = mark("wrong") | {"linestyle": "none", "label": "the blocks"}
-right.plot(list(writes.values()), [first[0], second[0], both[0]], **blocks_out)
+measured = sorted([one_out[0], other_out[0], both[0], cut[0]])
+right.plot(amounts, measured, **blocks_out)
 right.set(xlabel="number that is missing", ylabel="harm (nats per token)")
 right.set(title="what is missing, and what it costs")
 right.legend()
@@ -434,17 +437,21 @@ show(
     "Left: the number in channel 17 of all tokens but the first, after each block. "
     "It is near zero for twenty blocks, jumps at block 24 and goes on rising; its "
     "spread over tokens is small. Right: harm against how much of it is missing. "
-    "The curve is flat at first and then steep; the two blocks lie low alone and "
-    "far higher together."
+    "The curve is flat at first and then steep. The crosses lie above it: two "
+    "blocks low alone, both far higher, all six near eight."
 )
 
 # %% [markdown]
 # *Left: the band shows how much the number differs from token to token (one standard deviation). Right: the black line takes away
-# nothing but the number.*
+# nothing but the number; the crosses are the blocks themselves, 24 and 27, both, and all six.*
 #
-# The curve bends. The first part of the number is hardly missed, and then each further part hurts more. That is why harms don't
-# add: block 24 alone and block 27 alone stay on the flat part, and both together are on the steep one. The run of six goes
-# further still. That is the answer to the first riddle. But why does the model need this number at all?
+# Two things are to be seen on the right. The black curve bends: a first part of the number is hardly missed, and then each
+# further part hurts more. So two blocks that each stay on the flat part can be on the steep part together. That is why their
+# harms don't add. (Papers on *self-repair* find such stand-ins in many models: Rushing and Nanda 2024.)
+#
+# And the crosses lie above the curve. Blocks do more than write the number, and when two of them are out, the blocks between them
+# already miss it. So the curve isn't everything. But one number put back mended the model, and that is the answer to the first
+# riddle. Why does the model need it?
 #
 # ## The number sets the volume
 #
@@ -457,25 +464,27 @@ show(
 # Beside it, all else became almost zero.)
 
 # %%
-state = states[last, 0, 20]  # of any token
-shown = [channel, *state.abs().topk(300).indices.tolist()[20::25]]
+typical = states[last][:, 1:].flatten(0, 1)  # all tokens but the first
+order = typical.abs().mean(dim=0).argsort(descending=True).tolist()
+shown = [channel, *order[10:300:25]]  # and some others, from large to small
 _, panel = plt.subplots(figsize=(9, 4), layout="constrained")
 for missing, name, how, shift in (
     (0, "as it is", "whole", -0.2),
     (number, "without the number", "wrong", 0.2),
 ):
-    x = state - only(missing).cpu()
-    heard = (x / x.square().mean().sqrt())[shown].abs()
+    x = typical - only(missing).cpu()
+    y = x / x.square().mean(dim=-1, keepdim=True).sqrt()
+    sizes = y.abs().mean(dim=0)[shown]
     places = [place + shift for place in range(len(shown))]
-    panel.bar(places, heard, 0.4, color=mark(how)["color"], label=name)
-    panel.text(places[0], 2.02, f"{heard[0]:.0f}", ha="center")
+    panel.bar(places, sizes, 0.4, color=mark(how)["color"], label=name)
+    panel.text(2 * shift, 2.02, f"{sizes[0]:.0f}", ha="center")
 panel.set_xticks(range(len(shown)), shown)
 panel.set(xlabel="channel", ylabel="size after the division", ylim=(0, 2))
 panel.legend()
 show(
     "Sizes of some channels of one token after the division, as bars. As it is, "
     "channel 17 is so large that its bar leaves the figure, and the others are "
-    "small. Without the number all others are larger."
+    "small. Without the number it is smaller, and all others are larger."
 )
 
 
@@ -488,12 +497,14 @@ def loudness(states):
 
 volume = loudness(states[last][:, 1:])
 without_six = after_each(few, worst)[last][:, 1:]
+shorter = without_six.norm(dim=-1).mean() / states[last][:, 1:].norm(dim=-1).mean()
 print(f"the other channels are heard at {volume:.0%} of their volume", end=", ")
 print(f"without the six blocks at {loudness(without_six):.0%}")
+print(f"without the six the state has {shorter:.0%} of its size")
 
 # %% [markdown]
-# *One token's state after block 27, divided by its size: as it is, and with nothing changed but the number in channel 17. All
-# other channels are heard louder.*
+# *States after block 27, divided by their size (mean over tokens): as they are, and with nothing changed but the number in
+# channel 17. All other channels are heard louder.*
 #
 # If volume is the reason, we should be able to mend the model **without putting anything back**. We leave the six blocks out with
 # all that they write, and turn the volume down by hand.
@@ -542,8 +553,8 @@ check_turn_down(turn_down)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# About the volume that the constant used to set: there the harm falls from nearly 8 nats to little over 1, which is nearly as
-# good as keeping the constants. Turned up by half, the whole model breaks, with all its blocks in place.
+# About the volume that the constant used to set: there the harm falls from nearly 8 nats to little over 1. Turned up by half, the
+# whole model breaks, with all its blocks in place.
 #
 # </details>
 
@@ -568,12 +579,15 @@ for factor in tqdm((0.8, volume, 0.5), desc="volumes"):
     heard["six blocks out"][factor] = at_volume(factor, worst)
     heard["whole"][factor] = at_volume(factor)
 head_alone = at_volume(volume, worst, total)
+other_harm = at_volume(volume, [dearest])  # does it mend any broken model?
 best = heard["six blocks out"][volume]
 print(f"six blocks out: {cut[0]:.1f} nats, at volume {volume:.2f} {best:.1f}")
 print(f"turned down in front of the head alone: {head_alone:.1f}")
+print(f"block {dearest} out, turned down as well: {other_harm:.1f}")
 here("Turning the volume down undoes over two thirds.", [cut[0] / 3 - best])
 claim("In front of the head alone it undoes less.", [head_alone - best])
 claim("Turned up, the whole model breaks.", [heard["whole"][1.5] - 1])
+claim("Another broken model isn't mended so.", [other_harm - alone[dearest] / 2])
 
 # %%
 _, panel = plt.subplots(figsize=(8, 4.6), layout="constrained")
@@ -585,18 +599,21 @@ panel.legend(loc="upper left")
 show(
     "Harm against volume, from 1.5 down to 0.5. Without the six blocks it falls "
     "from nearly eight nats at 1 to little over one at the dotted line, which is "
-    "the volume that the constant used to set. The whole model is at zero there "
+    "the volume that the constant used to set. The whole model loses little there "
     "and breaks when it is turned up."
 )
 
 # %% [markdown]
-# *Dotted: the volume that the constant used to set.* Nothing was put back. The six blocks are out with all that they wrote, and
-# only the volume is lower. In front of the head alone that isn't enough: the last two blocks have to hear less, too.
+# *Dotted: the volume that the constant used to set.*
 #
-# So this is what the constant is for: it makes the last blocks and the head listen quietly. It also explains the random vectors.
-# They are long, so they turn the volume down as well. But they lie in channels that are read, and that costs. (All this is one
-# channel of one model. Others have other channels, and papers call neurons that set the volume *entropy neurons*: Stolfo et al.
-# 2024.)
+# Nothing was put back. The six blocks are out with all that they wrote, nobody can read a number that isn't there, and only the
+# volume is lower. To turn down the last norm alone isn't enough: the last two blocks have to hear less, too. And the knob doesn't
+# mend just any broken model, as the printed line about block 11 shows.
+#
+# So this is what the constant does: it makes the last blocks and the head hear everything more quietly. That may also explain the
+# random vectors. They are long, so they turn the volume down as well, and at the same time they disturb what is read. All this is
+# one channel of one model. Others have other channels. Stolfo et al. 2024 call neurons that set the volume of the last norm
+# *entropy neurons*.
 #
 # ## Erased, and written again
 #
@@ -615,9 +632,9 @@ show(
 # </details>
 
 # %%
-first = states[:, :, 0].mean(dim=1)  # [blocks, channels], of the first token
-sink = first[dearest].abs().argmax().item()
-steps = first[:, sink].diff()  # what the blocks after block 0 write into it
+start = states[:, :, 0].mean(dim=1)  # [blocks, channels], of the first token
+sink = start[dearest].abs().argmax().item()
+steps = start[:, sink].diff()  # what the blocks after block 0 write into it
 eraser = steps[: dearest - 1].argmin().item() + 1
 _, panel = plt.subplots(figsize=(9, 4.6), layout="constrained")
 for gone, how in (((), "whole"), ((dearest,), "wrong"), ((eraser, dearest), "L1")):
@@ -632,18 +649,16 @@ panel.legend()
 show(
     "The number in channel 507 of the first token after each block, for three "
     "models. In the whole one it is about 700 from block 2 on, falls below 100 by "
-    "block 10 and jumps to 23,000 at block 11. Without block 11 it stays below 100 "
-    "for some blocks. Without blocks 9 and 11 it stays above 200."
+    "block 10 and jumps to 23,000 at block 11. Without block 11 it is below 100 "
+    "for two blocks and rises to 200. Without 9 and 11 it never falls below 200."
 )
 
 # %% [markdown]
 # *Block 2 writes, blocks 8 to 10 erase, block 11 writes again.* (The first two blocks and the last two aren't drawn.)
 #
-# If this is the reason, block 11 isn't dear for what it computes, but because the number was erased before it. We test both
-# halves of that, with block 11 out. Once the first token gets back the **one number** that it would have written. Once the first
-# token only gets back what block 9 erases, with that block in its place.
-#
-# As a control we give the number to another channel.
+# If this is the reason, then block 11 isn't only dear for what it computes, but because the number was erased before it. We test
+# that with block 11 out. First we give the first token the number that is missing, or a tenth of it. Then, with the eraser still in,
+# we give back only what it erases. As a control we give the number to another channel.
 
 # %%
 giant = steps[dearest - 1].item()  # what block 11 writes
@@ -658,34 +673,36 @@ def at_first(channel, number):
 
 
 riddle = {}
-for name, gone, constants in (
+for name, gone, put in (
     (f"{dearest} out", [dearest], {}),
     (f"{eraser} and {dearest} out", [eraser, dearest], {}),
     ("its number put back", [dearest], {dearest: at_first(sink, giant)}),
+    ("a tenth of it put back", [dearest], {dearest: at_first(sink, giant / 10)}),
     (f"what {eraser} erases put back", [dearest], {eraser: at_first(sink, erased)}),
-    ("in another channel", [dearest], {dearest: at_first(sink + total, giant)}),
+    ("in another channel", [dearest], {dearest: at_first(order[300], giant)}),
 ):
-    riddle[name] = harm(gone, constants)
+    riddle[name] = harm(gone, put)
 riddle = pd.DataFrame(riddle).T
-tower, pair, back, unerased, wrong = riddle.to_numpy()
+tower, pair, back, tenth, unerased, wrong = riddle.to_numpy()
 print(f"block {dearest} writes {giant:.0f}, block {eraser} erases {erased:.0f}")
 here("Two blocks out cost less than one of them.", tower - pair)
 here("One number at the first token undoes over two thirds.", tower / 3 - back)
+claim("So does a tenth of it.", tower / 2 - tenth)
 claim("What was erased, put back, undoes a part.", tower - unerased)
 claim("In another channel the number makes things worse.", wrong - tower)
 riddle.round(2)
 
 # %% [markdown]
-# One number for one token, and nearly all of block 11's harm is gone. And undoing the erasing brings about as much as leaving the
-# eraser out. That answers the second riddle: one block can **undo** what another has written. If nobody erases the number, losing
-# block 11 hurts less.
+# One number for one token, and nearly all of block 11's harm is gone. It needn't even be giant: a tenth does as well. And with
+# the little that block 9 erases, about half of the harm is gone, as much as when block 9 is left out. That answers the second
+# riddle: one block can **undo** what another has written. If it isn't erased, losing the block that writes it again hurts less.
 #
-# (Look back at the runs that cost less than block 11 alone: all of them hold block 9 as well.)
+# (Look back at the runs that hold block 11. Those that hold block 9 as well cost less than block 11 alone.)
 #
-# ## On Monday
+# ## Keep the constant
 #
-# Don't add up single harms. And keep the constant of what you take out: it costs nothing. `remove_blocks` puts it into a bias of
-# the block before, which a Llama's configuration allows (`mlp_bias`), so plain transformers loads the result.
+# Don't add up single harms. And keep the constant of what you take out: it costs next to nothing. `remove_blocks` puts it into a
+# bias of the block before, which a Llama's configuration allows (`mlp_bias`), so plain transformers loads the result.
 #
 # Which six would you take? Here are three ways to choose. **Block influence** (Men et al. 2024) reads text once and asks how far
 # a block turns the state: one minus the cosine between its input and its output. Or we take the six with the smallest single
@@ -722,7 +739,8 @@ pd.DataFrame(table).T
 # *Harm of six blocks in nats per token, with their constants kept; the last line is the cheapest run without them.* Is the run
 # really better, or lucky with these rows? Some rows are hard for every model, so we compare two cuts row by row. $d_r$ is one
 # cut's loss minus the other's on row $r$. The mean of $d$, give or take two standard errors, is a **paired interval**: in about
-# 95 of 100 such experiments it holds the true mean. If it leaves out 0, we say that one cut is better.
+# 95 of 100 such experiments it holds the true mean (in fewer, with as few rows as here). If it leaves out 0, we say that one cut
+# is better.
 #
 # $$\bar d \;\pm\; 2\, s_d / \sqrt{n}$$
 
@@ -744,6 +762,9 @@ here("The cheapest run costs less than influence's six.", ahead)
 # In the middle of this model the constants are small, so keeping them helps these six only a little. It is the giant ones that
 # kill. `kept.norm(dim=1)` shows which those are, for one pass over some text.
 #
+# Papers about larger models find that runs near the end cost least (Gromov et al. 2024, who heal them afterwards). Here such a
+# run is the worst, and now you know what one has to look for.
+#
 # ## Who else stands in?
 
 # %%
@@ -759,13 +780,13 @@ def judge(blocks, number=0):
 
 
 # %% [markdown]
-# ### Exercise 4 · ●●● · 15 minutes
+# ### Exercise 4 · ●●○ · 15 minutes
 #
 # Blocks 24 and 27 stand in for each other. Name another `pair` that does, and the `number` that is missing from channel 17 when
 # both are out. (On another model these are the blocks `two` and the channel `channel`.) One of your blocks may be 24 or 27. The
-# check takes yours out on rows that nothing has used. Together they must cost over two and a half times what they cost one by
-# one, your number must be theirs, and put back it must undo over half of the harm. There are hundreds of pairs, so look for a
-# reason before you try.
+# check takes yours out on rows that nothing has used. Together they must cost over 2.5 times the sum of their single harms. Your
+# number must be what the two add to channel 17, and put back it must undo over half of the harm. There are hundreds of pairs, so
+# look for a reason before you try.
 #
 # <details><summary>Hint</summary>
 #
@@ -834,7 +855,7 @@ check_stand_ins(pair, number, judge, two, kept[:, channel])
 # - Keep the constant of what you remove. Choose by taking the whole set out, and measure it.
 #
 # **On Monday:** after removing blocks, compare the size of the state at the gap (of all tokens but the first), before and after.
-# If it falls by half, you have probably lost a volume knob.
+# Here it fell to less than half. That doesn't prove that a volume knob is lost, but it tells you where to look.
 #
 # **Next:** lesson 05 takes out half a block, the attention. How do you know that it is out?
 #
@@ -847,6 +868,6 @@ check_stand_ins(pair, number, judge, two, kept[:, channel])
 # - Song et al. 2024, *SLEB*, arXiv 2402.09025: one block at a time, measured again
 # - Sun et al. 2024, *Massive Activations in Large Language Models*, arXiv 2402.17762: giant numbers act as constants
 # - Kovaleva et al. 2021, *BERT Busters*, arXiv 2105.06990: a few giant channels, without which a model breaks
+# - Rushing and Nanda 2024, *Explorations of Self-Repair in Language Models*, arXiv 2402.15390
 # - Stolfo et al. 2024, *Confidence Regulation Neurons in Language Models*, arXiv 2406.16254: neurons that set the volume in front
 #   of the head
-# - Lu et al. 2024, *Reassessing Layer Pruning in LLMs*, arXiv 2411.15558: the last blocks, and a few layers trained afterwards
