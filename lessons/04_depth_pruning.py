@@ -2,9 +2,10 @@
 # jupyter:
 #   course:
 #     title: "Depth pruning: which blocks can go together?"
-#     prerequisites: lesson 01 (pruned equals masked, nineteen random cuts), lesson 03 (residual stream, hooks, a paired interval)
+#     minutes: 90 to 120 minutes
+#     prerequisites: lesson 01 (a constant isn't nothing), lesson 03 (residual stream, the first token's giant number, hooks)
 #     assets: [smollm2, speeches, texts]
-#     concepts: [depth pruning, KV cache, block influence, single harm, removed equals skipped, leave-one-out, calibration draws, harms don't add]
+#     concepts: [depth pruning, KV cache, single harm, a block's constant, volume, stand in and undo, block influence, paired interval]
 # ---
 
 # %% [markdown]
@@ -12,30 +13,36 @@
 #
 # A language model still runs when whole blocks are taken out of it. Which of them can go together?
 #
-# **Answer.** Only leaving them out together tells. Near the end, six neighbours make this model worse than guessing, which
-# their single harms don't announce. In the middle, six cost less than one of them alone.
+# <details><summary>The answer, if you want it now</summary>
+#
+# **Answer.** What a block is worth depends on which others are there, and here we can say why. Some blocks each add a part of one
+# large number to one channel of every token. That number sets the volume for everything after it. One writer can go, because the
+# others still write it. Take six blocks out and with them most of the number, and the model is worse than guessing; put that one
+# number back, and most of the harm is gone. Another number, in the first token, is erased by some blocks and written again by
+# one. So keep the constant of what you remove, and try the whole set before you decide.
+#
+# </details>
 
 # %% [markdown] tags=["notes"]
-# **The point:** what a block is worth depends on which others are there. Any block can go and the model still runs, which
-# proves nothing; single harms prove something about single blocks.
+# **The point:** two riddles about blocks have the same kind of answer, a large number in one channel. In the first riddle several
+# blocks write it; in the second one block erases it and another writes it again. The room should leave with two sentences: "a
+# constant isn't nothing" (as in lesson 01), and "don't add up single harms".
 #
-# **Let the room predict first:** six blocks, of which one alone costs two nats. What do the six cost?
+# **Let the room predict first:** six blocks cost 1.4 nats one by one. What do they cost together?
 #
-# **Usual questions:** "Why not take the last ones?" They are what the head reads. "Fewer blocks or narrower MLPs?" Lessons 10 and
-# 11 weigh them.
+# **Usual questions:** "Why not take the last ones?" They are what the head reads. "Does every model have such a channel?" Most
+# large ones have a few; which and where differs. "Fewer blocks or narrower MLPs?" Lessons 10 and 11 weigh them.
 #
-# **Wrong turns:** forgetting `layer_idx` (exercise 2, in pairs); a configuration that promises too many blocks gets random ones;
-# adding up single harms.
+# **Wrong turns:** forgetting `layer_idx` (exercise 1, in pairs); taking the mean over the first token as well; turning the volume
+# down in the blocks but not in front of the head.
 #
-# **At the end you have** a Llama with fewer blocks that writes the same with and without its cache, and a pair of blocks that is
-# missed less than one of its two.
+# **At the end you have** a Llama with a fifth of its blocks gone and their constants kept, which plain transformers loads, and a
+# proof of what those constants are for.
 
 # %% tags=["install"]
 
 # %%
-import itertools
 import math
-import tempfile
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
@@ -43,343 +50,71 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.functional import cosine_similarity, relu
 from tqdm import tqdm
 
-from course_utils.lessons import claim, diagrams, here
-from course_utils.support import log_ticks, mark, read_record, show, start, style
+from course_utils.lessons import claim, here
+from course_utils.support import mark, read_record, safe_dtype, show, start, style
 
 session = start("04")
 style()
-record = read_record("leave_out").query("part != 'attention' and part != 'MLP'")
-record = record.assign(layers=record.layers.map(tuple), size=record.layers.map(len))
-record = record.set_index(["dtype", "text", "criterion", "size"]).sort_index()
-guessing = math.log(49_152)  # nats a token, of the recorded SmolLM2-135M
-TEXTS = ("speeches", "wiki")
-arrow = {"arrowprops": {"width": 2, "color": mark("whole")["color"]}}
-
-
-def recorded(criterion, size, text, dtype="bfloat16"):
-    """A criterion's sets of so many blocks in the record; size 0 is the whole."""
-    found = record.loc[[(dtype, text, criterion, size)]]
-    return found.set_index("layers").sort_index()
-
+record = read_record("leave_out")  # sets of blocks left out, on 48 rows each
+record = record.query("dtype == 'bfloat16' and text == 'speeches'")
+record = record.query("part not in ('attention', 'MLP')")
+record = record.assign(layers=record.layers.map(tuple)).set_index("layers")
+single = record[record.criterion == "alone"].damage
+together = record[record.criterion == "run"].damage
+guessing = math.log(49_152) - record.nats[()]  # what knowing nothing costs
 
 # %%
-looks = {
-    "random": mark("random") | {"markersize": 12},
-    "run": mark("leave-one-out") | {"label": "six neighbours", "fillstyle": "none"},
-    "influence": mark("influence") | {"markersize": 11},
-}
-filled = mark("leave-one-out") | {"label": "… chosen on calibration text"}
-_, panels = plt.subplots(1, 2, figsize=(13, 6), sharey=True, layout="constrained")
-for panel, text in zip(panels, TEXTS, strict=True):
-    harms = recorded("alone", 1, text).damage
-    top = guessing - recorded("", 0, text).nats.item()
-    for criterion, how in looks.items():
-        found = recorded(criterion, 6, text)
-        sums = [sum(harms[(block,)] for block in six) for six in found.index]
-        panel.plot(sums, found.damage.clip(upper=top), linestyle="none", **how)
-        for x, y in zip(sums, found.damage, strict=True):
-            if y > top:
-                panel.annotate("", (x, top * 1.25), (x, top), **arrow)
-        if criterion == "run":
-            often = found.calibrations.map(len).argmax()
-            lowest = sums[often], found.damage.iloc[often]
-            panel.plot(*lowest, linestyle="none", **filled)
-    panel.axhline(top, **mark("guessing"))
-    panel.axline((1, 1), (2, 2), linestyle=":", color=mark("whole")["color"])
-    panel.set(xscale="log", yscale="log", xlim=(0.45, 6), ylim=(0.35, 10))
-    panel.set(xlabel="sum of the six single harms (nats)", title=text)
-    log_ticks(panel.xaxis)
-    log_ticks(panel.yaxis)
-panels[0].set_ylabel("harm of the six together (nats)\n1 nat: perplexity × 2.7")
-panels[1].legend(fontsize="x-small", loc="lower right")
+_, panel = plt.subplots(figsize=(8, 5.2), layout="constrained")
+one, six = mark("neurons")["color"], mark("wrong")["color"]
+for place, run in enumerate((range(22, 28), range(9, 15))):
+    height = 0
+    for block in sorted(run, key=lambda block: -single[(block,)]):
+        harm = single[(block,)]
+        panel.bar(place - 0.2, harm - 0.02, 0.36, height, color=one)
+        if harm > 1:
+            middle = place - 0.2, height + harm / 2
+            panel.text(*middle, f"block {block}", ha="center")
+        height += harm
+    panel.bar(place + 0.2, together[tuple(run)], 0.36, color=six)
+panel.axhline(guessing, **mark("guessing"))
+panel.set_xticks([0, 1], ["blocks 22 to 27", "blocks 9 to 14"])
+panel.set(ylabel="harm (nats per token)")
+panel.bar(0, 0, color=one, label="one by one, stacked")
+panel.bar(0, 0, color=six, label="all six together")
+panel.legend(loc="upper right", bbox_to_anchor=(1, 0.8))
 show(
-    "Two panels, speeches and wiki, logarithmic axes in nats: the harm of six "
-    "blocks left out together against the sum of their single harms. Runs of "
-    "neighbours lie far below the diagonal and far above it, one is beyond "
-    "guessing; random sets lie near it or above; the run chosen on calibration "
-    "text lies lowest."
+    "Two pairs of bars. Blocks 22 to 27: one by one they cost 1.4 nats in sum, all "
+    "six together eight, above the line of guessing. Blocks 9 to 14: the "
+    "sum is over three, most of it block 11; all six together cost half of that."
 )
 
 # %% [markdown]
-# *Each point: six of 30 blocks left out. A single harm is what leaving out one of them costs. Grey: 19 random sets that spare two
-# blocks at each end. On the dotted line, harms add up; the arrow is worse than guessing; influence comes below.*
+# Each pair of bars is about the same Llama of thirty blocks. The left bar stacks what six neighbours cost when only *one* of them
+# is left out at a time. The right bar is what all six cost together.
 #
-# ## Blocks add to a stream
-
-# %%
-diagrams.residual_stream(blocks=6, removed=[3], cached=True)
-show(
-    "The residual stream runs from the embeddings to the head. Each of six blocks "
-    "reads from it, adds to it, and has a drawer for keys and values. Block 3 is "
-    "crossed out and has no drawer; the drawers behind it are numbered anew."
-)
+# The six blocks on the left look cheap: 1.4 nats in sum. Together they ruin the model: it would do better if it knew nothing.
+#
+# The six on the right look dear. Together they cost *less* than block 11, which is one of them, costs alone. How can a sum be so
+# wrong, in both directions?
+#
+# ## Taking a block out
+#
+# A block reads the state $x$ and adds to it: $x \leftarrow x + \mathrm{block}(x)$. Take the block out, and the state simply runs
+# on. No shape changes, so *any* set of blocks can go. This is **depth pruning**.
+#
+# There is one trap. A model that generates text needs the keys and values of all earlier tokens, and keeps them in a **KV
+# cache**, so that it needn't compute them again for each token. The cache has a drawer for each block, and a block finds its
+# drawer by a number that it carries: `self_attn.layer_idx`. The configuration holds a number as well, `num_hidden_layers`, from
+# which a reload builds the model.
 
 # %% [markdown]
-# A block adds to the residual stream: $x \leftarrow x + \mathrm{block}(x)$. Take one out and the stream runs on. No shape
-# changes, so *any* set of blocks can go. This is **depth pruning**.
+# ### Exercise 1 · ●●○ · 9 minutes
 #
-# **KV cache.** To write a token, attention needs the keys and values of all tokens before it. So that they aren't computed anew
-# each time, a cache keeps them, in a drawer for each block. A block finds its drawer by its number, `layer_idx`.
-#
-# **Block influence** is a cheap guess at harm: how far does a block turn the stream, on average over tokens $t$?
-#
-# $$\mathrm{influence}_b = 1 - \frac{1}{T} \sum_t \cos(x_t,\; x_t + \mathrm{block}_b(x_t))$$
-
-# %% [markdown]
-# ### Exercise 1 · ●○○ · 4 minutes
-#
-# Write the influence of one block from what entered and what left it, both [rows, length, hidden], and the mask [rows,
-# length], which is 1 for real tokens and 0 for padding. Return one number: the mean over **all real tokens** of one minus
-# the cosine.
-#
-# <details><summary>Hint</summary>
-#
-# `cosine_similarity(before, after, dim=-1)` gives one cosine a token. Select with `mask.bool()` before you average.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_04 import check_block_influence
-
-
-# BEGIN SOLUTION
-def influence_of(before, after, mask):
-    real = mask.bool()
-    cosines = cosine_similarity(before[real].float(), after[real].float(), dim=-1)
-    return (1 - cosines).mean()
-
-
-# END SOLUTION
-# BEGIN STUB
-# def influence_of(before, after, mask):
-#     ...  # your code
-# END STUB
-check_block_influence(influence_of)
-
-# %% [markdown]
-# ## Alone and together
-#
-# A stream of five numbers, and four blocks. Block 0 adds a loud vector, block 1 takes the same vector away again. Blocks 2 and
-# 3 do the same job: each fills the last number up to 3, if that is still needed.
-#
-# **Harm** is here how far the end of the stream moves when blocks are left out.
-#
-# **Predict before you run.** What do blocks 0 and 1 cost together, and 2 and 3? Whose influence is exactly 0, and is it useless?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# Blocks 0 and 1 have a single harm of 4.0 each, and none together: one *undoes* the other. Either of blocks 2 and 3 can go for
-# nothing, both cost 2.0: one *stands in* for the other. Block 3's influence is exactly 0: useless, while block 2 is there.
-#
-# </details>
-
-
-# %%
-def fill(x):
-    return torch.tensor([0, 0, 0, 0, 1.0]) * relu(3 - x[-1])
-
-
-loud = torch.tensor([2.0, -2, 2, 2, 0])
-toy = [lambda x: loud, lambda x: -loud, fill, fill]
-
-
-def stream(gone=()):
-    """The states before each toy block and after the last one."""
-    states = [torch.tensor([2.0, 1, 0, -1, 1])]
-    for number, block in enumerate(toy):
-        added = 0 if number in gone else block(states[-1])
-        states.append(states[-1] + added)
-    return torch.stack(states)
-
-
-states, rows = stream(), {}
-turned = 1 - cosine_similarity(states[:-1], states[1:], dim=-1)
-print("influence:", [round(abs(value), 3) for value in turned.tolist()])
-harm = [(stream([i])[-1] - states[-1]).norm().item() for i in range(4)]
-for gone in [(0, 1), (2, 3), (0, 2), (1, 3)]:
-    together = (stream(gone)[-1] - states[-1]).norm().item()
-    one, other = (harm[block] for block in gone)
-    values = {"first alone": one, "second alone": other, "together": together}
-    rows["blocks {} and {}".format(*gone)] = values
-pd.DataFrame(rows).T.round(1)
-
-# %% [markdown]
-# ## A real Llama
-#
-# How do we know that a block is out? Lesson 01 had *pruned equals masked*. Here it is **removed equals skipped**: the block stays,
-# and a hook replaces its output by its input.
-
-# %%
-from course_utils.models import describe, load_model, variant
-from course_utils.pruning import block_importance, remove_blocks
-from course_utils.support import safe_dtype
-from course_utils.text import further_rows, judging_rows, token_blocks
-
-dtype = safe_dtype(session.dtype)
-base, tokenizer = load_model("llama", dtype=dtype)
-total = describe(base).num_blocks
-pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
-choosing = pool.sample(80, seed=session.seed)[:16]  # the first of five draws
-texts = judging_rows(tokenizer, draw=session.seed)
-
-
-@torch.no_grad()
-def block_influence(model, rows):
-    """How far each block turns the stream, a mean over all tokens of the rows."""
-    found = []
-
-    def look(block, inputs, output):
-        cosines = cosine_similarity(inputs[0].float(), output.float(), dim=-1)
-        found.append(1 - cosines.mean().item())
-
-    hooks = [block.register_forward_hook(look) for block in model.model.layers]
-    model.model(rows.input_ids.to(model.device), use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return torch.tensor(found)
-
-
-influence = block_influence(base, choosing)
-library = block_importance(base, choosing.batches(16))
-torch.testing.assert_close(influence, library, atol=1e-4, rtol=1e-3)
-order = influence.argsort(stable=True).tolist()
-TENTH, FIFTH = max(2, round(total / 10)), max(2, round(total / 5))
-by_influence = sorted(order[:TENTH])
-print(f"{total} blocks; the library's influences agree")
-print(f"the {TENTH} of least influence: {by_influence}")
-
-
-# %%
-@contextmanager
-def skipping(model, blocks):
-    """For a while, these blocks of a Llama hand on what they are given."""
-
-    def pass_on(block, inputs, output):
-        return inputs[0]
-
-    parts = [model.model.layers[number] for number in blocks]
-    hooks = [block.register_forward_hook(pass_on) for block in parts]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-exact = variant(base).float()  # float32: rounding can't hide a mistake
-removed = variant(exact)
-report = remove_blocks(removed, by_influence)
-ids = choosing.input_ids[:2, :16].to(base.device)
-with torch.no_grad(), skipping(exact, by_influence):
-    skipped = exact(ids).logits
-with torch.no_grad():
-    difference = (removed(ids).logits - skipped).abs().max()
-    changed = (exact(ids).logits - skipped).abs().max()
-assert difference < 1e-3 * changed
-print(f"removed against skipped: {difference:.1e}")
-print(f"skipped against whole:   {changed:.1e}")
-print(report)
-del exact, removed
-
-# %% [markdown]
-# ## A block has a number
-#
-# Three things belong to a block's place, not to its weights: where it stands in the list of blocks, its `self_attn.layer_idx`, and
-# `num_hidden_layers` in the configuration, which tells whoever builds the model again. `remove_blocks` sets them all.
-#
-# A tiny Llama with 5 blocks loses block 0, in four versions: nothing forgotten, an old `layer_idx`, an old `num_hidden_layers`, both. Each
-# gets four tests: it reads at once without a cache; it reads token by token with one; it generates, with a cache as without; it is saved,
-# and reloaded by plain transformers.
-#
-# **Predict before you run.** Which versions fail, in which tests, and do they *say* so?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# All pass the first test, the one that everybody runs. With an old `layer_idx` two tests stop with an error: loud, and lucky. With an old
-# `num_hidden_layers` the reload is silently wrong: it fills the missing block with random weights. With both forgotten two tests are
-# silently wrong, and `generate` doesn't notice: there is a drawer for each old number, so nothing stops.
-#
-# </details>
-
-# %%
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
-
-from course_utils.measuring import logits_one_by_one
-from course_utils.models import tiny_llama
-
-logging.set_verbosity_error()  # most logs scroll past the one that warns
-tiny = tiny_llama(blocks=5)
-few_ids = torch.arange(8)[None]
-
-
-def reloaded(model):
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        model.save_pretrained(folder)
-        return AutoModelForCausalLM.from_pretrained(folder).eval()
-
-
-def generated(model):
-    """Whether ten tokens are the same with the cache and without."""
-    options = {"max_new_tokens": 10, "do_sample": False}
-    options["attention_mask"] = torch.ones_like(few_ids)
-    cached = model.generate(few_ids, **options, use_cache=True)
-    anew = model.generate(few_ids, **options, use_cache=False)
-    return (cached == anew).float()
-
-
-tests = {
-    "at once": lambda model: model(few_ids, use_cache=False).logits,
-    "token by token": lambda model: logits_one_by_one(model, few_ids),
-    "generate": generated,
-    "after reload": lambda model: reloaded(model)(few_ids).logits,
-}
-
-
-# %%
-@torch.no_grad()
-def judged(name, model):
-    right = torch.ones(1, 18) if name == "generate" else expected
-    try:
-        outcome = tests[name](model)
-    except Exception as error:  # the point of the table is which one
-        return f"stops: {type(error).__name__}"
-    agrees = torch.allclose(outcome, right, atol=1e-5)
-    return "right" if agrees else "WRONG, no error"
-
-
-with torch.no_grad(), skipping(tiny, [0]):
-    expected = tests["at once"](tiny)
-outcomes = {}
-for forgotten in ("nothing", "layer_idx", "num_hidden_layers", "both"):
-    careless = variant(tiny)
-    remove_blocks(careless, [0])
-    if forgotten in ("layer_idx", "both"):
-        for place, block in enumerate(careless.model.layers):
-            block.self_attn.layer_idx = place + 1  # as it was
-    if forgotten in ("num_hidden_layers", "both"):
-        careless.config.num_hidden_layers = 5
-    outcomes[forgotten] = {name: judged(name, careless) for name in tests}
-table = pd.DataFrame(outcomes).T.rename_axis("forgotten")
-silent = table.eq("WRONG, no error").sum(axis=1)
-for forgotten, count in silent.items():
-    print(f"forgotten {forgotten}: {count} of 4 silently wrong")
-as_told = [0.5 - abs(silent - [0, 0, 1, 2]).max()]
-claim("Who forgets `num_hidden_layers` is told by no error.", as_told)
-table
-
-# %% [markdown]
-# So test what you ship: token by token with the cache, *and* after a plain reload.
-
-# %% [markdown]
-# ### Exercise 2 · ●●○ · 9 minutes
-#
-# `take_out_with_bugs` looks right, and the model that it returns reads text without complaint. It is wrong in **two** ways, and one of them
-# shows only when a cache is used. Find both, and write `take_out_blocks` without them. `gone` lists blocks of the model as it is given. It
-# changes a Llama in place and returns it.
+# `take_out_with_bugs` looks right, and the model that it returns reads text without a cache and without complaint. It is wrong in
+# **two** ways, and one of them shows only when a cache is used. Find both, and write `take_out_blocks` without them. `gone` lists
+# blocks of the model as it is given. Change the Llama in place and return it.
 #
 # <details><summary>Hint</summary>
 #
@@ -417,293 +152,661 @@ def take_out_blocks(model, gone):
 check_take_out(take_out_blocks)
 
 # %% [markdown]
-# ## One at a time
+# ## A block that does nothing
 #
-# A block's **single harm** is what leaving it out adds to the loss, in nats a token. **Leave-one-out** asks the model for it,
-# block by block. It costs a run of the text for each block, where influence needs one run for all.
-
-# %% [markdown]
-# ### Exercise 3 · ●●○ · 8 minutes
-#
-# Write `leave_one_out(model, rows)`: a list with the harm of each block of a Llama, left out alone. The model is the same
-# afterwards. `perplexity(model, rows).nll` is the loss in nats a token. The check tries it on a tiny Llama, and on two rows
-# of text with the real one.
-#
-# <details><summary>Hint</summary>
-#
-# The whole model's loss comes first. Then, for each number, `with skipping(model, [number]):` measure again.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_04 import check_leave_one_out
-from course_utils.measuring import perplexity
-
-
-# BEGIN SOLUTION
-def leave_one_out(model, rows):
-    complete, harms = perplexity(model, rows).nll, []
-    for number in range(len(model.model.layers)):
-        with skipping(model, [number]):
-            harms.append(perplexity(model, rows).nll - complete)
-    return harms
-
-
-# END SOLUTION
-# BEGIN STUB
-# def leave_one_out(model, rows):
-#     ...  # your code
-# END STUB
-check_leave_one_out(leave_one_out, base, choosing[:2])
-
-# %% [markdown]
-# ## What single blocks cost
-#
-# The library has the same. You measure on half of the choosing rows; the figure shows the record, on 48 rows of each text that
-# choose nothing.
-#
-# **Predict before you run.** Where do the costly (*dear*) blocks stand: at the beginning, in the middle, at the end?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# At both ends, and, far above its neighbours, block 11. Influence takes none of them among its first nine.
-#
-# </details>
+# For experiments we don't need surgery. A hook can make a block do nothing for a while: it hands on what it was given. Both must
+# give the same model. (Lesson 01 called this *pruned equals masked*.)
 
 # %%
-from course_utils.pruning import depth
+from course_utils.measuring import perplexity
+from course_utils.models import load_model, variant
+from course_utils.text import judging_rows, token_blocks
 
-half = choosing[:8]
-whole = perplexity(base, half, batch_size=8).nll
+base, tokenizer = load_model("llama", dtype=safe_dtype(session.dtype))
+base.requires_grad_(False)
+layers, total = base.model.layers, len(base.model.layers)
+pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
+calibration = pool.sample(64, seed=session.seed)  # rows that may choose
+judges = judging_rows(tokenizer, draw=session.seed)  # rows that only judge
+judges = {text: rows[:6] for text, rows in judges.items()}
+
+
+@contextmanager
+def skipping(model, blocks, constants=()):
+    """For a while these blocks do nothing; behind some blocks a constant is added.
+
+    `constants` are {block: tensor [channels] or [tokens, channels]}, of any blocks.
+    """
+
+    def hand_on(block, inputs, output):
+        return inputs[0]  # [rows, tokens, channels]
+
+    def plus(constant):
+        return lambda block, inputs, output: output + constant.to(output)
+
+    layers = model.model.layers
+    hooks = [layers[number].register_forward_hook(hand_on) for number in blocks]
+    for number in constants:
+        hook = plus(constants[number])
+        hooks.append(layers[number].register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+# %%
+exact = variant(base).float()  # float32: rounding can't hide a mistake
+take_out_blocks = check_take_out.accepted  # yours, if it is correct
+removed = take_out_blocks(variant(exact), [3, 5])
+ids = calibration.input_ids[:2, :16].to(base.device)
+intact = exact(ids).logits
+with skipping(exact, [3, 5]):
+    skipped = exact(ids).logits
+off, changed = ((skipped - x).abs().max() for x in (removed(ids).logits, intact))
+print(f"removed against skipped: {off:.1e}\nskipped against whole:   {changed:.1e}")
+assert off < 1e-3 * changed
+del exact, removed
+
+# %% [markdown]
+# ## One by one, and six at a time
+#
+# What a block costs when it alone is missing is its **single harm**. (The method is called *leave-one-out*.) We measure that for
+# each block, and then for each run of six neighbours, on six short rows. (So the numbers differ a little from the figure's, which
+# is about 48 rows.) The runs spare two blocks at each end, because the first ones make the state and the last ones are what the
+# head reads.
+
+
+# %%
+def nats(rows):
+    """Loss in nats per token."""
+    return perplexity(base, rows, batch_size=len(rows)).nll
+
+
+few = calibration[:6]
+whole_few = nats(few)
 
 
 def cost(*blocks):
-    """Nats a token that leaving these out adds, on half of the choosing rows."""
+    """What leaving these blocks out adds to the loss, on the rows that choose."""
     with skipping(base, blocks):
-        return perplexity(base, half, batch_size=8).nll - whole
+        return nats(few) - whole_few
 
 
-single = depth.leave_one_out(base, lambda: perplexity(base, half, batch_size=8).nll)
-single = (single - whole).tolist()
-assert math.isclose(cost(1), single[1], rel_tol=1e-3)
-inside = range(2, total - 2)  # two blocks at each end are spared
-dearest = max(inside, key=single.__getitem__)
-ends = [block for block in range(total) if block not in inside]
-middle = np.median([single[block] for block in inside])
-print("at the ends:", ", ".join(f"{single[block]:.2f}" for block in ends), "nats")
-print(f"dearest inside: block {dearest}, {single[dearest]:.2f} nats;", end=" ")
-print(f"median inside {middle:.2f} nats")
-dear = [single[block] - 2 * middle for block in (*ends, dearest)]
-here(f"The ends and block {dearest} cost over twice the median.", dear)
-for first in (TENTH, FIFTH, TENTH + FIFTH):
-    print(f"dearest of influence's first {first}: ", end="")
-    worst = max(single[block] for block in order[:first])
-    print(f"{worst:.2f} nats")
-claim("Influence spares the dearest block.", [single[dearest] / 2 - worst])
-
-# %%
-_, panels = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
-for panel, text in zip(panels, TEXTS, strict=True):
-    harms = recorded("alone", 1, text).damage
-    top = guessing - recorded("", 0, text).nats.item()
-    numbers = [number for (number,) in harms.index]
-    low = harms.clip(upper=top)
-    taken = list(recorded("influence", 3, text).index[0])
-    panel.plot(numbers, low, linestyle="none", **mark("leave-one-out"))
-    panel.plot(taken, low.iloc[taken], linestyle="none", **mark("influence"))
-    for number in harms.index[harms > top]:
-        panel.annotate("", (number[0], top * 1.3), (number[0], top), **arrow)
-    panel.axhline(top, **mark("guessing"))
-    panel.set(yscale="log", ylim=(0.05, 11), xlabel="block left out", title=text)
-    log_ticks(panel.yaxis)
-panels[0].set_ylabel("harm (nats a token)")
-panels[1].legend(fontsize="small", loc="upper right")
-show(
-    "Harm of each block left out alone, on a logarithmic axis, for speeches and "
-    "wiki: very high at the first blocks, high at the last, low between, with one "
-    "peak in the middle; block 0 is beyond guessing. Influence takes low ones."
-)
+alone = [cost(block) for block in tqdm(range(total), desc="single blocks")]
+fifth, inside = max(2, round(total / 5)), range(2, total - 2)
+starts = inside[: len(inside) - fifth + 1]
+runs = [tuple(range(first, first + fifth)) for first in starts]
+of_run = {run: cost(*run) for run in tqdm(runs, desc="runs")}
+excess = {run: of_run[run] - sum(alone[block] for block in run) for run in runs}
+worst = max(excess, key=excess.get)
+dearest = max(inside, key=alone.__getitem__)
+print(f"blocks {worst[0]} to {worst[-1]}:", end=" ")
+print(f"sum {of_run[worst] - excess[worst]:.1f}, together {of_run[worst]:.1f}")
+print(f"block {dearest} alone: {alone[dearest]:.1f}. The runs that hold it:")
+holding = [run for run in runs if dearest in run]
+for run in holding:
+    print(f"    {run[0]} to {run[-1]}: {of_run[run]:.1f}")
+here("A run can cost over twice its sum.", [2 * excess[worst] - of_run[worst]])
+cheaper = alone[dearest] - min(of_run[run] for run in holding)
+here("A run can cost less than one of its blocks.", [cheaper])
 
 # %% [markdown]
-# *Single harms in the record; diamonds: the three that influence takes; arrow: worse than guessing.* Most of the middle is cheap, **one by
-# one**.
+# ## What does a block write to everybody?
 #
-# ## Which text chose?
-#
-# Another calibration text, another choice? The record has five **draws of the calibration text**, 16 rows each. Each draw chooses
-# three blocks by influence, and three by leave-one-out. All sets are judged on the same 48 rows.
-#
-# **Predict before you run.** Which criterion will choose alike in all five draws? Is it the better one?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# Influence: the same three in all draws. Leave-one-out found four different sets. Three of them are better than influence's by
-# their whole intervals, on both texts; for one the interval on speeches reaches 1. A choice that never changes can be wrong each
-# time.
-#
-# </details>
-
-# %%
-from course_utils.models import with_interval
-from course_utils.support import ratio_interval
-
-table, ones, better = {}, np.ones(48), []
-rival = {text: recorded("influence", 3, text).rows.item() for text in TEXTS}
-for criterion in ("influence", "leave-one-out"):
-    sets = {text: recorded(criterion, 3, text) for text in TEXTS}
-    for blocks, draws in sets["speeches"].calibrations.items():
-        row = table[criterion, ", ".join(map(str, blocks))] = {}
-        row["draws, of 5"] = str(len(draws))
-        for text, found in sets.items():
-            row[text] = f"{found.damage[blocks]:.2f}"
-            d = found.rows[blocks] - rival[text]
-            ratio, _, *ends = ratio_interval(d, ones)
-            row[f"{text}, ÷ influence"] = with_interval(*np.exp([ratio, *ends]))
-            better += [1 - math.exp(ratio)] if criterion != "influence" else []
-claim("Each three that leave-one-out chose costs less than influence's.", better)
-print("Three blocks: harm (nats), and perplexity ÷ that of influence's three")
-pd.DataFrame(table).T
+# In lesson 01 a neuron that hardly reacted wrote nearly the same vector for every token, and cutting it took that vector away.
+# Perhaps blocks do so as well. A block's **constant** is what it adds to the state on average over tokens. We leave the first
+# token of each row out of the average, because you know from lesson 03 that its state is unlike all others.
 
 # %% [markdown]
-# ## Six together
+# ### Exercise 2 · ●●○ · 10 minutes
 #
-# Now a fifth of the model. Influence takes the six of least influence. Its rival leaves out *runs*: six neighbours at once, each
-# run in turn, on the choosing rows.
-#
-# **Predict before you run.** Six runs hold block 11. In how many of them do the six cost less than block 11 alone? And which run
-# is furthest above its sum?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# In 4 of 6: blocks 9 to 14 cost 1.59 nats together, block 11 alone 2.09. Furthest above its sum is the last run, whose blocks cost
-# little one by one: it is worse than guessing.
-#
-# </details>
-
-# %%
-starts = inside[: len(inside) - FIFTH + 1]
-runs = [tuple(range(first, first + FIFTH)) for first in starts]
-together = {run: cost(*run) for run in tqdm(runs, desc="runs")}
-
-
-def told(name, blocks):
-    """A printed line about a set: its sum, its harm, its dearest block."""
-    worst = max(blocks, key=single.__getitem__)
-    print(f"{name}, {blocks[0]} to {blocks[-1]}: ", end="")
-    print(f"sum {sum_of[blocks]:.2f}", end=", ")
-    print(f"together {together[blocks]:.2f}", end=", ")
-    print(f"dearest alone: block {worst}, {single[worst]:.2f} nats")
-
-
-sum_of = {run: sum(single[block] for block in run) for run in runs}
-minus_sum = {run: together[run] - sum_of[run] for run in runs}
-minus_dearest = {run: together[run] - max(single[b] for b in run) for run in runs}
-less = [minus_dearest[run] < 0 for run in runs if dearest in run]
-best = min(together, key=together.get)
-told("cheapest run", best)
-report = remove_blocks(variant(base), best)
-share = report.after.parameters / report.before.parameters - 1
-print(f"without it: {share:+.1%} parameters, {-FIFTH / total:+.0%} cache")
-told("furthest below its dearest block", min(minus_dearest, key=minus_dearest.get))
-told("furthest above its sum", max(minus_sum, key=minus_sum.get))
-print(f"less than block {dearest} alone: {sum(less)} of {len(less)} runs with it")
-print(f"guessing would cost {math.log(describe(base).vocab_size) - whole:.2f} nats")
-here("A run can cost less than one of its blocks.", [-min(minus_dearest.values())])
-most = max(minus_sum[run] - sum_of[run] for run in runs)
-here("A run can cost over twice its sum.", [most])
-
-# %% [markdown]
-# What chooses must not judge. So the chosen run and influence's six meet on the judging rows: 16 of each text here, 48 in the record, where
-# each of the five draws chose its run, in two number formats. The first columns show the worst of these runs, the last two look at all.
-# *One minus six*: how much less a run costs than its dearest block alone, at most.
-
-# %%
-from course_utils.measuring import perplexity_ratio
-
-
-def left_out(blocks, rows):
-    """The perplexity of some rows without these blocks."""
-    with skipping(base, blocks):
-        return perplexity(base, rows, batch_size=16)
-
-
-ahead = []
-for text in TEXTS:
-    rows = texts[text][:16]
-    ratio = perplexity_ratio(left_out(best, rows), left_out(order[:FIFTH], rows))
-    print(f"here, {text}, run / influence's six: × {with_interval(*ratio)}")
-    ahead.append(1 - ratio[0])
-here("The chosen run costs less than influence's six.", ahead)
-print()
-table = {}
-for form, text in itertools.product(record.index.unique("dtype"), TEXTS):
-    alone = recorded("alone", 1, text, form).damage
-    found = recorded("run", 6, text, form)
-    chosen = found[found.calibrations.map(len) > 0]
-    worst = chosen.iloc[chosen.damage.argmax()]
-    other = recorded("influence", 6, text, form).iloc[0]
-    ratio, _, _, high = ratio_interval(worst["rows"] - other["rows"], ones)
-    ahead = recorded("random", 6, text, form).damage > worst.damage
-    dearer = [max(alone[(block,)] for block in run) for run in found.index]
-    top = guessing - recorded("", 0, text, form).nats.item()
-    table[form, text] = {
-        "chosen run (nats)": worst.damage,
-        "perplexity, run / six": math.exp(ratio),
-        "at most (95 %)": math.exp(high),
-        "random beaten, of 19": ahead.sum(),
-        "one minus six (nats)": (dearer - found.damage).max(),
-        "last run minus guess (nats)": found.damage.iloc[-1] - top,
-    }
-six = pd.DataFrame(table).T
-claim("So it does on record, by the interval.", 1 - six["at most (95 %)"])
-print("The record: six blocks")
-six.round(2).astype({"random beaten, of 19": int})
-
-# %% [markdown]
-# **Saved run.** In the record, whichever draw chose it, the run costs less than influence's six: × 0.85 of their perplexity at worst on
-# speeches, × 0.81 on wiki. It costs less than all 19 random sixes, too.
-#
-# Look at the first figure again. The cheapest run has the smallest sum, so a sum would have chosen it too. It couldn't have warned
-# of the last one: from 1 nat on a sum can be too low by far, or too high.
-#
-# ## In company
-#
-# Does one block undo another, as in the toy? A run can't say which of its members. A pair at least names two.
-
-# %% [markdown]
-# ### Exercise 4 · ●●● · 12 minutes
-#
-# Find two blocks, sparing the two at each end, that cost less together than the dearer one alone. Give their numbers as `pair`.
-# `cost(3, 7)` measures on eight of the choosing rows, in a second, as often as you like. The check judges on rows that nothing has
-# used: on both texts the whole paired interval must lie below 1.
+# Write `constants(model, rows)`: a tensor [blocks, channels], the mean of what each block *adds* (its output minus its input),
+# over all rows and all tokens but the first of each row. `rows` is a tensor of token ids [rows, tokens]. Take your hooks off at
+# the end.
 #
 # <details><summary>Hint</summary>
 #
-# Which block leaves most to win back? Its partner need not be its neighbour.
+# A forward hook on each of `model.model.layers` gets `(block, inputs, output)`, and `inputs[0]` is the state before the block.
+# Both are [rows, tokens, channels]. Take the difference in float32.
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_04 import check_pair
-
-exam = {text: rows[:24] for text, rows in further_rows(tokenizer).items()}
-
-
-def judge(*blocks):
-    """The perplexity of each text of the exam without these blocks."""
-    return {text: left_out(blocks, rows) for text, rows in exam.items()}
+from course_utils.lessons.exercises.lesson_04 import check_constants
 
 
 # BEGIN SOLUTION
-# The dearest block has most to win. Its partner is the one that brings most back.
-others = [block for block in inside if block != dearest]
-costs = {block: cost(dearest, block) for block in others}
-pair = (dearest, min(costs, key=costs.get))
+def constants(model, rows):
+    found = []
+
+    def note(block, inputs, output):
+        added = output.float() - inputs[0].float()
+        found.append(added[:, 1:].mean(dim=(0, 1)))
+
+    hooks = [block.register_forward_hook(note) for block in model.model.layers]
+    model.model(rows, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found)
+
+
+# END SOLUTION
+# BEGIN STUB
+# def constants(model, rows):
+#     ...  # [blocks, channels]
+# END STUB
+check_constants(constants)
+
+# %% [markdown]
+# ## Keep only the constants
+#
+# Now we take the six blocks out again, and measure on rows that played no part in choosing them. Then we take them out and leave
+# only their constants: six vectors, the same for every token of every text. As a control we leave a random vector instead, drawn
+# three times, each as long as the sum of the six.
+#
+# **Predict before you run.** How much of the harm goes away when only the constants stay: a tenth, half, or nearly all? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# On speeches nearly nine tenths, on wiki nearly eight tenths. So what the six blocks *compute* for each single token is worth one
+# or two nats. The rest of the harm was a constant that went missing.
+#
+# The random vectors are a surprise: they take away a part of the harm, too. How can a vector help that was drawn blindly? Keep
+# that question.
+#
+# </details>
+
+# %%
+constants = check_constants.accepted  # yours, if it is correct
+kept = constants(base, calibration.input_ids[16:].to(base.device))
+whole = {text: nats(rows) for text, rows in judges.items()}
+
+
+def harm(blocks, constants=()):
+    """Harm of leaving these blocks out, by judging text; constants may stay."""
+    with skipping(base, blocks, constants):
+        return {text: nats(rows) - whole[text] for text, rows in judges.items()}
+
+
+told = {"the six are out": harm(worst)}
+told["their constants stay"] = harm(worst, {block: kept[block] for block in worst})
+written = kept[list(worst)].sum(dim=0)  # by the six together
+for draw in range(3):
+    seeded = torch.Generator().manual_seed(draw)
+    random = torch.randn(len(written), generator=seeded).to(written)
+    random = random * written.norm() / random.norm()
+    told[f"random vector {draw + 1}, as long"] = harm(worst, {worst[0]: random})
+told = pd.DataFrame(told).T
+cut, mended, *at_random = told.to_numpy()
+here("The constants of the six undo over two thirds of the harm.", cut / 3 - mended)
+claim("Random vectors leave more of it.", np.ravel(at_random - mended))
+told.round(1)
+
+# %% [markdown]
+# ## One number
+#
+# What is in those vectors? We add up the six constants and look at the channels of the sum.
+
+# %%
+channel = written.abs().argmax().item()
+number = written[channel].item()
+share = (number**2 / written.square().sum()).item()
+print(f"channel {channel} gets {number:.0f} of it", end=", ")
+print(f"and holds {share:.0%} of the vector's squared length")
+
+
+def only(number):
+    """A constant that is zero but for one number in the channel."""
+    constant = torch.zeros_like(written)
+    constant[channel] = number
+    return constant
+
+
+told.loc["one number stays"] = harm(worst, {worst[0]: only(number)})
+one_number = told.loc["one number stays"].to_numpy()
+here("One number undoes over two thirds of the harm.", cut / 3 - one_number)
+told.loc[["the six are out", "their constants stay", "one number stays"]].round(1)
+
+# %% [markdown]
+# *Harm in nats per token.* Six blocks are gone, and **one number**, added to one channel of every token, mends most of it. Two of
+# the six write most of it. What do these two cost alone, and what together?
+
+# %%
+two = kept[list(worst), channel].abs().topk(2).indices.tolist()
+two = sorted(worst[place] for place in two)
+writes = {f"block {block}": kept[block, channel].item() for block in two}
+costs = {f"block {block}": harm([block]) for block in two}
+writes["both"] = kept[two, channel].sum().item()
+costs["both"] = harm(two)
+costs["both, the number stays"] = harm(two, {two[0]: only(writes["both"])})
+costs = pd.DataFrame(costs).T.round(2)
+one_out, other_out, both, healed = costs.to_numpy()
+both_over = both - 2 * (one_out + other_out)
+here("Together the two cost over twice their sum.", both_over)
+here("One number undoes over half of that.", both / 2 - healed)
+costs.assign(writes=pd.Series(writes).round()).rename_axis("out")
+
+# %% [markdown]
+# Each of the two **stands in** for the other. But why should half of a number be nearly as good as the whole, and nothing of it a
+# ruin? We can see that in the *whole* model, with all blocks in place. We take away from the channel as much as one of the two
+# writes, or both, or all six, and nothing else.
+
+
+# %%
+@torch.no_grad()
+def after_each(rows, gone=()):
+    """The states after each block: [blocks, rows, tokens, channels]."""
+    states = []
+
+    def note(block, inputs, output):
+        states.append(output)
+
+    with skipping(base, gone):
+        hooks = [block.register_forward_hook(note) for block in layers]
+        base.model(rows.input_ids.to(base.device), use_cache=False)
+    for each in hooks:
+        each.remove()
+    return torch.stack(states).float().cpu()
+
+
+states, last = after_each(few), worst[-1]
+amounts = [*sorted(writes.values()), number]
+dose = [harm([], {last: only(-amount)})["speeches"] for amount in amounts]
+claim("Taking both numbers costs more than their sum.", [dose[2] - sum(dose[:2])])
+claim("Without the number the whole model is hurt.", [dose[-1] - 1])
+
+# %%
+_, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+tokens = states[:, :, 1:, channel].flatten(1)  # of all tokens but the first
+middle, spread = tokens.mean(dim=1), tokens.std(dim=1)
+left.fill_between(range(total), middle - spread, middle + spread, alpha=0.25)
+left.plot(middle, marker="o", markersize=5)
+left.set(xlabel="after block", ylabel="number in the state")
+left.set(title=f"channel {channel}, block by block")
+number_out = mark("whole") | {"label": "only the number"}
+right.plot([0, *amounts], [0, *dose], **number_out)
+blocks_out = mark("wrong") | {"linestyle": "none", "label": "the blocks"}
+measured = sorted([one_out[0], other_out[0], both[0], cut[0]])
+right.plot(amounts, measured, **blocks_out)
+right.set(xlabel="number that is missing", ylabel="harm (nats per token)")
+right.set(title="what is missing, and what it costs")
+right.legend()
+show(
+    "Left: the number in channel 17 of all tokens but the first, after each block. "
+    "It is near zero for twenty blocks, jumps at block 24 and goes on rising; its "
+    "spread over tokens is small. Right: harm against how much of it is missing. "
+    "The curve is flat at first and then steep. The crosses lie above it: two "
+    "blocks low alone, both far higher, all six near eight."
+)
+
+# %% [markdown]
+# *Left: the band shows how much the number differs from token to token (one standard deviation). Right: the black line takes away
+# nothing but the number; the crosses are the blocks themselves, 24 and 27, both, and all six.*
+#
+# Two things are to be seen on the right. The black curve bends: a first part of the number is hardly missed, and then each
+# further part hurts more. So two blocks that each stay on the flat part can be on the steep part together. That is why their
+# harms don't add. (Papers on *self-repair* find such stand-ins in many models: Rushing and Nanda 2024.)
+#
+# And the crosses lie above the curve. Blocks do more than write the number, and when two of them are out, the blocks between them
+# already miss it. So the curve isn't everything. But one number put back mended the model, and that is the answer to the first
+# riddle. Why does the model need it?
+#
+# ## The number sets the volume
+#
+# Before anything reads the state, the state is normalised. In a Llama this is RMSNorm, which divides by the state's size:
+#
+# $$y = w \odot \frac{x}{\mathrm{rms}(x)}, \qquad \mathrm{rms}(x) = \sqrt{\tfrac{1}{d} \sum_i x_i^2}$$
+#
+# Now suppose that one channel is giant. Then it makes up much of $\mathrm{rms}(x)$, so *all other* channels are smaller after the
+# division. A giant number in one channel is a **volume** knob for the rest. (In lesson 03 it was channel 507, at the first token.
+# Beside it, all else became almost zero.)
+
+# %%
+typical = states[last][:, 1:].flatten(0, 1)  # all tokens but the first
+order = typical.abs().mean(dim=0).argsort(descending=True).tolist()
+shown = [channel, *order[10:300:25]]  # and some others, from large to small
+_, panel = plt.subplots(figsize=(9, 4), layout="constrained")
+for missing, name, how, shift in (
+    (0, "as it is", "whole", -0.2),
+    (number, "without the number", "wrong", 0.2),
+):
+    x = typical - only(missing).cpu()
+    y = x / x.square().mean(dim=-1, keepdim=True).sqrt()
+    sizes = y.abs().mean(dim=0)[shown]
+    places = [place + shift for place in range(len(shown))]
+    panel.bar(places, sizes, 0.4, color=mark(how)["color"], label=name)
+    panel.text(2 * shift, 2.02, f"{sizes[0]:.0f}", ha="center")
+panel.set_xticks(range(len(shown)), shown)
+panel.set(xlabel="channel", ylabel="size after the division", ylim=(0, 2))
+panel.legend()
+show(
+    "Sizes of some channels of one token after the division, as bars. As it is, "
+    "channel 17 is so large that its bar leaves the figure, and the others are "
+    "small. Without the number it is smaller, and all others are larger."
+)
+
+
+def loudness(states):
+    """How loud all other channels are, beside a state without the giant one."""
+    rest = states.clone()
+    rest[..., channel] = 0
+    return (rest.norm(dim=-1) / states.norm(dim=-1)).mean().item()
+
+
+volume = loudness(states[last][:, 1:])
+without_six = after_each(few, worst)[last][:, 1:]
+shorter = without_six.norm(dim=-1).mean() / states[last][:, 1:].norm(dim=-1).mean()
+print(f"the other channels are heard at {volume:.0%} of their volume", end=", ")
+print(f"without the six blocks at {loudness(without_six):.0%}")
+print(f"without the six the state has {shorter:.0%} of its size")
+
+# %% [markdown]
+# *States after block 27, divided by their size (mean over tokens): as they are, and with nothing changed but the number in
+# channel 17. All other channels are heard louder.*
+#
+# If volume is the reason, we should be able to mend the model **without putting anything back**. We leave the six blocks out with
+# all that they write, and turn the volume down by hand.
+
+# %% [markdown]
+# ### Exercise 3 · ●●○ · 10 minutes
+#
+# Write `turn_down(model, first, factor)`: it multiplies the output of every norm from block `first` on by `factor`. Each of these
+# blocks has two norms, and there is one more in front of the head. Use hooks, and return the list of their handles.
+#
+# <details><summary>Hint</summary>
+#
+# A block's norms are `input_layernorm` and `post_attention_layernorm`; the last one is `model.model.norm`. What a forward hook
+# returns takes the output's place.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.lessons.exercises.lesson_04 import check_turn_down
+
+
+# BEGIN SOLUTION
+def turn_down(model, first, factor):
+    norms = [model.model.norm]
+    for block in model.model.layers[first:]:
+        norms += [block.input_layernorm, block.post_attention_layernorm]
+
+    def hook(norm, inputs, output):
+        return output * factor
+
+    return [norm.register_forward_hook(hook) for norm in norms]
+
+
+# END SOLUTION
+# BEGIN STUB
+# def turn_down(model, first, factor):
+#     ...  # a list of handles
+# END STUB
+check_turn_down(turn_down)
+
+# %% [markdown]
+# ## Turn it down
+#
+# **Predict before you run.** Which volume will be best for the model without the six blocks? One number above tells. And what
+# happens to the *whole* model if we turn it up? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# About the volume that the constant used to set: there the harm falls from nearly 8 nats to little over 1. Turned up by half, the
+# whole model breaks, with all its blocks in place.
+#
+# </details>
+
+# %%
+turn_down = check_turn_down.accepted  # yours, if it is correct
+rows = judges["speeches"]
+
+
+def at_volume(factor, gone=(), first=last + 1):
+    """Harm on speeches at another volume, without some blocks."""
+    hooks = turn_down(base, first, factor)
+    with skipping(base, gone):
+        found = nats(rows) - whole["speeches"]
+    for each in hooks:
+        each.remove()
+    return found
+
+
+heard = {"six blocks out": {1: cut[0]}, "whole": {1.5: at_volume(1.5)}}
+heard["whole"] |= {1.2: at_volume(1.2), 1: 0}
+for factor in tqdm((0.8, volume, 0.5), desc="volumes"):
+    heard["six blocks out"][factor] = at_volume(factor, worst)
+    heard["whole"][factor] = at_volume(factor)
+head_alone = at_volume(volume, worst, total)
+other_harm = at_volume(volume, [dearest])  # does it mend any broken model?
+best = heard["six blocks out"][volume]
+print(f"six blocks out: {cut[0]:.1f} nats, at volume {volume:.2f} {best:.1f}")
+print(f"turned down in front of the head alone: {head_alone:.1f}")
+print(f"block {dearest} out, turned down as well: {other_harm:.1f}")
+here("Turning the volume down undoes over two thirds.", [cut[0] / 3 - best])
+claim("In front of the head alone it undoes less.", [head_alone - best])
+claim("Turned up, the whole model breaks.", [heard["whole"][1.5] - 1])
+claim("Another broken model isn't mended so.", [other_harm - alone[dearest] / 2])
+
+# %%
+_, panel = plt.subplots(figsize=(8, 4.6), layout="constrained")
+for name, how in (("six blocks out", "wrong"), ("whole", "whole")):
+    panel.plot(pd.Series(heard[name]), **mark(how) | {"label": name})
+panel.axvline(volume, linestyle=":", color=mark("whole")["color"])
+panel.set(xlabel="volume", ylabel="harm (nats per token)", xlim=(1.55, 0.45))
+panel.legend(loc="upper left")
+show(
+    "Harm against volume, from 1.5 down to 0.5. Without the six blocks it falls "
+    "from nearly eight nats at 1 to little over one at the dotted line, which is "
+    "the volume that the constant used to set. The whole model loses little there "
+    "and breaks when it is turned up."
+)
+
+# %% [markdown]
+# *Dotted: the volume that the constant used to set.*
+#
+# Nothing was put back. The six blocks are out with all that they wrote, nobody can read a number that isn't there, and only the
+# volume is lower. To turn down the last norm alone isn't enough: the last two blocks have to hear less, too. And the knob doesn't
+# mend just any broken model, as the printed line about block 11 shows.
+#
+# So this is what the constant does: it makes the last blocks and the head hear everything more quietly. That may also explain the
+# random vectors. They are long, so they turn the volume down as well, and at the same time they disturb what is read. All this is
+# one channel of one model. Others have other channels. Stolfo et al. 2024 call neurons that set the volume of the last norm
+# *entropy neurons*.
+#
+# ## Erased, and written again
+#
+# Now the second riddle: why can six blocks cost less than block 11 alone? You know from lesson 03 what block 11 writes: a giant
+# number into the *first* token, so that heads have a silent place to look at. Let us follow that number through the blocks: in
+# the whole model, without block 11, and without blocks 9 and 11.
+#
+# **Predict before you run.** In lesson 03 block 2 had written such a number already. Why then does it hurt to lose block 11?
+# Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Because the number of block 2 isn't there any more: blocks 8 to 10 erase it, and block 9 does most of that. If block 9 goes as
+# well, a good part of block 2's number is left. It is far smaller than what block 11 writes, but it is there.
+#
+# </details>
+
+# %%
+start = states[:, :, 0].mean(dim=1)  # [blocks, channels], of the first token
+sink = start[dearest].abs().argmax().item()
+steps = start[:, sink].diff()  # what the blocks after block 0 write into it
+eraser = steps[: dearest - 1].argmin().item() + 1
+_, panel = plt.subplots(figsize=(9, 4.6), layout="constrained")
+for gone, how in (((), "whole"), ((dearest,), "wrong"), ((eraser, dearest), "L1")):
+    path = after_each(few, gone)[2:-2, :, 0, sink].mean(dim=1)
+    name = " and ".join(map(str, gone)) + " out" if gone else "whole"
+    look = mark(how) | {"label": name, "markersize": 5}
+    panel.plot(range(2, total - 2), path, **look)
+    print(f"{name}: {path[dearest - 2]:.0f} after the place of block {dearest}")
+panel.set(yscale="log", xlabel="after block")
+panel.set(ylabel=f"channel {sink} of the first token")
+panel.legend()
+show(
+    "The number in channel 507 of the first token after each block, for three "
+    "models. In the whole one it is about 700 from block 2 on, falls below 100 by "
+    "block 10 and jumps to 23,000 at block 11. Without block 11 it is below 100 "
+    "for two blocks and rises to 200. Without 9 and 11 it never falls below 200."
+)
+
+# %% [markdown]
+# *Block 2 writes, blocks 8 to 10 erase, block 11 writes again.* (The first two blocks and the last two aren't drawn.)
+#
+# If this is the reason, then block 11 isn't only dear for what it computes, but because the number was erased before it. We test
+# that with block 11 out. First we give the first token the number that is missing, or a tenth of it. Then, with the eraser still in,
+# we give back only what it erases. As a control we give the number to another channel.
+
+# %%
+giant = steps[dearest - 1].item()  # what block 11 writes
+erased = -steps[eraser - 1].item()  # what block 9 takes away
+
+
+def at_first(channel, number):
+    """A constant for the first token alone, [tokens, channels]."""
+    constant = torch.zeros(few.input_ids.shape[1], len(written))
+    constant[0, channel] = number
+    return constant
+
+
+riddle = {}
+for name, gone, put in (
+    (f"{dearest} out", [dearest], {}),
+    (f"{eraser} and {dearest} out", [eraser, dearest], {}),
+    ("its number put back", [dearest], {dearest: at_first(sink, giant)}),
+    ("a tenth of it put back", [dearest], {dearest: at_first(sink, giant / 10)}),
+    (f"what {eraser} erases put back", [dearest], {eraser: at_first(sink, erased)}),
+    ("in another channel", [dearest], {dearest: at_first(order[300], giant)}),
+):
+    riddle[name] = harm(gone, put)
+riddle = pd.DataFrame(riddle).T
+tower, pair, back, tenth, unerased, wrong = riddle.to_numpy()
+print(f"block {dearest} writes {giant:.0f}, block {eraser} erases {erased:.0f}")
+here("Two blocks out cost less than one of them.", tower - pair)
+here("One number at the first token undoes over two thirds.", tower / 3 - back)
+claim("So does a tenth of it.", tower / 2 - tenth)
+claim("What was erased, put back, undoes a part.", tower - unerased)
+claim("In another channel the number makes things worse.", wrong - tower)
+riddle.round(2)
+
+# %% [markdown]
+# One number for one token, and nearly all of block 11's harm is gone. It needn't even be giant: a tenth does as well. And with
+# the little that block 9 erases, about half of the harm is gone, as much as when block 9 is left out. That answers the second
+# riddle: one block can **undo** what another has written. If it isn't erased, losing the block that writes it again hurts less.
+#
+# (Look back at the runs that hold block 11. Those that hold block 9 as well cost less than block 11 alone.)
+#
+# ## Keep the constant
+#
+# Don't add up single harms. And keep the constant of what you take out: it costs next to nothing. `remove_blocks` puts it into a
+# bias of the block before, which a Llama's configuration allows (`mlp_bias`), so plain transformers loads the result.
+#
+# Which six would you take? Here are three ways to choose. **Block influence** (Men et al. 2024) reads text once and asks how far
+# a block turns the state: one minus the cosine between its input and its output. Or we take the six with the smallest single
+# harms (Kim et al. 2024). Or the run that costs least as a whole. All three chose on calibration rows. Now they are judged on
+# others.
+
+# %%
+from course_utils.pruning import block_importance, remove_blocks
+
+influence = block_importance(base, few.batches(8))
+chosen = {
+    "least influence": influence.topk(fifth, largest=False).indices.tolist(),
+    "cheapest alone": sorted(range(total), key=alone.__getitem__)[:fifth],
+    "cheapest run": list(min(of_run, key=of_run.get)),
+}
+chosen["cheapest run, nothing kept"] = chosen["cheapest run"]
+final = judging_rows(tokenizer, draw=session.seed)
+final = {text: rows[6:16] for text, rows in final.items()}
+intact = {text: nats(rows) for text, rows in final.items()}
+table, losses = {}, {}
+for name, blocks in tqdm(chosen.items(), desc="three ways"):
+    model, means = variant(base), None if "nothing" in name else kept
+    report = remove_blocks(model, blocks, means=means)
+    table[name] = {"blocks": ", ".join(map(str, sorted(blocks)))}
+    for text, rows in final.items():
+        found = perplexity(model, rows, batch_size=len(rows))
+        losses[name, text] = found.row_nll / found.row_tokens
+        table[name][text] = round(found.nll - intact[text], 2)
+    del model
+print(f"{report.after.parameters / report.before.parameters - 1:+.0%} parameters")
+pd.DataFrame(table).T
+
+# %% [markdown]
+# *Harm of six blocks in nats per token, with their constants kept; the last line is the cheapest run without them.* Is the run
+# really better, or lucky with these rows? Some rows are hard for every model, so we compare two cuts row by row. $d_r$ is one
+# cut's loss minus the other's on row $r$. The mean of $d$, give or take two standard errors, is a **paired interval**: in about
+# 95 of 100 such experiments it holds the true mean (in fewer, with as few rows as here). If it leaves out 0, we say that one cut
+# is better.
+#
+# $$\bar d \;\pm\; 2\, s_d / \sqrt{n}$$
+
+# %%
+ahead = []
+for text in final:
+    d = losses["cheapest run", text] - losses["cheapest alone", text]  # per row
+    half_width = 2 * d.std(ddof=1) / len(d) ** 0.5
+    print(f"{text}: run minus cheapest alone {d.mean():+.2f} nats", end=" ")
+    print(f"({d.mean() - half_width:+.2f} to {d.mean() + half_width:+.2f})")
+    rival = losses["least influence", text] - losses["cheapest run", text]
+    ahead.append(rival.mean())
+here("The cheapest run costs less than influence's six.", ahead)
+
+# %% [markdown]
+# On wiki the run is better than the six that are cheapest alone. On speeches the interval holds 0, so these rows can't tell. To
+# go further than runs, take out one block, measure all the others again, take out the next, and so on (SLEB, Song et al. 2024).
+#
+# In the middle of this model the constants are small, so keeping them helps these six only a little. It is the giant ones that
+# kill. `kept.norm(dim=1)` shows which those are, for one pass over some text.
+#
+# Papers about larger models find that runs near the end cost least (Gromov et al. 2024, who heal them afterwards). Here such a
+# run is the worst, and now you know what one has to look for.
+#
+# ## Who else stands in?
+
+# %%
+from course_utils.text import further_rows
+
+exam = {text: rows[:6] for text, rows in further_rows(tokenizer).items()}
+
+
+def judge(blocks, number=0):
+    """Loss on rows that nothing has used; the number stays in the giant channel."""
+    with skipping(base, blocks, {last: only(number)}):
+        return {text: nats(rows) for text, rows in exam.items()}
+
+
+# %% [markdown]
+# ### Exercise 4 · ●●○ · 15 minutes
+#
+# Blocks 24 and 27 stand in for each other. Name another `pair` that does, and the `number` that is missing from channel 17 when
+# both are out. (On another model these are the blocks `two` and the channel `channel`.) One of your blocks may be 24 or 27. The
+# check takes yours out on rows that nothing has used. Together they must cost over 2.5 times the sum of their single harms. Your
+# number must be what the two add to channel 17, and put back it must undo over half of the harm. There are hundreds of pairs, so
+# look for a reason before you try.
+#
+# <details><summary>Hint</summary>
+#
+# The figure of channel 17 shows after which blocks its number grows. `kept[block, channel]` says how much each block adds to it.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.lessons.exercises.lesson_04 import check_stand_ins
+
+# BEGIN SOLUTION
+writers = kept[:, channel].topk(3).indices.tolist()  # of the whole model
+pair = sorted({*writers} - {two[0]})
+number = kept[pair, channel].sum().item()
 # END SOLUTION
 # BEGIN STUB
 # pair = ...  # two numbers of blocks, for instance (3, 7)
+# number = ...
 # END STUB
-check_pair(pair, judge, inside)
+check_stand_ins(pair, number, judge, two, kept[:, channel])
 
 # %% [markdown]
 # ## Quiz
@@ -711,14 +814,24 @@ check_pair(pair, judge, inside)
 # %% [markdown] tags=["quiz"]
 # Leaving block A out costs 0.1 nats, and so does leaving block B out. What do the two cost together?
 #
-# - [ ] About 0.2 nats, since each of them adds its own part to the stream.
+# - [ ] About 0.2 nats, since each of them adds its own part to the state.
 #   > Later blocks read the sum. What they make of a missing part depends on what else is missing.
 # - [ ] At most 0.2 nats, since what one leaves undone the other takes over.
 #   > If one takes over for the other, then both together cost *more* than the sum.
-# - [ ] At least 0.2 nats, since two holes in a stream are worse than one.
+# - [ ] At least 0.2 nats, since two holes are worse than one.
 #   > One may undo what the other writes. Then the second hole mends the first.
-# - [x] Perhaps 0.05 nats, perhaps 2, since later blocks read what is left.
-#   > What a block is worth depends on which others are there. Leave them out together, and measure.
+# - [x] Perhaps 0.05 nats, perhaps 2: that depends on what they write.
+#   > Two that write the same stand in for each other. One that erases what the other writes undoes it. Take both out, and measure.
+
+# %% [markdown] tags=["quiz"]
+# A giant number stands in one channel of every token, and suppose that no matrix reads that channel. It goes missing. What changes?
+#
+# - [x] All other channels are heard louder.
+#   > The norm divides by less. Turn the volume down by hand, and the model recovers.
+# - [ ] Nothing at all, since no matrix reads the channel.
+#   > The norm reads it: it divides by the size of the whole state.
+# - [ ] All other channels are heard more quietly.
+#   > The state has become shorter, so the norm divides by less, and the rest gets larger.
 
 # %% [markdown] tags=["quiz"]
 # You removed a block. The model reads right, generates right with its cache, and is wrong after saving and loading. What did
@@ -731,32 +844,30 @@ check_pair(pair, judge, inside)
 # - [ ] To copy the final norm, which reads what the last block leaves.
 #   > It was never touched: it belongs to the model, not to a block.
 
-# %% [markdown] tags=["quiz"]
-# Five calibration draws choose four different threes. What does that tell you?
-#
-# - [x] That 16 rows can't tell several threes apart, so that the draw decides.
-#   > On 48 other rows one of them costs more than the rest: 16 were too few to see it.
-# - [ ] That the criterion is no better than chance, since it can't decide.
-#   > Chance is nineteen random sets beside it, not one draw beside another.
-# - [ ] That influence, which chooses the same three each time, is better.
-#   > Steady isn't right. On the judging rows its three cost most.
-
 # %% [markdown]
 # ## Take-aways
 #
-# - Blocks add to one stream, so any of them can go and the rest still runs. Running proves nothing.
-# - `layer_idx` and `num_hidden_layers` must follow. Test with the cache *and* after a plain reload.
-# - A single harm is a fact about one block while all others are there.
-# - Harms don't add: one block can undo what another writes, and one can stand in for another.
-# - Choose by leaving out what shall go, together, on calibration text; and look whether another draw chooses alike.
+# - Blocks add to one state, so any of them can go and the rest still runs. `layer_idx` and `num_hidden_layers` must follow.
+# - Harms don't add. A block can **stand in** for another (together they cost more than their sum), and a block can **undo** what
+#   another writes (together they cost less).
+# - A giant constant in one channel sets the **volume** of all others, through the norm. What looked like six blocks' knowledge
+#   was mostly one number.
+# - Keep the constant of what you remove. Choose by taking the whole set out, and measure it.
 #
-# **The story so far:** weights don't know, text does, and only for what you ask it. **Next:** lesson 05 takes out half a block. How do
-# you know that it is out?
+# **On Monday:** after removing blocks, compare the size of the state at the gap (of all tokens but the first), before and after.
+# Here it fell to less than half. That doesn't prove that a volume knob is lost, but it tells you where to look.
+#
+# **Next:** lesson 05 takes out half a block, the attention. How do you know that it is out?
 #
 # ## References
 #
 # - Men et al. 2024, *ShortGPT*, arXiv 2403.03853: block influence
 # - Kim et al. 2024, *Shortened LLaMA*, arXiv 2402.02834: leave-one-out
-# - Gromov et al. 2024, *The Unreasonable Ineffectiveness of the Deeper Layers*, arXiv 2403.17887: runs of neighbours, healed afterwards
-# - Lu et al. 2024, *Reassessing Layer Pruning in LLMs*, arXiv 2411.15558: the last blocks, and a few layers trained afterwards
-# - Veit et al. 2016, *Residual Networks Behave Like Ensembles of Relatively Shallow Networks*, arXiv 1605.06431
+# - Gromov et al. 2024, *The Unreasonable Ineffectiveness of the Deeper Layers*, arXiv 2403.17887: runs of neighbours, healed
+#   afterwards
+# - Song et al. 2024, *SLEB*, arXiv 2402.09025: one block at a time, measured again
+# - Sun et al. 2024, *Massive Activations in Large Language Models*, arXiv 2402.17762: giant numbers act as constants
+# - Kovaleva et al. 2021, *BERT Busters*, arXiv 2105.06990: a few giant channels, without which a model breaks
+# - Rushing and Nanda 2024, *Explorations of Self-Repair in Language Models*, arXiv 2402.15390
+# - Stolfo et al. 2024, *Confidence Regulation Neurons in Language Models*, arXiv 2406.16254: neurons that set the volume in front
+#   of the head

@@ -307,6 +307,7 @@ REFUSED_BY = {
     },
     "rank": {"candidates": [[]], "text": [[], ["words"]]},
     "rank_correlation": {"a": [np.ones(2), np.ones((3, 3)), np.full(8, math.nan)]},
+    "remove_blocks": {"means": [torch.ones(3, 31), torch.ones(32), torch.full((3, 32), math.nan)]},
     "select_attention_layers": {"count": [-1, 4, 1.0, True], "iterative": [1]},
     "subset": {"templates": [0, 25, True], "swaps": [0, 11]},
     "time_interleaved": {"calls": [{}]},

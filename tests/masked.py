@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
+from functools import partial
 from unittest import mock
 
 import torch
@@ -15,6 +16,9 @@ from course_utils.pruning.activations import evaluating
 
 IDS = tiny_batches()[0]["input_ids"]
 ABLE = [name for name, family in families.FAMILIES.items() if family.own_head_size]  # to lose KV groups and channels
+HOLDING = [  # a constant between two blocks
+    name for name in families.FAMILIES if name in ("gpt2", "opt", "gpt_neox") or families.FAMILIES[name].mlp_bias_field
+]
 BOUND = [name for name in families.FAMILIES if name not in ABLE]
 FOUR = {"hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}  # two query heads a group
 
@@ -117,13 +121,15 @@ def with_experts(model, kept):
         return logits_with(model, [])
 
 
-def without_blocks(model, blocks):
-    """With these blocks turned into the identity."""
+def without_blocks(model, blocks, means=None):
+    """With these blocks turned into the identity; with `means`, each adds its mean to whatever enters it."""
 
-    def skip(_module, args, output):
-        return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
+    def skip(number, _module, args, output):
+        states = args[0] if means is None else args[0] + means[number].to(args[0].dtype)
+        return (states, *output[1:]) if isinstance(output, tuple) else states
 
-    return logits_with(model, [describe(model).blocks[number].register_forward_hook(skip) for number in blocks])
+    own = describe(model).blocks
+    return logits_with(model, [own[number].register_forward_hook(partial(skip, number)) for number in blocks])
 
 
 @contextmanager

@@ -30,8 +30,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "library.md"
 BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end -->\n"
 
 WORKS = (
-    "answers_of", "bbq_score", "block_importance", "complexity", "continuations", "damage_profile", "describe",
-    "distill", "evaluate", "expert_importance", "export_vllm", "identity", "leave_one_out", "log_odds",
+    "answers_of", "bbq_score", "block_importance", "block_means", "complexity", "continuations", "damage_profile",
+    "describe", "distill", "evaluate", "expert_importance", "export_vllm", "identity", "leave_one_out", "log_odds",
     "logits_one_by_one", "model_size", "perplexity", "plant_preference", "prune_experts", "remove_blocks",
     "save_pruned", "stereotype_preference", "traced_log_odds", "variant",
 )  # fmt: skip

@@ -64,6 +64,8 @@ ERRORS = [
     Error("pruning.channels", "kept / total * energies.shape[1] / len(channels)", "kept / total"),
     Error("pruning.channels", "((norm_weight.float() + offset) * factor - offset)", "(norm_weight.float() * factor)"),
     Error("pruning.depth", "                note_sizes(module, layer_idx=number)\n", "                pass\n"),
+    Error("pruning.depth", "after, reading.later)", "after, reading.real)"),
+    Error("pruning.depth", "output = mlps[place].output", "output = mlps[place - 1].output"),
     Error(
         "pruning.attention",
         "        for layer in chosen:\n            _restore(architecture, layer)\n",

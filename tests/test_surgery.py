@@ -10,6 +10,7 @@ import torch
 from masked import (
     ABLE,
     BOUND,
+    HOLDING,
     IDS,
     assert_reloaded,
     four_groups,
@@ -29,7 +30,7 @@ from course_utils.models.loading import variant
 from course_utils.pruning.attention import attention_importance
 from course_utils.pruning.channels import channel_importance, legal_sizes, norm_factors, prune_channels
 from course_utils.pruning.checkpoints import load_pruned, save_pruned
-from course_utils.pruning.depth import block_importance, remove_blocks
+from course_utils.pruning.depth import block_importance, block_means, remove_blocks
 from course_utils.pruning.experts import expert_importance, prune_experts
 from course_utils.pruning.heads import head_importance, legal_groups, prune_kv_groups
 from course_utils.pruning.width import best, neuron_importance, neuron_means, prune_neurons, strongest
@@ -94,6 +95,13 @@ METHODS = {
         cut=lambda model: remove_blocks(model, [1]),
         cut_nothing=lambda model: remove_blocks(model, []),
         expected=lambda model: without_blocks(model, [1]),
+    ),
+    "blocks, means kept": Method(
+        HOLDING,
+        tiny_model,
+        cut=lambda model: remove_blocks(model, [1], means=block_means(model, tiny_batches())),
+        cut_nothing=lambda model: remove_blocks(model, [], means=block_means(model, tiny_batches())),
+        expected=lambda model: without_blocks(model, [1], block_means(model, tiny_batches())),
     ),
     "experts": Method(
         tuple(MIXTURES),
@@ -175,6 +183,7 @@ SCORING = {
     "groups": (ABLE, four_groups, head_importance),
     "channels": (ABLE, with_biases, channel_importance),
     "blocks": (FAMILIES, tiny_model, block_importance),
+    "blocks, means kept": (FAMILIES, tiny_model, block_means),
     "attentions": (FAMILIES, tiny_model, attention_importance),
     "experts": (MIXTURES, tiny_model, lambda model, batches: expert_importance(model, "reap_sum", batches=batches)),
 }

@@ -20,6 +20,7 @@ class Family:
     width_field: str = "intermediate_size"  # the configuration's name for the MLP's width
     mlp_norm: str = "post_attention_layernorm"  # what normalises the MLP's input
     mlp_contribution: str = "mlp"  # the module whose output is added to the residual stream
+    mlp_bias_field: str = ""  # the configuration's switch that gives every matrix of the MLPs a bias
     attention: str = "self_attn"
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     attention_output: str = "o_proj"
@@ -37,12 +38,17 @@ class Family:
         """Whether a model's norms stand before its attentions and MLPs; OPT-350m's stand behind the sums."""
         return getattr(config, "do_layer_norm_before", True)
 
+    def adds_mlp_as_it_is(self, config: PreTrainedConfig) -> bool:
+        """Whether no norm stands between a model's MLPs and the residual stream, or behind their sum."""
+        return self.norms_first(config) and self.mlp_contribution not in self.norms
+
     def norms_of_attention(self, config: PreTrainedConfig) -> tuple[str, ...]:
         """Paths from a block of the norms that serve a model's attention alone; one behind the sum does not."""
         return self.attention_norms if self.norms_first(config) else ()
 
 
 _LLAMA = Family()
+_WITH_MLP_BIAS = replace(_LLAMA, mlp_bias_field="mlp_bias")
 _GEMMA = Family(
     mlp_norm="pre_feedforward_layernorm",
     mlp_contribution="post_feedforward_layernorm",
@@ -70,13 +76,13 @@ FAMILIES: dict[str, Family] = {  # by the configuration's model_type
         contribution="attn",
         own_head_size=False,
     ),
-    "llama": _LLAMA,
+    "llama": _WITH_MLP_BIAS,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
-    "smollm3": _LLAMA,
+    "smollm3": _WITH_MLP_BIAS,
     "phi3": Family(mlp_inputs=("mlp.gate_up_proj",), fused=True, attention_inputs=("qkv_proj",)),
     "opt": Family(
         blocks="model.decoder.layers",

@@ -60,6 +60,13 @@ class Projection:
                 new = nn.Parameter(value.to(old.device, old.dtype).contiguous(), requires_grad=old.requires_grad)
                 setattr(self.module, name, new)
 
+    def give_bias(self) -> None:
+        """Give the layer a bias of zeros, unless it has one."""
+        if self.module.bias is None:
+            weight = self.module.weight
+            zeros = weight.new_zeros(self.weight.shape[0])
+            self.module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+
     @torch.no_grad()
     def shift(self, constant: Tensor) -> None:
         """Add a constant, [out], to what the layer gives: its bias gets a new parameter, the old one is left as it is.

@@ -3,7 +3,7 @@ from .adaptive import AdaptiveConfig, calibrate, complexity, make_adaptive
 from .attention import attention_importance, bypass_attention, select_attention_layers
 from .channels import channel_importance, prune_channels
 from .checkpoints import load_pruned, save_pruned
-from .depth import block_importance, leave_one_out, remove_blocks
+from .depth import block_importance, block_means, leave_one_out, remove_blocks
 from .experts import expert_importance, prune_experts
 from .heads import head_importance, prune_kv_groups
 from .width import best, by_halves, neuron_importance, neuron_means, prune_neurons, strongest
@@ -13,6 +13,7 @@ __all__ = [
     "attention_importance",
     "best",
     "block_importance",
+    "block_means",
     "by_halves",
     "bypass_attention",
     "calibrate",

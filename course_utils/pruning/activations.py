@@ -69,6 +69,11 @@ class Reading:
         self.real, self._padded = real, not bool(real.all())
         self.tokens += int(real.sum())
 
+    @property
+    def later(self) -> Tensor:
+        """Bool [rows, length]: the real tokens but the first one of each row, wherever its padding is."""
+        return self.real & (self.real.cumsum(dim=1) > 1)
+
     def select(self, states: Tensor) -> Tensor:
         """States [rows, length, width], or flat already, at the real tokens alone: [tokens, width]."""
         states = states.flatten(0, -2)
@@ -132,6 +137,23 @@ class CosineDistance:
     def mean(self) -> float:
         """From 0 (nothing turned) to 2 (everything turned round), over the tokens so far."""
         return self._sum / self._tokens
+
+
+class MeanChange:
+    """Running mean of ``after - before`` over the tokens that count, of many batches."""
+
+    def __init__(self) -> None:
+        self._sum, self.tokens = torch.zeros(()), 0
+
+    def add(self, before: Tensor, after: Tensor, counted: Tensor) -> None:
+        """Count one batch in; arguments as of ``CosineDistance.add``."""
+        change = after[counted].float() - before[counted].float()  # [tokens, hidden]
+        self._sum = self._sum.to(change.device) + change.sum(dim=0, dtype=torch.float64)
+        self.tokens += len(change)
+
+    def mean(self) -> Tensor:
+        """The mean over the tokens so far, [hidden] float32."""
+        return (self._sum / self.tokens).float()
 
 
 def sites_of(architecture: Architecture) -> tuple[str, ...]:

@@ -1,61 +1,42 @@
-"""Checks of lesson 04, depth pruning: influence, surgery, single harms, and two blocks in company."""
+"""Checks of lesson 04, depth pruning: surgery, constants of blocks, a lower volume, and two that stand in."""
 
 from __future__ import annotations
 
 import copy
-import math
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
-from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require
-from course_utils.lessons.exercises.turns import mistaken_turns, turned
-from course_utils.measuring.evaluation import Perplexity, perplexity, perplexity_ratio
+from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, untouched
 from course_utils.measuring.language_modelling import logits_one_by_one
-from course_utils.models.architectures import describe
-from course_utils.models.loading import tiny_llama, variant
-from course_utils.models.reports import with_interval
-from course_utils.pruning.depth import remove_blocks
-from course_utils.text.rows import TokenBlocks
+from course_utils.models.loading import tiny_llama
 
+_STRONGLY = 2.5  # how many times their single harms two blocks must cost that stand in for each other
+_NEAR = 0.2  # a number may be off by so much of itself
 _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below has its own symptom
+
+
+def _take_out(model, gone):
+    """The answer to exercise 1."""
+    kept = [block for number, block in enumerate(model.model.layers) if number not in gone]
+    for place, block in enumerate(kept):
+        block.self_attn.layer_idx = place
+    model.model.layers = nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
+    return model
 
 
 @exercise(
     1,
-    task="Return one number: the mean over the real tokens of 1 - cosine(before, after).",
-    proved="Each real token counts once, padding never, and the length of the states doesn't matter.",
-    answer=turned,
-    mistakes=[
-        *mistaken_turns("Influence"),
-        (lambda before, after, mask: (before - after)[mask.bool()].norm(dim=-1).mean(),
-         "That is the length of the difference. Influence looks at the angle: use cosine_similarity."),
-    ],
-)  # fmt: skip
-def check_block_influence(attempt: Attempt) -> None:
-    """Check a function (before, after, mask) -> block influence."""
-    before, after, mask = _states()
-    influence = attempt.compare(
-        before, after, mask, read=number, where="For the check's random states ",
-        hint="Take one cosine per token over the last dimension, one minus it, and the mean over the real tokens.",
-    )  # fmt: skip
-    poisoned = before.masked_fill(~mask.bool()[..., None], torch.nan)
-    require(
-        alike(number(attempt(poisoned, after, mask)), influence),
-        "A padded position that holds NaN spoils your mean: 0 × NaN is NaN. Select the real tokens, don't multiply.",
-    )
-
-
-@exercise(
-    2,
     task="Write take_out_blocks: the given function without its two bugs. Return the model.",
     proved="Right blocks, right numbers: with the cache, without it, and after a reload.",
+    answer=_take_out,
 )
 @torch.no_grad()
 def check_take_out(attempt: Attempt) -> None:
@@ -104,145 +85,149 @@ def check_take_out(attempt: Attempt) -> None:
         )
 
 
-def _harms_of(model, rows, *, told=lambda without, whole: without - whole, gone=lambda number, blocks: [number]):
-    """The answer to exercise 3, by surgery: ``told`` of the losses without the blocks ``gone`` and of the whole."""
-    whole, blocks, found = perplexity(model, rows).nll, describe(model).num_blocks, []
-    for block in range(blocks):
-        cut, left_out = variant(model), [*gone(block, blocks)]
-        if len(left_out) == blocks:  # surgery leaves one block at least
-            cut.model.layers = torch.nn.ModuleList()
-        else:
-            remove_blocks(cut, left_out)
-        found.append(told(perplexity(cut, rows).nll, whole))
-    return torch.tensor(found, dtype=torch.float64)
+@torch.no_grad()
+def _constants(model, rows, *, what=lambda before, after: after - before, tokens=slice(1, None), mean=(0, 1)):
+    """The answer to exercise 2, with switches for mistakes."""
+    found: list[Tensor] = []
+
+    def note(_block, inputs, output):
+        found.append(what(inputs[0].float(), output.float())[:, tokens].mean(dim=mean))
+
+    hooks = [block.register_forward_hook(note) for block in model.model.layers]
+    model.model(rows, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found)
 
 
-def _beside_the_first(model: PreTrainedModel, rows: Tensor) -> Tensor:
-    harms = _harms_of(model, rows)
-    return harms - harms[0]
+@exercise(
+    2,
+    task="Return a tensor [blocks, channels].",
+    proved="For each block you have the one vector that it adds on average to every token but the first.",
+    answer=_constants,
+    mistakes=[
+        (partial(_constants, tokens=slice(None)),
+         "The first token of each row is in your mean. Its state is unlike all others, so leave it out."),
+        (partial(_constants, tokens=slice(None, 1)), "That is the first token's alone. Take all tokens but the first."),
+        (partial(_constants, tokens=slice(None, -1)), "You leave out the last token instead of the first."),
+        (partial(_constants, what=lambda before, after: after),
+         "That is the state behind each block. Take away the state before it: what does the block *add*?"),
+        (partial(_constants, what=lambda before, after: before), "That is the state before each block."),
+        (partial(_constants, what=lambda before, after: before - after), "The sign is wrong: output minus input."),
+        (partial(_constants, mean=(0, 2)), "You average over channels. Average over rows and tokens."),
+        (partial(_constants, mean=1), "Average over the rows as well: one vector for each block."),
+    ],
+)  # fmt: skip
+def check_constants(attempt: Attempt) -> None:
+    """Check a function (model, rows) -> what each block adds on average, [blocks, channels]."""
+    model = tiny_llama(blocks=4)
+    rows = torch.randint(60, (3, 7), generator=torch.Generator().manual_seed(4))
+
+    def read(answer: Any) -> Tensor:
+        answer = torch.stack([*answer]) if isinstance(answer, list | tuple) else answer
+        expect(answer, Tensor, "Return a tensor [blocks, channels]")
+        return answer
+
+    with untouched(model, weights=False):
+        attempt.compare(model, rows, read=read, where="For a tiny Llama: ")
+
+
+def _turn_down(
+    model, first, factor, *, parts=("input_layernorm", "post_attention_layernorm"), head=True, edit=torch.mul
+):
+    """The answer to exercise 3, with switches for mistakes."""
+    sites = [getattr(block, part) for block in model.model.layers[first:] for part in parts]
+    sites += [model.model.norm] if head else []
+    return [site.register_forward_hook(lambda _site, _inputs, output: edit(output, factor)) for site in sites]
 
 
 @exercise(
     3,
-    task="Return a list with one number for each block: the nats a token that leaving it out adds.",
-    proved="Each block was left out alone, beside the whole model's own loss, and the model is as it was.",
-    answer=_harms_of,
+    task="Register the hooks, and return their handles in a list.",
+    proved="From that block on everything is heard at the lower volume, and the handles turn it up again.",
+    answer=_turn_down,
     mistakes=[
-        (lambda model, rows: _harms_of(model, rows, told=lambda without, whole: 0.0),
-         "All harms are 0. Use `with skipping(…):`, and measure the whole model outside of it."),
-        (lambda model, rows: _harms_of(model, rows, told=lambda without, whole: without),
-         "That is the loss without each block. Take the whole model's loss away from it."),
-        (lambda model, rows: -_harms_of(model, rows),
-         "The sign is wrong: loss without the block, minus loss of the whole model."),
-        (lambda model, rows: _harms_of(model, rows, told=lambda without, whole: math.exp(without) - math.exp(whole)),
-         "Take nats (.nll), not perplexities: nats of sets can be added."),
-        (lambda model, rows: _harms_of(model, rows).exp(),
-         "That is the ratio of perplexities. Take the difference in nats (.nll)."),
-        (lambda model, rows: _harms_of(model, rows, told=lambda without, whole: math.exp(without)),
-         "That is the perplexity without each block. Take the difference in nats (.nll)."),
-        (lambda model, rows: _harms_of(model, rows, gone=lambda number, blocks: range(number + 1)),
-         "The blocks stay out, one after the other. Bring each back before the next goes."),
-        (lambda model, rows: _harms_of(model, rows, gone=lambda number, blocks: {*range(blocks)} - {number}),
-         "You skip all blocks but one. Skip the one."),
-        (_beside_the_first,
-         "You measure beside the model without block 0. Measure the whole model before any skipping."),
+        (partial(_turn_down, head=False), "the head still hears everything at full volume: `model.model.norm`."),
+        (partial(_turn_down, parts=("input_layernorm",)), "MLPs still hear full volume: `post_attention_layernorm`."),
+        (partial(_turn_down, parts=("post_attention_layernorm",)),
+         "attention still hears full volume: `input_layernorm`."),
+        (partial(_turn_down, parts=()), "only the head hears less. Turn down the norms of the blocks, too."),
+        (lambda model, first, factor: _turn_down(model, first + 1, factor), "block `first` itself isn't turned down."),
+        (lambda model, first, factor: _turn_down(model, 0, factor), "blocks before `first` are turned down as well."),
+        (partial(_turn_down, edit=torch.div), "you divide by the factor. Multiply: 0.5 is half as loud."),
+        (partial(_turn_down, edit=lambda output, _factor: output),
+         "nothing changes. Does your hook return the new output?"),
     ],
 )  # fmt: skip
 @torch.no_grad()
-def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlocks) -> None:
-    """Check a function (model, rows) -> the harm of each block, on a tiny model and on a ``real`` one."""
-    model = tiny_llama(blocks=5, vocab_size=61)
-    rows = torch.randint(61, (6, 9), generator=torch.Generator().manual_seed(2))
-    before = [*model.model.layers]
-    harms = _harms(attempt(model, rows))
-    require([*model.model.layers] == before, "The model has lost blocks. Skip them, don't remove them.")
-    left = [number for number, block in enumerate(before) if block._forward_hooks]
-    require(not left, f"A hook is still on block {left[0] if left else 0}. Measure inside the with, so that it goes.")
-    require(
-        len(harms) == len(before),
-        f"The tiny model has {len(before)} blocks, so {len(before)} harms; yours are {len(harms)}.",
-    )
-    right = attempt.answer(model, rows)
-    attempt.name_mistake(harms, right, lambda wrong: wrong(model, rows), same=_alike)
-    require(
-        _alike(harms, right),
-        f"For the tiny model the harms are {_told(right)}; yours are {_told(harms)}. Loss without the block minus loss "
-        "of the whole, one block at a time.",
-    )
-    total, whole = describe(real).num_blocks, perplexity(real, few).nll
-    harms, some = _harms(attempt(real, few)), sorted({1, total // 2, total - 2})
-    require(len(harms) == total, f"The real model has {total} blocks; yours are {len(harms)} harms.")
-    cuts = [variant(real) for _ in some]
-    for cut, block in zip(cuts, some, strict=True):
-        remove_blocks(cut, [block])
-    right = torch.tensor([perplexity(cut, few).nll - whole for cut in cuts], dtype=torch.float64)
-    require(
-        torch.allclose(harms[some], right, atol=0.02, rtol=0.02),
-        f"On the real model, blocks {', '.join(map(str, some))} cost {_told(right)} nats by surgery; yours say "
-        f"{_told(harms[some])}. Take the whole loss and the loss without a block from the same model and rows.",
-    )
+def check_turn_down(attempt: Attempt) -> None:
+    """Check a function (model, first, factor) -> handles of hooks that multiply what norms put out."""
+    model, ids = tiny_llama(blocks=4), torch.arange(1, 19).view(3, 6)
+    plain = model(ids).logits
+
+    def logits(handles: Any) -> Tensor:
+        expect(handles, list | tuple, "Return a list of handles")
+        quiet = model(ids).logits
+        for handle in handles:
+            handle.remove()
+        require(
+            torch.equal(model(ids).logits, plain),
+            "After all your handles are removed the model isn't as before. Is a handle missing in your list, or did "
+            "you change a weight?",
+        )
+        return quiet
+
+    with untouched(model, weights=False):
+        attempt.compare(model, 2, 0.5, read=logits, where="On a tiny Llama ")
 
 
 @exercise(
     4,
-    task="Give the numbers of two blocks.",
-    proved="With the second block out as well, the model is better again, on two kinds of text that chose nothing.",
+    task="Give the numbers of two blocks, and one number.",
+    proved="They stand in for each other: each alone is missed little, both are missed much, and one number tells why.",
 )
-def check_pair(pair: Any, judge: Callable[..., Mapping[str, Perplexity]], inside: Collection[int]) -> None:
-    """Check two block numbers of ``inside``; ``judge`` tells text -> perplexity without the blocks it is given."""
+def check_stand_ins(
+    pair: Any, left: Any, judge: Callable[..., Mapping[str, float]], known: Sequence[int], writes: Tensor
+) -> None:
+    """Check two blocks, other than ``known``, that write the same number, and how much of it is missing without them.
+
+    Args:
+        pair: two numbers of blocks.
+        left: what both write into the channel.
+        judge: (blocks, number) -> text -> loss in nats per token, without these blocks, the number put back.
+        known: the pair that the lesson names.
+        writes: [blocks], what each block writes into the channel.
+    """
     expect(pair, Iterable, "Give two numbers, such as (3, 7)")
-    numbers = pair.tolist() if isinstance(pair, Tensor) else [*pair]
-    require(len(numbers) == 2, f"A pair has two blocks; yours has {len(numbers)}.")
+    blocks = pair.tolist() if isinstance(pair, Tensor) else [*pair]
+    require(len(blocks) == 2, f"A pair has two blocks; yours has {len(blocks)}.")
     require(
-        all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers),
-        f"Give the numbers of two blocks, such as (3, 7); yours are {numbers}.",
+        all(isinstance(block, Integral) and not isinstance(block, bool) for block in blocks),
+        f"Give the numbers of two blocks, such as (3, 7); yours are {blocks}.",
     )
-    require(numbers[0] != numbers[1], f"That is block {numbers[0]} twice. Give two different ones.")
+    blocks = sorted(map(int, blocks))
+    require(blocks[0] != blocks[1], f"That is block {blocks[0]} twice. Give two different ones.")
+    most = len(writes) - 1
+    require(blocks[0] >= 0 and blocks[1] <= most, f"The blocks have numbers from 0 to {most}; yours are {blocks}.")
+    require(blocks != sorted(known), "The lesson names these two. Who else writes the number?")
+    left, theirs = number(left, "Give one number, what both write into the channel"), float(writes[blocks].sum())
     require(
-        all(number in inside for number in numbers),
-        f"Spare the two blocks at each end: numbers from {min(inside)} to {max(inside)}.",
+        abs(left - theirs) <= _NEAR * abs(theirs),
+        "Your number isn't what these two write into the giant channel. How much is it for each of them?",
     )
-    alone, together = {int(number): judge(int(number)) for number in numbers}, judge(*map(int, numbers))
-    less, surely = [], []
-    print("On rows that nothing has used:")
-    for text, score in together.items():
-        dearer = max(alone, key=lambda number: alone[number][text].nll)
-        ratio, low, high = perplexity_ratio(score, alone[dearer][text])
-        told = with_interval(ratio, low, high)
-        print(f"  {text}: without both, perplexity × {told} of that without block {dearer} alone")
-        less += [text] * (ratio < 1)
-        surely += [text] * (high < 1)
-    require(less, "The two cost more than the dearer one alone. Try all partners of one block that costs much.")
-    require(len(less) == len(together), f"Less on {', '.join(less)} only. It should hold on both kinds of text.")
-    require(
-        len(surely) == len(together), "Less, but an interval reaches 1: that may be luck. Is there a better partner?"
-    )
-
-
-def _harms(answer: Any) -> Tensor:
-    """One number for each block, as a tensor."""
-    expect(answer, list | tuple | Tensor | np.ndarray, "Return a list with one harm for each block")
-    harms = torch.as_tensor(answer, dtype=torch.float64)
-    require(harms.dim() == 1, f"Return one number for each block; yours has the shape {tuple(harms.shape)}.")
-    return harms
-
-
-def _alike(answer: Tensor, right: Tensor) -> bool:
-    return torch.allclose(answer.double(), right, atol=1e-4)
-
-
-def _told(harms: Tensor) -> str:
-    return ", ".join(f"{harm:.2f}" for harm in harms.tolist())
-
-
-def _states() -> tuple[Tensor, Tensor, Tensor]:
-    """Before and after [rows, length, hidden] and a mask [rows, length] with rows of different lengths."""
-    generator = torch.Generator().manual_seed(4)
-    before = torch.randn(3, 6, 8, generator=generator)
-    before *= torch.tensor([1.0, 3.0, 9.0])[:, None, None]  # lengths differ, as in a real stream
-    after = before + 2 * torch.randn(3, 6, 8, generator=generator)
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
-    return before, after, mask
+    whole, both, kept = judge([]), judge(blocks), judge(blocks, left)
+    alone = [judge([block]) for block in blocks]
+    for text, base in whole.items():
+        apart, together = sum(one[text] - base for one in alone), both[text] - base
+        require(
+            together > _STRONGLY * apart,
+            f"On {text} the two cost {together:.2f} nats, and {apart:.2f} one by one: that isn't over {_STRONGLY:g} "
+            "times as much. Which blocks write most into the giant channel?",
+        )
+        require(
+            kept[text] - base < together / 2,
+            f"The pair is right, but on {text} your number leaves over half of the harm.",
+        )
 
 
 def _ids() -> Tensor:

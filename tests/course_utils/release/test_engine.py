@@ -23,7 +23,7 @@ from course_utils.models.architectures import describe
 from course_utils.models.loading import load_model, variant
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.channels import prune_channels
-from course_utils.pruning.depth import remove_blocks
+from course_utils.pruning.depth import block_means, remove_blocks
 from course_utils.pruning.heads import prune_kv_groups
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.release import engine, export
@@ -190,6 +190,18 @@ def test_f32_logits_and_greedy_text_equal_the_models(family, cut, tmp_path):
         greedy = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         written = model.generate(IDS[None, :10], max_new_tokens=12, **greedy)[0, 10:]
         assert file.generate(IDS[:10], new_tokens=12) == written.tolist()
+
+
+@needs_engine
+@pytest.mark.parametrize("uneven", [False, True])
+@torch.no_grad()
+def test_means_that_removed_blocks_left_behind_are_in_the_file(uneven, tmp_path):
+    model = exportable()
+    remove_blocks(model, [1], means=block_means(model, [{"input_ids": IDS[None]}]))
+    if uneven:
+        prune_neurons(model, neuron_importance(model, "random"), ratio=0.4, layers=[1])
+    with engine.load(saved(model, tmp_path)) as file:
+        assert torch.allclose(file.logits(IDS), model(IDS[None]).logits[0], atol=1e-5, rtol=1e-4)
 
 
 @needs_engine

@@ -26,7 +26,7 @@ from course_utils.pruning import checkpoints
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.channels import prune_channels
 from course_utils.pruning.checkpoints import CheckpointError, load_pruned, save_pruned
-from course_utils.pruning.depth import remove_blocks
+from course_utils.pruning.depth import block_means, remove_blocks
 from course_utils.pruning.heads import prune_kv_groups
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.release.vllm_folder import CannotServe, export_vllm
@@ -96,8 +96,15 @@ def even(model):
     return model
 
 
+def without_blocks():
+    model = wide()
+    remove_blocks(model, [1, 2], means=block_means(model, [{"input_ids": IDS}]))
+    return model
+
+
 EVEN = {
     "narrower": lambda: even(wide()),
+    "means of removed blocks kept": without_blocks,
     "narrower mistral": lambda: even(wide("mistral")),
     "narrower qwen3": lambda: even(wide("qwen3", head_dim=32)),
     "qwen2 of another width": lambda: qwen2(intermediate_size=64),

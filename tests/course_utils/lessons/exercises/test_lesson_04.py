@@ -1,15 +1,12 @@
 """Lesson 04's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import numpy as np
+from itertools import pairwise
+
 import torch
 from exercise_cases import cases_of
-from tiny import tiny_model
 from torch import nn
-from torch.nn.functional import cosine_similarity
 
 from course_utils.lessons.exercises import lesson_04
-from course_utils.measuring.evaluation import Perplexity, perplexity
-from course_utils.pruning.depth import remove_blocks
 
 
 def take_out(model, gone, *, renumber=True, tell=True):
@@ -46,21 +43,6 @@ def numbered_backwards(model, gone):
     return model
 
 
-def multiplied(before, after, mask):
-    return ((1 - cosine_similarity(before, after, dim=-1)) * mask).sum() / mask.sum()
-
-
-test_block_influence = cases_of(
-    lesson_04.check_block_influence,
-    mistakes=[
-        (lambda before, after, mask: 1 - cosine_similarity(before, after, dim=-1), "Return one number"),
-        (lambda before, after, mask: 0.5, "yours is 0.5. Take one cosine per token"),
-        (multiplied, "0 × NaN is NaN"),
-    ],
-    answers=[lambda *given: lesson_04.check_block_influence.answer(*given).item()],
-)
-
-
 test_take_out = cases_of(
     lesson_04.check_take_out,
     mistakes=[
@@ -75,89 +57,87 @@ test_take_out = cases_of(
 )
 
 
-def harms(model, rows):
-    """With hooks, as the lesson's `skipping` does."""
-    whole, found = perplexity(model, rows).nll, []
-    for block in model.model.layers:
-        hook = block.register_forward_hook(lambda block, inputs, output: inputs[0])
-        found.append(perplexity(model, rows).nll - whole)
+def constants(model, rows, *, remove=True):
+    """Another way: from the states that transformers hands out, whose last entry comes after the norm."""
+    states = []
+    hooks = [block.register_forward_pre_hook(lambda _, given: states.append(given[0])) for block in model.model.layers]
+    hooks.append(model.model.norm.register_forward_pre_hook(lambda _, given: states.append(given[0])))
+    model.model(rows)
+    for hook in hooks if remove else []:
         hook.remove()
-    return found
+    return [(after - before)[:, 1:].mean((0, 1)) for before, after in pairwise(states)]
 
 
-def hooks_stay(model, rows):
-    model.model.layers[0].register_forward_hook(lambda block, inputs, output: inputs[0])
-    return harms(model, rows)
-
-
-def remove_for_good(model, rows):
-    found = harms(model, rows)
-    remove_blocks(model, [0])
-    return found
-
-
-test_leave_one_out = cases_of(
-    lesson_04.check_leave_one_out,
-    tiny_model(layers=7),
-    torch.randint(97, (2, 9)),
+test_constants = cases_of(
+    lesson_04.check_constants,
     mistakes=[
-        (hooks_stay, "A hook is still on block 0"),
-        (remove_for_good, "The model has lost blocks"),
-        (lambda *given: dict(enumerate(harms(*given))), "yours is of type dict"),
-        (lambda *given: torch.tensor([harms(*given)]), "yours has the shape (1, 5)"),
-        (lambda *given: harms(*given)[1:], "has 5 blocks, so 5 harms; yours are 4"),
-        (lambda *given: 5 * [0.1], "For the tiny model the harms are"),
-        (lambda *given: harms(*given)[:5], "The real model has 7 blocks; yours are 5"),
-        (lambda *given: [h * (len(given[1]) == 6) for h in harms(*given)], "On the real model, blocks 1, 3, 5 cost"),
+        (lambda *given: constants(*given, remove=False), "5 hooks were left on the model"),
+        (lambda *given: torch.stack(constants(*given)) * 1.1, "For a tiny Llama: it is"),
+        (lambda *given: 3.0, "Return a tensor [blocks, channels]"),
     ],
-    answers=[harms, lambda *given: np.array(harms(*given))],
+    answers=[constants],
 )
 
 
-def scored(blocks):
-    """Made-up perplexities: block 5 undoes what block 3 writes, and 6 does so on one text; 7 wins by luck alone."""
-    costs = {"speeches": {5: 2.0}, "wiki": {5: 2.0}}
-    rows = np.arange(8) - 3.5
-    scores = {}
-    for text, cost in costs.items():
-        nats = 3 + sum(cost.get(block, 0.1) for block in blocks) + 0.05 * rows
-        if {3, 5} <= {*blocks} or (text == "wiki" and {5, 6} <= {*blocks}):
-            nats = nats - 1
-        if {5, 7} <= {*blocks}:
-            nats = nats - 0.2 + rows
-        scores[text] = Perplexity(
-            perplexity=float(np.exp(nats.mean())), bits_per_byte=1.0, nll=float(nats.mean()), tokens=80, ci_low=1.0,
-            ci_high=2.0, row_nll=10 * nats, row_tokens=np.full(8, 10), row_bytes=None, dtype="float32",
-            fingerprint=text,
-        )  # fmt: skip
-    return scores
+def turn_down(model, first, factor):
+    """Another way: hooks on what reads a norm."""
+
+    def hook(_module, inputs):
+        return (inputs[0] * factor,)
+
+    readers = [model.lm_head]
+    for block in model.model.layers[first:]:
+        readers += [block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj]
+        readers += [block.mlp.gate_proj, block.mlp.up_proj]
+    return [reader.register_forward_pre_hook(hook) for reader in readers]
 
 
-def judge(*blocks):
-    return scored(blocks)
+def written_down(model, first, factor):
+    model.model.norm.weight.data *= factor
+    return lesson_04.check_turn_down.answer(model, first, factor)[:-1]
 
 
-test_pair = cases_of(
-    lesson_04.check_pair,
+test_turn_down = cases_of(
+    lesson_04.check_turn_down,
+    mistakes=[
+        (lambda *given: turn_down(*given)[0], "Return a list of handles"),
+        (lambda *given: turn_down(*given)[1:], "Is a handle missing in your list"),
+        (lambda *given: turn_down(*given) and turn_down(*given), "Is a handle missing in your list"),
+        (written_down, "or did you change a weight?"),
+    ],
+    answers=[turn_down],
+)
+
+
+def judge(blocks, number=0):
+    """Made-up losses: blocks 5 and 7 write the same 300, and 6 does so on one text."""
+    losses = {}
+    for text in ("speeches", "wiki"):
+        writers = {5, 7, 6} if text == "wiki" else {5, 7}
+        missing = 5 if len(writers & {*blocks}) > 1 else 0
+        losses[text] = 4 + 0.2 * len(blocks) + missing * abs(1 - number / 300)
+    return losses
+
+
+test_stand_ins = cases_of(
+    lambda given, *rest: (
+        lesson_04.check_stand_ins(*given, *rest) if given is not ... else lesson_04.check_stand_ins(..., ..., *rest)
+    ),
     judge,
-    range(2, 10),
-    stubs=[(..., ...)],
+    [3, 4],
+    torch.tensor([0, 0, 0, 100, 100, 150, 130, 150, 0.0]),
     mistakes=[
-        (5, "yours is of type int"),
-        ([3, 4, 5], "yours has 3"),
-        ((3.5, 5), "yours are [3.5, 5]"),
-        ((True, 5), "yours are [True, 5]"),
-        ((5, 5), "block 5 twice"),
-        ((5, 10), "numbers from 2 to 9"),
-        ((5, 4), "cost more than the dearer one alone"),
-        ((5, 6), "Less on wiki only"),
-        ((7, 5), "that may be luck"),
+        ((5, 300), "yours is of type int"),
+        (([3, 4, 5], 300), "yours has 3"),
+        (((3.5, 5), 300), "yours are [3.5, 5]"),
+        (((5, 5), 300), "block 5 twice"),
+        (((4, 3), 300), "The lesson names these two"),
+        (((5, 9), 300), "numbers from 0 to 8; yours are [5, 9]"),
+        (((5, 4), 250), "On speeches the two cost 0.40 nats, and 0.40 one by one"),
+        (((5, 6), 280), "On speeches the two cost 0.40 nats"),
+        (((5, 7), 200), "Your number isn't what these two write"),
+        (((6, 8), 130), "On speeches the two cost 0.40 nats"),
+        (((5, 7), [1, 2]), "Give one number"),
     ],
-    answers=[(3, 5), {3, 5}, torch.tensor([5, 3])],
+    answers=[((5, 7), 300), (torch.tensor([7, 5]), torch.tensor(290.0))],
 )
-
-
-def test_a_pair_is_told_beside_the_dearer_one(capsys):
-    lesson_04.check_pair((3, 5), judge, range(2, 10))
-    told = "  speeches: without both, perplexity × 0.41 (0.41 to 0.41) of that without block 5 alone"
-    assert told in capsys.readouterr().out
