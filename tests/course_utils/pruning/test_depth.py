@@ -92,7 +92,7 @@ def test_means_by_hand(family, padding):
 @pytest.mark.parametrize("gone", [[3], [2, 1], [1, 4], [4, 2, 3], [1, 2, 4, 5]])
 @pytest.mark.parametrize("family", HOLDING)
 @torch.no_grad()
-def test_a_kept_mean_is_what_the_removed_blocks_add_on_average(family, gone):
+def test_a_kept_mean_is_what_the_removed_blocks_add_on_average(family, gone, tmp_path):
     model = tiny_model(family, layers=6)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     means, config = block_means(model, tiny_batches()), model.config.to_dict()
@@ -103,6 +103,8 @@ def test_a_kept_mean_is_what_the_removed_blocks_add_on_average(family, gone):
     assert (cut(IDS).logits - without_blocks(model, gone)).abs().max() > 1e-3  # without the means it is another model
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())  # shared, not written
     assert model.config.to_dict() == config and torch.equal(means, given)
+    cut.save_pretrained(tmp_path)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(IDS).logits, cut(IDS).logits)
 
 
 @torch.no_grad()
