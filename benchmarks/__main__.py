@@ -6,11 +6,11 @@ import argparse
 import subprocess
 import sys
 
-from benchmarks import peers, scaling
+from benchmarks import depth, peers, scaling
 from benchmarks.common import FOLDER, HEADER, markdown_table
 from course_utils.support.files import write_text
 
-QUESTIONS = {question.name: question for question in (peers.QUESTION, scaling.QUESTION)}
+QUESTIONS = {question.name: question for question in (peers.QUESTION, depth.QUESTION, scaling.QUESTION)}
 BEGIN, END = "<!-- written by python -m benchmarks -->\n", "<!-- end -->\n"
 
 

@@ -26,7 +26,7 @@ def test_the_summary_is_fresh():
     page = (common.FOLDER / "README.md").read_text(encoding="utf-8")
     assert page == command.with_summary(page), "python -m benchmarks writes it anew"
     findings = [each for question in command.QUESTIONS.values() for each in question.findings(question.answer())]
-    assert len(findings) == 10 == page.count("| met |") + page.count("| **not met** |")
+    assert len(findings) == 13 == page.count("| met |") + page.count("| **not met** |")
 
 
 def test_a_run_that_was_cut_off_goes_on(monkeypatch, tmp_path):
@@ -68,9 +68,9 @@ def test_what_is_answered_is_asked_again_only_on_demand(monkeypatch, tmp_path):
         "run",
         lambda words, check: asked.append(words[-1]) or subprocess.CompletedProcess(words, status),
     )
-    assert command.main([]) == 0 and asked == ["benchmarks.peers"]
+    assert command.main([]) == 0 and asked == ["benchmarks.peers", "benchmarks.depth"]
     assert (tmp_path / "scaling.md").exists() and "open: `python -m benchmarks peers`" in command.summary()
-    assert command.main(["scaling", "--again"]) == 0 and asked[1:] == ["benchmarks.scaling"]
+    assert command.main(["scaling", "--again"]) == 0 and asked[2:] == ["benchmarks.scaling"]
     status = 1
     assert command.main(["peers"]) == 1
     with pytest.raises(SystemExit):

@@ -65,7 +65,7 @@ ERRORS = [
     Error("pruning.channels", "((norm_weight.float() + offset) * factor - offset)", "(norm_weight.float() * factor)"),
     Error("pruning.depth", "                note_sizes(module, layer_idx=number)\n", "                pass\n"),
     Error("pruning.depth", "after, reading.later)", "after, reading.real)"),
-    Error("pruning.depth", "output = mlps[place].output", "output = mlps[place - 1].output"),
+    Error("pruning.depth", "architecture.mlps[place].output", "architecture.mlps[place - 1].output"),
     Error(
         "pruning.attention",
         "        for layer in chosen:\n            _restore(architecture, layer)\n",

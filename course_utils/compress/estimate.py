@@ -84,7 +84,7 @@ def estimate(
     judging: dict[str, float] = dict.fromkeys(("whole model", "its copy in fewer bits"), size.bytes)
     if not learns or sum(memory.values()) < sum(judging.values()):
         memory = judging
-    finalists = min(order.finalists, len(found)) if order.light else 0
+    finalists = min(order.finalists, len({candidate.shape for candidate in found})) if order.light else 0
     reading = (SCORED + CHOSEN * (len(found) + finalists) + JUDGED * _VERSIONS) / order.rows
     learning = order.correction * step_cost(1.0, teacher=False)
     learning += (finalists * order.light + order.steps) * step_cost(largest.parameters / size.parameters)

@@ -163,7 +163,7 @@ def plan_for(order: Order, processes: int, say: Callable[[str], object]) -> Plan
     budget, found = _versions(config, order)
     if order.export:
         _refuse_unknown_to_llama_cpp(config, tokenizer, found[0])
-    if min(order.finalists, len(found)) == 1:
+    if min(order.finalists, len({candidate.shape for candidate in found})) == 1:
         order = replace(order, light=0)  # there is nothing to choose
     if own is None:
         return Plan(order, budget, found, Text.built_in(tokenizer, order))
@@ -207,7 +207,10 @@ def _versions(config: PretrainedConfig, order: Order) -> tuple[Budget, list[Cand
     checks.whole_number("--length", order.length, least=2, most=longest, meaning="the model's longest row")
     amount, unit = order.budget
     budget = Budget(amount / 100 * whole.parameters) if unit == "%" else Budget(amount, unit)
-    return budget, candidates(shapes, budget, multiple_of=order.multiple_of, tensor_parallel=order.tensor_parallel)
+    found = candidates(
+        shapes, budget, multiple_of=order.multiple_of, tensor_parallel=order.tensor_parallel, keep_means=True
+    )
+    return budget, found
 
 
 def _refuse_unknown_to_llama_cpp(

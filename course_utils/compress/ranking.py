@@ -64,8 +64,9 @@ def rank(
             thousand.
 
     Returns:
-        A row for each candidate, the best first: its sizes, parameters, cost, ``nll`` as cut, ``rank`` by it, and with
-        ``train`` ``distilled_nll``, ``distilled_rank``, ``distilled_tokens``; ``record`` is the file's name.
+        A row for each candidate, the best first: its sizes, parameters, cost, whether means stay, ``nll`` as cut,
+        ``rank`` by it, and with ``train`` ``distilled_nll``, ``distilled_rank``, ``distilled_tokens``; ``record`` is
+        the file's name.
 
     Raises:
         ValueError: no candidates, the same one twice, text of the evaluation split or in both roles, ``train`` without

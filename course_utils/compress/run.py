@@ -166,14 +166,16 @@ def _search(
     """Find the best version, as cut or after light distillation, and the scores; every record is kept."""
     order, text, search = plan.order, plan.text, place / "search"
     with launch.main_process_first(), alone():  # the others find in the folder what the first one has done
-        stored = place / f"scores-{order.length}-{order.seed}-{text.key}.safetensors"
+        stored = place / f"scores-and-means-{order.length}-{order.seed}-{text.key}.safetensors"
         if not stored.exists():
             importance(teacher, text.scored).save(stored)
         scores = Importance.load(stored)
         ranking = rank(teacher, plan.candidates, scores, text.choosing, folder=search)
-    shown = ["blocks", "hidden", "groups", "neurons", "parameters", "nll"]
+    shown = ["blocks", "hidden", "groups", "neurons", "means", "parameters", "nll"]
     if order.light:
-        finalists, light = _candidates_in(ranking.head(order.finalists)), order.recipe(order.light)
+        # A version keeps the means of its blocks or not, whichever is better as cut: one of a shape learns.
+        different = ranking.drop_duplicates(["blocks", "hidden", "groups"])
+        finalists, light = _candidates_in(different.head(order.finalists)), order.recipe(order.light)
         train = text.for_all(light.steps * light.accumulate)
         ranking = rank(teacher, finalists, scores, text.choosing, folder=search, train=train, recipe=light)
         shown.append("distilled_nll")
@@ -184,7 +186,7 @@ def _search(
 
 def _candidates_in(ranking: pd.DataFrame) -> list[Candidate]:
     """The versions in the rows of a ranking."""
-    names = ["blocks", "hidden", "groups", "neurons", "parameters", "cost"]
+    names = ["blocks", "hidden", "groups", "neurons", "parameters", "cost", "means"]
     return [Candidate(*row) for row in ranking[names].itertuples(index=False)]
 
 
@@ -209,7 +211,7 @@ def _save(
     with folder.replacing_model(order.out) as fresh:
         save_pruned(student, tokenizer, fresh)
         telling.write_card(fresh, made, shown, text, order)
-        sizes = {"made of": made.base or "a local model", "sizes": made.winner.sizes}
+        sizes = {"made of": made.base or "a local model", "sizes": made.winner.as_json()}
         write_json(fresh / folder.MADE, sizes | order.settings())
     say(f"{made.winner.name}: {size.parameters:,} parameters, and what else could be shipped:")
     say(shown.to_string())
@@ -219,7 +221,7 @@ def _save(
     target = str(folder.model_in(order.out))
     say(f"Saved with its card; AutoModelForCausalLM.from_pretrained({target!r}) loads it.")
     report = {
-        "made": made.winner.sizes | {"parameters": size.parameters, "bytes": size.bytes},
+        "made": made.winner.as_json() | {"parameters": size.parameters, "bytes": size.bytes},
         "held_out": {name: version.as_json() for name, version in made.versions.items()},
         "not_measured": not_measured,
         "saved": target,

@@ -18,7 +18,7 @@ from course_utils.models.architectures import Architecture, describe
 from course_utils.models.refusals import refuse_adaptive
 from course_utils.pruning.activations import read_once
 from course_utils.pruning.channels import importance_of, watch_channels
-from course_utils.pruning.depth import watch_blocks
+from course_utils.pruning.depth import watch_blocks, watch_means
 from course_utils.pruning.heads import watch_groups
 from course_utils.pruning.width import watch_neurons
 from course_utils.support import checks
@@ -37,6 +37,7 @@ class Importance:
         channels: [hidden], of ``channel_importance``; None likewise.
         energies: [norms, hidden], of ``channel_energies``, to rescale norms with; None likewise.
         blocks: [blocks], of ``block_importance``.
+        means: [blocks, hidden], of ``block_means``, for versions that keep them; None in a file that lacks them.
     """
 
     neurons: Tensor
@@ -44,9 +45,10 @@ class Importance:
     channels: Tensor | None
     energies: Tensor | None
     blocks: Tensor
+    means: Tensor | None = None
 
     def random(self, axes: str | Iterable[str], seed: int) -> Importance:
-        """The control: uniform noise in place of the scores of one axis or several; the others and the energies stay.
+        """The control: uniform noise in place of the scores of one axis or several; all else stays.
 
         Args:
             axes: of ``AXES``.
@@ -96,7 +98,7 @@ class Importance:
 
 
 def importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Importance:
-    """Score neurons, KV groups, hidden channels and blocks in one reading of the text.
+    """Score neurons, KV groups, hidden channels and blocks in one reading of the text, with the means of blocks.
 
     The scores equal what the functions of the single axes give, number for number.
 
@@ -107,14 +109,15 @@ def importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
             doesn't matter.
 
     Raises:
-        ValueError: empty or malformed batches, non-finite activations, or a model whose blocks differ.
+        ValueError: empty or malformed batches, no row of two tokens, non-finite activations, or a model whose blocks
+            differ.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     refuse_uneven(architecture)
     heads_can_go = architecture.family.own_head_size
-    watchers = [watch_neurons, watch_blocks, *([watch_groups, watch_channels] if heads_can_go else [])]
-    neurons, blocks, *rest = read_once(architecture, batches, *watchers)
+    watchers = [watch_neurons, watch_blocks, watch_means, *([watch_groups, watch_channels] if heads_can_go else [])]
+    neurons, blocks, means, *rest = read_once(architecture, batches, *watchers)
     groups, energies = rest if heads_can_go else (None, None)
     found = Importance(
         neurons=torch.stack(neurons).cpu(),
@@ -122,8 +125,13 @@ def importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
         channels=None if energies is None else importance_of(energies).cpu(),
         energies=None if energies is None else energies.cpu(),
         blocks=blocks.cpu(),
+        means=means.cpu(),
     )
-    wrong = [name for name in AXES if (scores := getattr(found, name)) is not None and not scores.isfinite().all()]
+    wrong = [
+        name
+        for name in (*AXES, "means")
+        if (scores := getattr(found, name)) is not None and not scores.isfinite().all()
+    ]
     if wrong:
         raise ValueError(f"The scores of {wrong} hold NaN or infinite values: check the model's weights and dtype.")
     return found

@@ -14,7 +14,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -24,7 +24,7 @@ from course_utils.models.loading import variant
 from course_utils.models.refusals import refuse_bound_heads
 from course_utils.models.reports import Size, model_size
 from course_utils.pruning.channels import keep_channels, norm_factors
-from course_utils.pruning.depth import remove_blocks
+from course_utils.pruning.depth import make_room, refuse_no_room, remove_blocks, why_no_room
 from course_utils.pruning.heads import keep_groups
 from course_utils.pruning.width import best
 from course_utils.support import checks
@@ -47,6 +47,7 @@ class Candidate:
         neurons: of each MLP.
         parameters: tied weights count once.
         cost: in the budget's unit.
+        means: whether the means of the blocks that go stay, in biases of those that don't.
     """
 
     blocks: int
@@ -55,6 +56,7 @@ class Candidate:
     neurons: int
     parameters: int = field(default=0, compare=False)
     cost: float = field(default=math.nan, compare=False)
+    means: bool = False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -63,12 +65,21 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Says the sizes, and names its record.
+        """Says the sizes and whether means stay, and names its record.
 
         >>> Candidate(28, 576, 2, 1440).name
         'b28-h576-g2-n1440'
         """
-        return f"b{self.blocks}-h{self.hidden}-g{self.groups}-n{self.neurons}"
+        return f"b{self.blocks}-h{self.hidden}-g{self.groups}-n{self.neurons}{'-means' if self.means else ''}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What a budget leaves one width of the MLPs for: blocks, hidden channels and KV groups."""
+        return self.blocks, self.hidden, self.groups
+
+    def as_json(self) -> dict[str, int]:
+        """The sizes and whether means stay, as JSON can hold it."""
+        return self.sizes | {"means": self.means}
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Candidate:
@@ -129,10 +140,9 @@ def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance)
     refuse_uneven(architecture)
     full = _sizes_of(architecture)
     _check_sizes(architecture, candidate, full)
-    _check_scores(architecture, importance)
+    _check_scores(architecture, candidate, importance)
     small, blocks = variant(model), best(importance.blocks, candidate.blocks)
-    if candidate.blocks < full.blocks:
-        remove_blocks(small, sorted(set(range(full.blocks)) - set(blocks.tolist())))
+    _keep_blocks(small, blocks.tolist(), importance.means if candidate.means else None)
     architecture = describe(small)
     if candidate.groups < full.groups and importance.groups is not None:
         keep_groups(architecture, [best(importance.groups[block], candidate.groups) for block in blocks])
@@ -147,6 +157,17 @@ def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance)
     return small
 
 
+def _keep_blocks(model: PreTrainedModel, kept: Sequence[int], means: Tensor | None) -> None:
+    """Take all other blocks out, in place. With means, those stay that have a place: of blocks above one that stays."""
+    gone, lowest = sorted(set(range(describe(model).num_blocks)) - set(kept)), min(kept)
+    if means is None:
+        remove_blocks(model, gone)
+        return
+    make_room(describe(model))  # for all versions that keep means, so that they cost what they say whatever goes
+    remove_blocks(model, range(lowest))
+    remove_blocks(model, [block - lowest for block in gone[lowest:]], means=means[lowest:])
+
+
 @check_types
 def candidates(
     model: PreTrainedModel,
@@ -159,6 +180,7 @@ def candidates(
     tensor_parallel: int = 1,
     least_width: float = 0.5,
     tolerance: float = 0.02,
+    keep_means: bool = False,
 ) -> list[Candidate]:
     """Find smaller versions that spend a budget: for each depth, hidden size and number of KV groups the widest MLP.
 
@@ -172,6 +194,8 @@ def candidates(
         tensor_parallel: cards that will serve a version; each gets as many KV groups, heads and neurons as the others.
         least_width: the narrowest MLP, as a share of the whole width.
         tolerance: how much of the budget may be left over, as a share of it.
+        keep_means: True offers each version with fewer blocks once more, as one that keeps the means of those that go
+            (``Candidate.means``), unless the family has no place for them.
 
     Returns:
         Legal ones only (what transformers refuses is left out), within ``tolerance`` below the budget; the deepest and
@@ -187,6 +211,7 @@ def candidates(
     checks.whole_number("multiple_of", multiple_of, least=1, most=full.neurons, meaning="the MLPs' width")
     checks.share("least_width", least_width)
     checks.share("tolerance", tolerance)
+    checks.flag("keep_means", keep_means)
     checks.whole_number("tensor_parallel", tensor_parallel, least=1, most=full.groups, meaning="the model's KV groups")
     able = architecture.family.own_head_size
     depths = _tried("blocks", blocks, full.blocks, [round(share * full.blocks) for share in _BLOCKS])
@@ -203,7 +228,8 @@ def candidates(
             "or a smaller multiple."
         )
     size_of = _sizes(model, widths[0], widths[-1])
-    shapes: list[tuple[int, int, int]] = []
+    room = keep_means and not why_no_room(architecture)
+    shapes: list[tuple[int, int, int, bool]] = []
     found: list[Candidate] = []
     for count in divided:
         sizes = [_legal_below(architecture, share * full.hidden, count) for share in _HIDDEN] if able else []
@@ -211,12 +237,13 @@ def candidates(
             if size != full.hidden and not able:
                 refuse_bound_heads(architecture, "cut channels")
             if architecture.accepts(groups=count, hidden_size=size) or not able:
-                shapes += [(depth, size, count) for depth in depths]
-    for depth, size, count in tqdm(shapes, desc="sizes", unit="shape", leave=False, delay=2):
-        cost = partial(size_of, budget.unit, depth, size, count)
+                shapes += [(depth, size, count, False) for depth in depths]
+                shapes += [(depth, size, count, True) for depth in depths if room and depth < full.blocks]
+    for depth, size, count, means in tqdm(shapes, desc="sizes", unit="shape", leave=False, delay=2):
+        cost = partial(size_of, budget.unit, depth, size, count, means)
         width = widths[max(0, bisect_right(widths, budget.amount, key=cost) - 1)]  # the last that fits, or the first
-        parameters = size_of("parameters", depth, size, count, width)
-        found.append(Candidate(depth, size, count, width, parameters, cost(width)))
+        parameters = size_of("parameters", depth, size, count, means, width)
+        found.append(Candidate(depth, size, count, width, parameters, cost(width), means))
     least = (1 - tolerance) * budget.amount
     fitting = [candidate for candidate in found if least <= candidate.cost <= budget.amount]
     if not fitting:
@@ -256,14 +283,16 @@ def _no_scores(model: PreTrainedModel) -> Importance:
         channels=torch.zeros(a.hidden_size),
         energies=torch.zeros(norms, a.hidden_size),
         blocks=torch.zeros(a.num_blocks),
+        means=torch.zeros(a.num_blocks, a.hidden_size),
     )
 
 
 def _sizes(model: PreTrainedModel, narrowest: int, widest: int) -> Callable[..., int]:
-    """A function that counts a version's parameters or bytes, from the unit and the four sizes, without cutting it out.
+    """A function that counts a version's parameters or bytes without cutting it out.
 
-    It really cuts three versions for each hidden size and number of KV groups. Each block costs the same, and so does
-    each neuron of a block, so with n the narrowest and w the widest MLP
+    It takes the unit, blocks, hidden size, KV groups, whether means stay, and the width, and really cuts three versions
+    for each hidden size and number of KV groups, with and without room for means. Each block costs the same, and so
+    does each neuron of a block, so with n the narrowest and w the widest MLP
 
     C(b, m) = C(1, n) + (b - 1) (C(2, n) - C(1, n)) + b (C(1, w) - C(1, n)) (m - n) / (w - n)
     """
@@ -272,12 +301,13 @@ def _sizes(model: PreTrainedModel, narrowest: int, widest: int) -> Callable[...,
     scores = _no_scores(few)
 
     @cache
-    def cut(hidden: int, groups: int) -> list[Size]:
-        versions = [(1, narrowest), (min(2, whole.blocks), narrowest), (1, widest)]
-        return [model_size(shrink(few, Candidate(b, hidden, groups, n), scores)) for b, n in versions]
+    def cut(hidden: int, groups: int, means: bool) -> list[Size]:
+        sizes = [(1, narrowest), (min(2, whole.blocks), narrowest), (1, widest)]
+        versions = [Candidate(blocks, hidden, groups, width, means=means) for blocks, width in sizes]
+        return [model_size(shrink(few, version, scores)) for version in versions]
 
-    def size_of(unit: str, blocks: int, hidden: int, groups: int, width: int) -> int:
-        single, double, wide = (getattr(size, unit) for size in cut(hidden, groups))
+    def size_of(unit: str, blocks: int, hidden: int, groups: int, means: bool, width: int) -> int:
+        single, double, wide = (getattr(size, unit) for size in cut(hidden, groups, means))
         widening = (wide - single) * (width - narrowest) // max(1, widest - narrowest)  # of one block; no remainder
         return single + (blocks - 1) * (double - single) + blocks * widening
 
@@ -321,12 +351,15 @@ def _check_sizes(architecture: Architecture, candidate: Candidate, full: Candida
         )
 
 
-def _check_scores(architecture: Architecture, importance: Importance) -> None:
+def _check_scores(architecture: Architecture, candidate: Candidate, importance: Importance) -> None:
     able, blocks = architecture.family.own_head_size, architecture.num_blocks
     expected = {"neurons": (blocks, max(architecture.intermediate_sizes)), "blocks": (blocks,)}
     if able:
         expected |= {"groups": (blocks, architecture.groups), "channels": (architecture.hidden_size,)}
         expected["energies"] = (len(architecture.norms), architecture.hidden_size)
+    if candidate.means:
+        refuse_no_room(architecture)
+        expected["means"] = (blocks, architecture.hidden_size)
     present = {name: scores for name in expected if (scores := getattr(importance, name)) is not None}
     shapes = {name: tuple(scores.shape) for name, scores in present.items()}
     if shapes != expected:

@@ -41,16 +41,16 @@ def planned(plan: Plan, whole: Candidate, processes: int) -> list[str]:
         f"{order.model}: {whole.parameters:,} parameters, {whole.name}",
         f"{count} {'version costs' if count == 1 else 'versions cost'} at most {plan.budget.amount:,.0f} "
         f"{plan.budget.unit}:",
-        *(f"  {candidate.name:<26}{candidate.parameters:>15,} parameters" for candidate in plan.candidates),
-        *_steps(order, count, processes),
+        *(f"  {candidate.name:<32}{candidate.parameters:>15,} parameters" for candidate in plan.candidates),
+        *_steps(order, len({candidate.shape for candidate in plan.candidates}), processes),
         *(_own_text(plan.text.own, plan.text, order) if plan.text.own else []),
     ]
 
 
-def _steps(order: Order, found: int, processes: int) -> list[str]:
+def _steps(order: Order, shapes: int, processes: int) -> list[str]:
     stages = {
         f"{order.correction} of teacher correction": order.correction,
-        f"{min(order.finalists, found)} x {order.light} of light distillation": order.light,
+        f"{min(order.finalists, shapes)} x {order.light} of light distillation": order.light,
         f"{order.steps} of recovery": order.steps,
     }
     steps = ", ".join(words for words, count in stages.items() if count)
@@ -126,7 +126,7 @@ def planned_as_json(plan: Plan, whole: Candidate, base: str, needed: Needed) -> 
         "model": base or "a local model",
         "parameters": whole.parameters,
         "budget": asdict(plan.budget),
-        "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in plan.candidates],
+        "versions": [candidate.as_json() | {"parameters": candidate.parameters} for candidate in plan.candidates],
         "estimate": needed.as_json(),
         "learning": {"recover": order.recover, "dtype": order.dtype, "recompute": order.recompute, "lr": order.rate},
         "text": read,
@@ -147,6 +147,7 @@ def write_card(folder: Path, made: Made, measured: pd.DataFrame, text: Text, ord
         summary=f"{base or 'A local model'}, cut to {made.winner.parameters:,} parameters"
         + (" and distilled from the whole model." if order.steps else "; nothing was learned after the cut."),
         recipe=made.winner.sizes
+        | ({"means of removed blocks": "kept in biases"} if made.winner.means else {})
         | {"cut by": "activation scores, one calibration pass", "seed": order.seed, "dtype": order.dtype}
         | ({"learned": LEARNING[order.recover]} if any(learned.values()) else {})
         | {f"tokens of {text.learned_from}, {what}": f"{most}{tokens:,}" for what, tokens in learned.items() if tokens},

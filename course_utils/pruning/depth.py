@@ -195,11 +195,7 @@ def _check_means(architecture: Architecture, gone: Sequence[int], means: Tensor)
         )
     checks.finite(list(means), "'means'")
     refuse_offloaded_weights(architecture, "keep the means of blocks")
-    why = _why_no_means(architecture)
-    if why:
-        raise ValueError(
-            f"Can't keep the means of blocks: {why}. Leave 'means' out, and let the model learn afterwards."
-        )
+    refuse_no_room(architecture)
     if 0 in gone:
         raise ValueError(
             "Can't keep the mean of block 0: nothing stands before it, and the mean of a block is kept in the nearest "
@@ -207,7 +203,15 @@ def _check_means(architecture: Architecture, gone: Sequence[int], means: Tensor)
         )
 
 
-def _why_no_means(architecture: Architecture) -> str:
+def refuse_no_room(architecture: Architecture) -> None:
+    """Refuse a model that has no place for the means of blocks."""
+    if why := why_no_room(architecture):
+        raise ValueError(
+            f"Can't keep the means of blocks: {why}. Leave 'means' out, and let the model learn afterwards."
+        )
+
+
+def why_no_room(architecture: Architecture) -> str:
     """Why a model has no place for a constant between two blocks; "" where it has one: the bias of an MLP."""
     model, family = architecture.model, architecture.family
     name = f"{type(model).__name__} ({architecture.name})"
@@ -222,6 +226,14 @@ def _why_no_means(architecture: Architecture) -> str:
     return ""
 
 
+def make_room(architecture: Architecture) -> None:
+    """Give all MLPs their biases, of zeros, where they have none and the family's configuration can say so."""
+    if any(mlp.output.bias is None for mlp in architecture.mlps):
+        setattr(architecture.model.config, architecture.family.mlp_bias_field, True)
+        for projection in (projection for mlp in architecture.mlps for projection in mlp.projections):
+            projection.give_bias()
+
+
 def _keep_means(architecture: Architecture, kept: Sequence[int], gone: Sequence[int], means: Tensor) -> None:
     """Add the means of the blocks that are gone to the bias of the nearest block before each that was kept.
 
@@ -231,15 +243,11 @@ def _keep_means(architecture: Architecture, kept: Sequence[int], gone: Sequence[
         gone: the others.
         means: of the blocks before any was gone.
     """
-    mlps = architecture.mlps
-    if any(mlp.output.bias is None for mlp in mlps):
-        setattr(architecture.model.config, architecture.family.mlp_bias_field, True)
-        for projection in (projection for mlp in mlps for projection in mlp.projections):
-            projection.give_bias()
+    make_room(architecture)
     for place, (number, following) in enumerate(zip(kept, [*kept[1:], len(means)], strict=True)):
         between = [block for block in gone if number < block < following]
         if between:
-            output = mlps[place].output
+            output = architecture.mlps[place].output
             output.shift(means[between].sum(dim=0).to(output.weight.device))
 
 

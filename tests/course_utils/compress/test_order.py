@@ -55,4 +55,4 @@ def test_another_wish_goes_its_own_way(command, tmp_path):
         return found[a].keys() == found[b].keys() and all(map(torch.equal, found[a].values(), found[b].values()))
 
     assert alike("first", "first again") and not alike("first", "seed") and not alike("first", "rate")
-    assert len([*(tmp_path / "out" / "records").glob("*/scores-16-?-*.safetensors")]) == 2
+    assert len([*(tmp_path / "out" / "records").glob("*/scores-and-means-16-?-*.safetensors")]) == 2

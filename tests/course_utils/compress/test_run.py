@@ -16,7 +16,7 @@ from own_command import SMALL, VERSIONS, few_rows, saved, untimed, write_own
 from programs import in_two_processes, shard_by_hand
 from transformers import AutoTokenizer
 
-from course_utils.compress import Candidate, command_line, ranking, run
+from course_utils.compress import Candidate, command_line, plan, ranking, run
 from course_utils.healing.distillation import training
 from course_utils.measuring import abilities
 from course_utils.models.loading import load_model
@@ -115,7 +115,7 @@ def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, c
     learned = saved(tmp_path / "out")
     assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), learned.parameters(), strict=False))
     (of_whole,) = (tmp_path / "out" / "records").glob("*/correction-3-*")
-    teachers = [path.parent for path in (tmp_path / "out" / "records").glob("*/scores-16-0-*.safetensors")]
+    teachers = [path.parent for path in (tmp_path / "out" / "records").glob("*/scores-and-means-16-0-*.safetensors")]
     assert len(teachers) == 2 and of_whole.parent in teachers
 
 
@@ -252,6 +252,40 @@ def test_a_cut_without_training_and_without_a_network(command, tmp_path, capsys,
     card = Path(report["saved"], "README.md").read_text(encoding="utf-8")
     assert "nothing was learned after the cut" in card and "tokens of" not in card
     assert card.count("can't be told: its text isn't here") == 2 and "lost of German can't be told" in card
+
+
+def test_a_shape_learns_with_means_or_without_whichever_is_better_as_cut(command, tmp_path):
+    """Each with fewer blocks is judged in both ways; means in a bias are what a version begins to learn from."""
+    assert command("--budget", "90%", "--finalists", "9") == 0
+    (search,) = (tmp_path / "out" / "records").glob("*/search")
+    cut = {path.stem.rpartition("-")[0]: json.loads(path.read_text()) for path in search.glob("*.json")}
+    learned = {name.removesuffix("-distilled") for name in cut if name.endswith("-distilled")}
+    ways: dict[str, dict[str, float]] = {}
+    for name, record in cut.items():
+        if not name.endswith("-distilled"):
+            ways.setdefault(name.rpartition("-n")[0], {})[name] = record["judged"]["nll"]
+    assert len(ways) > 2 and {shape: len(found) for shape, found in ways.items()} == {
+        shape: 1 if shape.startswith("b8") else 2 for shape in ways
+    }
+    assert learned == {min(found, key=found.__getitem__) for found in ways.values()}
+
+
+@pytest.mark.parametrize("recover", ["all", "lora"])
+def test_a_version_that_keeps_means_learns_and_says_so(recover, command, tmp_path, capsys, monkeypatch):
+    found = plan.candidates
+    monkeypatch.setattr(
+        plan, "candidates", lambda *args, **options: [c for c in found(*args, **options) if c.means][-1:]
+    )
+    assert command("--budget", "90%", "--recover", recover, "--json") == 0
+    report, model = json.loads(capsys.readouterr().out), saved(tmp_path / "out")
+    sizes = {name: version["bytes"] for name, version in report["held_out"].items()}
+    assert report["made"]["means"] is True and report["made"]["parameters"] == model.num_parameters()
+    assert report["versions"][0]["parameters"] == model.num_parameters()
+    assert sizes["recovered"] == sizes["cut"] == sizes["random cut"]
+    assert model.config.mlp_bias and any(block.mlp.down_proj.bias.abs().max() > 0.01 for block in model.model.layers)
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "means of removed blocks" in card and "-means" in card
+    assert json.loads((tmp_path / "out" / "model" / "compress.json").read_text())["sizes"]["means"] is True
 
 
 def test_half_the_bytes_and_some_of_the_weights(command, tmp_path, capsys):

@@ -10,7 +10,7 @@ from course_utils.compress.scores import AXES, Importance, importance
 from course_utils.models import families
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.channels import channel_energies, channel_importance
-from course_utils.pruning.depth import block_importance
+from course_utils.pruning.depth import block_importance, block_means
 from course_utils.pruning.heads import head_importance
 from course_utils.pruning.width import neuron_importance, prune_neurons
 
@@ -21,6 +21,7 @@ def test_one_reading_equals_the_single_axes(family):
     found = importance(model, iter(batches))  # read once: an iterator is enough
     assert torch.equal(found.neurons, torch.stack(neuron_importance(model, "activation", batches=batches)))
     assert torch.equal(found.blocks, block_importance(model, batches))
+    assert torch.equal(found.means, block_means(model, batches))
     if families.FAMILIES[family].own_head_size:
         assert torch.equal(found.groups, torch.stack(head_importance(model, batches)))
         assert torch.equal(found.channels, channel_importance(model, batches))

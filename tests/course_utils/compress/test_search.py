@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from masked import HOLDING, without_blocks
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
 from course_utils.compress.scores import importance
 from course_utils.compress.search import Budget, Candidate, candidates, shrink
 from course_utils.models import families
+from course_utils.models.architectures import describe
 from course_utils.models.loading import variant
 from course_utils.models.reports import model_size
 from course_utils.pruning.channels import channel_energies, prune_channels
@@ -54,6 +56,31 @@ def test_shrink_equals_the_single_cuts_and_reloads(family, tmp_path):
     assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(IDS).logits, small(IDS).logits)
 
 
+@pytest.mark.parametrize("order", [[5.0, 1.0, 3.0, 2.0, 4.0], [1.0, 2.0, 5.0, 4.0, 3.0], [2.0, 1.0, 3.0, 4.0, 5.0]])
+@pytest.mark.parametrize("family", HOLDING)
+@torch.no_grad()
+def test_shrink_keeps_the_means_that_have_a_place(family, order):
+    """Not of blocks below all that stay; the biases are there all the same, so that a version costs what it says."""
+    model = tiny_model(family, layers=5)
+    scores = replace(importance(model, tiny_batches()), blocks=torch.tensor(order))
+    full, before = Candidate.of(model), model(IDS).logits
+    version = replace(full, blocks=3, means=True)
+    small, gone = shrink(model, version, scores), sorted(torch.tensor(order).argsort()[:2].tolist())
+    means = scores.means.clone()
+    means[[block for place, block in enumerate(gone) if block == place]] = 0
+    torch.testing.assert_close(small(IDS).logits, without_blocks(model, gone, means), atol=1e-5, rtol=1e-4)
+    assert torch.equal(model(IDS).logits, before)
+    assert all(mlp.output.bias is not None for mlp in describe(small).mlps)
+    with pytest.raises(ValueError, match=r"must have the shapes .*'means': \(5, 32\)"):
+        shrink(model, version, replace(scores, means=None))
+
+
+def test_shrink_refuses_to_keep_means_where_there_is_no_place():
+    model = tiny_model("mistral")
+    with pytest.raises(ValueError, match=r"MistralForCausalLM \(mistral\) have no bias"):
+        shrink(model, replace(Candidate.of(model), blocks=2, means=True), importance(model, tiny_batches()))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox"])
 @torch.no_grad()
 def test_shrink_where_only_blocks_and_neurons_can_go(family):
@@ -86,8 +113,11 @@ def test_candidates_cost_what_they_say_and_no_wider_one_fits(family, unit):
     model = tiny_model(family, **({} if family == "gpt2" else FOUR))
     size, scores = model_size(model), importance(model, tiny_batches())
     budget = Budget(0.8 * getattr(size, unit), unit)
-    found = candidates(model, budget, multiple_of=4, tolerance=0.2)
-    assert len(found) == len({sizes(c) for c in found}) and found == sorted(found, reverse=True)
+    plain = candidates(model, budget, multiple_of=4, tolerance=0.2)
+    found = candidates(model, budget, multiple_of=4, tolerance=0.2, keep_means=True)
+    assert plain == [c for c in found if not c.means]
+    assert any(c.means for c in found) == (family in HOLDING) and all(c.blocks < 3 for c in found if c.means)
+    assert len(plain) == len({sizes(c) for c in plain}) and found == sorted(found, reverse=True)
     for candidate in found:
         small = model_size(shrink(model, candidate, scores))
         assert (small.parameters, getattr(small, unit)) == (candidate.parameters, candidate.cost)
@@ -95,7 +125,7 @@ def test_candidates_cost_what_they_say_and_no_wider_one_fits(family, unit):
         whole = Candidate.of(model).neurons
         assert candidate.neurons % 4 == 0 and whole / 2 <= candidate.neurons <= whole
         if candidate.neurons < whole:
-            wider = Candidate(*sizes(candidate)[:3], candidate.neurons + 4)
+            wider = replace(candidate, neurons=candidate.neurons + 4)
             assert getattr(model_size(shrink(model, wider, scores)), unit) > budget.amount
     exact = candidates(model, Budget(found[0].cost, unit), multiple_of=4, tolerance=0.2)
     assert sizes(found[0]) in map(sizes, exact), "what costs the budget to the last fits"
