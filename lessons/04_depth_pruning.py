@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Depth pruning: which blocks can go together?"
-#     prerequisites: lesson 01 (pruned equals masked, nineteen random cuts), lesson 03 (residual stream, hooks, a paired interval)
+#     prerequisites: lesson 01 (pruned equals masked, nineteen random cuts), lesson 03 (residual stream, hooks)
 #     assets: [smollm2, speeches, texts]
 #     concepts: [depth pruning, KV cache, block influence, single harm, removed equals skipped, leave-one-out, calibration draws, harms don't add]
 # ---
@@ -532,6 +532,10 @@ show(
 #
 # Another calibration text, another choice? The record has five **draws of the calibration text**, 16 rows each. Each draw chooses
 # three blocks by influence, and three by leave-one-out. All sets are judged on the same 48 rows.
+#
+# Some rows are hard for every model, so two cuts are compared row by row. $d_r$ is one cut's loss minus the other's on row $r$. The mean of
+# $d$, give or take two standard errors, is a **paired interval**: it holds the true mean in 95 of 100 experiments. Brackets show such
+# intervals.
 #
 # **Predict before you run.** Which criterion will choose alike in all five draws? Is it the better one?
 #
