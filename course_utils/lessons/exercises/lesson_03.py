@@ -1,4 +1,4 @@
-"""Checks of lesson 03, which neurons of a Llama must stay: a search, a silence, a score, and a secret cut."""
+"""Checks of lesson 03, which neurons of a Llama must stay: two searches, a silence and a score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from course_utils.lessons.exercises import Attempt, exercise, expect, require, untouched
 from course_utils.models.loading import tiny_llama
-from course_utils.pruning.width import neuron_importance
+from course_utils.pruning.width import by_halves, neuron_importance
 
 Neuron = tuple[int, int]  # block, number
 Harm = Callable[[Sequence[Any]], float]
@@ -28,16 +28,27 @@ _PLANTED: tuple[tuple[int, Mapping[int, float]], ...] = (
     (1, {0: 1.0}),
 )
 _LEFT = 5.0  # nats that nobody heals
-MOST, HEALED = 4, 0.8  # neurons that may come back in exercise 4, and the share of what was planted that they heal
-_HIDDEN, _SEED = 3, 2026  # neurons that are planted there, and the cut that they are planted in
+
+#: What the planted searches of exercise 4 are: how many suspects, and the groups each of which is enough.
+_GROUPS: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...] = (
+    (64, ((41,),)),
+    (100, ((30, 31),)),
+    (99, ((10, 80),)),
+    (300, ((5, 150, 299),)),
+    (1000, ((499, 500),)),
+    (1, ((0,),)),
+    (6, ((0, 1, 2, 3, 4, 5),)),
+    (100, ((3, 70), (20, 50))),
+)
+MOST, SHARE = 8, 0.25  # neurons that may be enough for a disaster in exercise 4, and their share of its damage
 
 
-def _silence(model, blocks, *, site="v_proj", silent=lambda values: values[:, :1], factor=0.0):
+def _silence(model, blocks, token=0, *, site="v_proj", silent=None, factor=0.0):
     """The answer to exercise 2, with switches for mistakes."""
 
     def hook(_module, _inputs, values):
         values = values.clone()
-        silent(values).mul_(factor)
+        (silent(values, token) if silent else values[:, token]).mul_(factor)
         return values
 
     attentions = [model.model.layers[block].self_attn for block in blocks]
@@ -47,30 +58,31 @@ def _silence(model, blocks, *, site="v_proj", silent=lambda values: values[:, :1
 @exercise(
     2,
     task="Register the hooks, and return their handles in a list.",
-    proved="The first token says nothing in these blocks, all others speak as before, and the handles take it back.",
+    proved="The token says nothing in these blocks, all others speak as before, and the handles take it back.",
     answer=_silence,
     mistakes=[
-        (partial(_silence, silent=lambda values: values[:1]),
-         "you silence the first row, with all its tokens. The values are [rows, tokens, size]."),
-        (partial(_silence, silent=lambda values: values[..., :1]),
-         "you silence the first channel of all tokens. The values are [rows, tokens, size]."),
-        (partial(_silence, silent=lambda values: values),
-         "you silence all tokens. The first one alone should be silent."),
-        (partial(_silence, silent=lambda values: values[:, -1:]),
-         "you silence the last token. The first one is the sink."),
-        (partial(_silence, silent=lambda values: values[:, 1:]),
-         "you silence everybody but the first token. It is the other way round."),
+        (lambda model, blocks, token: _silence(model, blocks),
+         "you silence the first token, whichever was asked for. Use `token`."),
+        (partial(_silence, silent=lambda values, token: values[token]),
+         "you silence a row, with all its tokens. The values are [rows, tokens, size]."),
+        (partial(_silence, silent=lambda values, token: values[..., token]),
+         "you silence one channel of all tokens. The values are [rows, tokens, size]."),
+        (partial(_silence, silent=lambda values, token: values),
+         "you silence all tokens. Only the given one should be silent."),
+        (partial(_silence, silent=lambda values, token: values[:, : token + 1]),
+         "you silence the tokens before it, too. Only the given one should be silent."),
         (partial(_silence, site="k_proj"),
          "you silence its keys, which decide how much attention it gets. What it says is its value: v_proj."),
         (partial(_silence, site="o_proj"),
-         "you silence what the first token takes from attention. What it says to others is its value: v_proj."),
-        (lambda model, blocks: _silence(model, [0, *blocks[1:]]), "another block is silenced than the given ones."),
+         "you silence what the token takes from attention. What it says to others is its value: v_proj."),
+        (lambda model, blocks, token: _silence(model, [0, *blocks[1:]], token),
+         "another block is silenced than the given ones."),
         (partial(_silence, factor=1.0), "nothing changes. Does your hook return the new values?"),
     ],
 )  # fmt: skip
 @torch.no_grad()
 def check_silence(attempt: Attempt) -> None:
-    """Check a function (model, blocks) -> handles of hooks that set the first token's values to zero."""
+    """Check a function (model, blocks, token) -> handles of hooks that set a token's values to zero."""
     model, blocks, ids = tiny_llama(blocks=6), [1, 2, 4], torch.arange(1, 19).view(3, 6)
     given: list[Tensor] = []
 
@@ -82,11 +94,12 @@ def check_silence(attempt: Attempt) -> None:
         return silent
 
     watching = model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda _, __, values: given.append(values))
-    with untouched(model, weights=False):
-        attempt.compare(model, blocks, read=logits, where="On a tiny Llama ")
+    for token in (2, 0):
+        with untouched(model, weights=False):
+            attempt.compare(model, blocks, token, read=logits, where=f"Token {token} of a tiny Llama: ")
     watching.remove()
     require(
-        given[0][:, 0].any(),
+        given[0][:, 2].any(),
         "You write into the given values, which others may use as well. Clone them, and return the clone.",
     )
 
@@ -101,7 +114,7 @@ def _contribution(
     finish=lambda total, count: (total / count).sqrt(),
     norm_over=0,
 ):
-    """The answer to exercise 3, with switches for mistakes; what ``site`` gives is looked at, or what down reads."""
+    """The score of exercise 3, with switches for mistakes; what ``site`` gives is looked at, or what down reads."""
     mlps = [layer.mlp for layer in model.model.layers]
     seen = [[] for _ in mlps]
     handles = []
@@ -123,6 +136,11 @@ def _contribution(
     return scores
 
 
+def _by_library(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    """The answer to exercise 3, which later cells use until the learner's is right."""
+    return neuron_importance(model, "activation", batches=batches)
+
+
 def _over_batches(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
     each = [_contribution(model, [batch]) for batch in batches]
     return [torch.stack(scores).mean(0) for scores in zip(*each, strict=True)]
@@ -132,7 +150,7 @@ def _over_batches(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]
     3,
     task="Return one tensor of scores for each block (without a return nothing is judged).",
     proved="What a neuron adds is measured where it adds it, on real tokens only, and no hook is left.",
-    answer=_contribution,
+    answer=_by_library,
     mistakes=[
         (partial(_contribution, padding=True),
          "you count padding as text. Take only tokens whose attention_mask is 1."),
@@ -187,7 +205,7 @@ def check_contribution(
         "In 16 bits the squares of loud neurons are infinite. Make the states float32 before you square.",
     )
     if base is not None:
-        own, theirs = attempt(base, batches), neuron_importance(base, "activation", batches=batches)
+        own, theirs = attempt(base, batches), _by_library(base, batches)
         worst = max(
             float(((a.cpu() - b.cpu()).abs() / b.cpu().clamp(min=1e-6)).max()) for a, b in zip(own, theirs, strict=True)
         )
@@ -199,6 +217,7 @@ def check_contribution(
     1,
     task="Return the suspect that is left.",
     proved="Two calls a step find the one that matters, wherever it hides.",
+    answer=by_halves,
 )
 def check_halve(attempt: Attempt, suspects: Sequence[Neuron] = (), harm: Harm | None = None) -> None:
     """Check a function (suspects, harm) -> one of them; on planted culprits, then on the lesson's own cut."""
@@ -212,67 +231,91 @@ def check_halve(attempt: Attempt, suspects: Sequence[Neuron] = (), harm: Harm | 
     print(f"On this lesson's cut your function finds block {found[0]}, neuron {found[1]}, in {calls.number} calls.")
 
 
-class SecretCut(list[Neuron]):
-    """The neurons of a cut in which a few that the model needs are hidden.
-
-    Attributes:
-        unplanted: the same cut, with nothing hidden in it.
-    """
-
-    def __init__(self, neurons: Sequence[Neuron], unplanted: Sequence[Neuron]) -> None:
-        super().__init__(neurons)
-        self.unplanted = unplanted
-
-
-def secret_cut(scores: Sequence[Tensor], ratio: float = 0.1) -> SecretCut:
-    """A cut of a share of each block's neurons; ``scores`` say what the model needs."""
-    # Don't read on before you have solved exercise 4.
-    generator = torch.Generator().manual_seed(_SEED)
-    blind = [torch.rand(len(values), generator=generator).argsort()[: int(ratio * len(values))] for values in scores]
-    unplanted = [(block, number) for block, numbers in enumerate(blind) for number in sorted(numbers.tolist())]
-    hidden = [(0, number) for number in scores[0].topk(_HIDDEN).indices.tolist()]
-    first = [neuron for neuron in unplanted if neuron[0] == 0]
-    others = [neuron for neuron in first if neuron not in hidden][: len(first) - len(hidden)]
-    return SecretCut(sorted([*hidden, *others, *(neuron for neuron in unplanted if neuron[0])]), unplanted)
+def _enough(suspects, ruined, gone=(), *, keep_all=False):
+    """The answer to exercise 4 (Junker 2004, QuickXplain); ``keep_all`` is the mistake of its second search."""
+    if len(suspects) == 1:
+        return list(suspects)
+    middle = len(suspects) // 2
+    left, right = suspects[:middle], suspects[middle:]
+    for half in (left, right):
+        if ruined([*gone, *half]):
+            return _enough(half, ruined, gone, keep_all=keep_all)
+    first = _enough(left, ruined, [*gone, *right], keep_all=keep_all)
+    return first + _enough(right, ruined, [*gone, *(left if keep_all else first)], keep_all=keep_all)
 
 
 @exercise(
     4,
-    task=f"Return at most {MOST} of the secret cut's neurons, as pairs (block, neuron).",
-    proved="Put back, they undo what was planted, on two kinds of text that nothing here has used.",
+    task="Return a list of suspects that are enough together, and none too many.",
+    proved="It finds who is enough, also where it takes several together and halving alone leads astray.",
+    answer=_enough,
 )
-def check_culprits(culprits: Any, secret: SecretCut, judge: Callable[[set[Neuron]], Mapping[str, float]]) -> None:
-    """Check pairs (block, neuron) of a cut; ``judge`` tells a model's loss without some: text -> nats per token."""
-    expect(culprits, list | tuple | set, "Give a list of pairs (block, neuron)")
-    back = [_pair(culprit) for culprit in culprits]
-    strangers = [neuron for neuron in back if neuron not in set(secret)]
-    require(not strangers, f"{strangers[0] if strangers else ''} was never removed. Take neurons of the secret cut.")
-    require(back, "You put nothing back.")
+def check_enough(
+    attempt: Attempt,
+    disaster: Sequence[Neuron] = (),
+    ruined: Callable[[Sequence[Neuron]], bool] | None = None,
+    judge: Callable[[Sequence[Neuron]], Mapping[str, float]] | None = None,
+) -> None:
+    """Check a function (suspects, ruined) -> a least set that ruins; on planted ones, then on the lesson's disaster.
+
+    ``judge`` tells the damage when only some neurons go: text -> nats per token.
+    """
+    for number, groups in _GROUPS:
+        _check_groups(attempt, number, groups)
+    if ruined is None or judge is None:
+        return
+    require(ruined(disaster), "In this model the worst cut is no disaster, so there is nothing to find.")
+    calls = _Counting(ruined, most=10 * len(disaster))
+    found = _neurons(attempt([*disaster], calls))
+    strangers = [neuron for neuron in found if neuron not in set(disaster)]
+    require(not strangers, f"Right on planted groups; {strangers and strangers[0]} isn't a neuron of the disaster.")
+    print(f"The disaster: {', '.join(f'block {b}, neuron {n}' for b, n in found[:MOST])}; {calls.number} calls.")
     require(
-        len({*back}) <= MOST, f"You put {len({*back}):,} neurons back; {MOST} are the most. Which of them are needed?"
+        len(found) <= MOST, f"Right on planted groups; here you return {len(found):,} neurons, {MOST} are the most."
     )
-    cut, healed, goal = judge(set(secret)), judge(set(secret) - set(back)), judge(set(secret.unplanted))
-    shares = {}
-    print("Loss in nats per token, on rows that nothing has used:")
-    for text, before in cut.items():
-        print(f"  {text}: the secret cut {before:.2f}, yours back {healed[text]:.2f}, nothing planted {goal[text]:.2f}")
-        shares[text] = (before - healed[text]) / max(before - goal[text], 0.01)
-    planted = min(cut[text] - goal[text] for text in cut)
-    require(planted > 0.1, "In this model what was planted does no harm, so there is nothing to find.")
-    lowest = min(shares.values())
-    require(lowest > 0.2, f"They heal {lowest:.0%}, as any few of so many might: search, don't draw.")
+    mine, whole = judge(found), judge(disaster)
+    print("Cut alone, in nats per token, on rows that nothing has used:")
+    for text, most in whole.items():
+        print(f"  {text}: these {len(found)} do {mine[text]:.2f}, the whole disaster {most:.2f}")
+    least = min(mine[text] / most for text, most in whole.items())
+    require(least >= SHARE, f"There they do {least:.0%} of the disaster's damage; {SHARE:.0%} are asked for.")
+
+
+def _check_groups(attempt: Attempt, number: int, groups: Sequence[Sequence[int]]) -> None:
+    """One planted search, in which each of the groups is enough."""
+
+    def ruined(gone: Collection[Neuron]) -> bool:
+        return any({(2, n) for n in group} <= set(gone) for group in groups)
+
+    calls = _Counting(ruined, most=10 * number + 10)
+    found = _neurons(attempt([(2, n) for n in range(number)], calls))
+    names = " or ".join(" and ".join(map(str, group)) for group in groups)
+    case = f"{number} suspects, enough is {names}: "
+    got = f"you return {', '.join(str(n) for _, n in found[:5])}{' …' * (len(found) > 5)}"
     require(
-        lowest >= HEALED,
-        f"They heal {lowest:.0%} of what was planted; {HEALED:.0%} are asked for. Search again, with these put back.",
+        ruined(found) or len(groups) == 1,
+        f"{case}{got}, one of each. While you search the second half, keep of the first only what you found there.",
+    )
+    require(
+        ruined(found),
+        f"{case}{got}, and that alone ruins nothing. If neither half is enough, the culprits sit in both. What must "
+        "stay cut while you search one of them?",
+    )
+    spare = [n for n in found if ruined([other for other in found if other != n])]
+    require(not spare, f"{case}{got}. That is enough, but also without {spare[0][1] if spare else ''}.")
+    size = len(found)
+    most = 4 * size * (math.ceil(math.log2(number)) + 1) if number > 1 else 1
+    require(
+        calls.number <= most,
+        f"{case}right, but in {calls.number} calls of ruined; {most} are plenty. Each call runs a model.",
     )
 
 
-def _pair(culprit: Any) -> Neuron:
-    require(
-        isinstance(culprit, Sequence) and len(culprit) == 2,
-        f"Each culprit is a pair (block, neuron); one of yours is {culprit!r}.",
-    )
-    return int(culprit[0]), int(culprit[1])
+def _neurons(found: Any) -> list[Neuron]:
+    expect(found, list | tuple | set, "Return a list of suspects")
+    for one in found:
+        require(isinstance(one, Sequence) and len(one) == 2, f"Return a list of suspects; {one!r} is none.")
+    return [(int(block), int(number)) for block, number in found]
 
 
 def _check_planted(attempt: Attempt, number: int, heals: Mapping[int, float]) -> None:
@@ -309,16 +352,16 @@ def _check_planted(attempt: Attempt, number: int, heals: Mapping[int, float]) ->
 
 
 class _Counting:
-    """Harm that is counted, and that stops a search which never ends."""
+    """A question that is counted, and that stops a search which never ends."""
 
-    def __init__(self, harm: Harm, *, most: int) -> None:
-        self.harm, self.most, self.number = harm, most, 0
+    def __init__(self, ask: Callable[[Sequence[Any]], Any], *, most: int) -> None:
+        self.ask, self.most, self.number = ask, most, 0
 
-    def __call__(self, back: Sequence[Any]) -> float:
+    def __call__(self, some: Sequence[Any]) -> Any:
         self.number += 1
         if self.number > self.most:
-            raise RuntimeError(f"harm was called {self.most:,} times: do the suspects become fewer")
-        return self.harm(back)
+            raise RuntimeError(f"it asked {self.most:,} times: do the suspects become fewer")
+        return self.ask(some)
 
 
 def _asked(attempt: Attempt, model: LlamaForCausalLM, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:

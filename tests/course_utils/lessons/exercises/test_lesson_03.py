@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 from exercise_cases import cases_of
 
@@ -10,18 +11,18 @@ from course_utils.models.loading import tiny_llama
 from course_utils.pruning.width import by_halves, neuron_importance
 
 
-def silence(model, blocks):
-    """Another way: the values are put together anew."""
+def silence(model, blocks, token):
+    """Another way: the values are multiplied by a row of ones with a zero."""
 
     def hook(_module, _inputs, values):
-        return torch.cat([torch.zeros_like(values[:, :1]), values[:, 1:]], dim=1)
+        return values * (torch.arange(values.shape[1]) != token)[:, None]
 
     return [model.model.layers[block].self_attn.v_proj.register_forward_hook(hook) for block in blocks]
 
 
-def silence_in_place(model, blocks):
+def silence_in_place(model, blocks, token):
     def hook(_module, _inputs, values):
-        values[:, 0] = 0
+        values[:, token] = 0
 
     return [model.model.layers[block].self_attn.v_proj.register_forward_hook(hook) for block in blocks]
 
@@ -30,8 +31,8 @@ test_silence = cases_of(
     lesson_03.check_silence,
     mistakes=[
         (silence_in_place, "You write into the given values"),
-        (lambda model, blocks: silence(model, blocks)[:1], "Return a list with one handle per block; yours has 1"),
-        (lambda model, blocks: silence(model, blocks) and silence(model, blocks), "3 hooks were left on the model"),
+        (lambda *given: silence(*given)[:1], "Return a list with one handle per block; yours has 1"),
+        (lambda *given: silence(*given) and silence(*given), "3 hooks were left on the model"),
     ],
     answers=[silence],
 )
@@ -93,7 +94,7 @@ def test_contribution_is_tried_on_the_lessons_own_model(capsys):
 
 
 def halve(suspects, harm, *, follow=min, rest=lambda suspects, middle: suspects[middle:]):
-    """The answer to exercise 3, with switches for mistakes."""
+    """The answer to exercise 1, with switches for mistakes."""
     while len(suspects) > 1:
         middle = len(suspects) // 2
         suspects = follow(suspects[:middle], rest(suspects, middle), key=harm)
@@ -112,9 +113,9 @@ def left_if_it_heals(suspects, harm):
     return suspects[0]
 
 
-def forever(suspects, harm):
+def forever(suspects, ask):
     while True:
-        harm(suspects)
+        ask(suspects)
 
 
 test_halve = cases_of(
@@ -147,51 +148,84 @@ def test_halve_searches_the_lessons_own_cut(capsys):
     assert "here you return (9, 9), which isn't among the suspects" in capsys.readouterr().out
 
 
-UNPLANTED = [(block, number + 1) for block in range(3) for number in range(40)]
-SECRET = lesson_03.SecretCut([(block, number) for block in range(3) for number in range(40)], UNPLANTED)
-NEEDED = {(0, 3): 0.3, (0, 7): 0.3, (2, 11): 0.2}
+def enough(suspects, ruined, gone=()):
+    """Another way: of the first half only what is needed beside the second, found from the right."""
+    if len(suspects) == 1:
+        return {*suspects}
+    middle = len(suspects) // 2
+    left, right = suspects[:middle], suspects[middle:]
+    for half in (right, left):
+        if ruined({*gone, *half}):
+            return enough(half, ruined, gone)
+    some = enough(right, ruined, {*gone, *left})
+    return some | enough(left, ruined, {*gone, *some})
 
 
-def judge(gone, *, needed=NEEDED, texts=("speeches", "wiki")):
-    """A made-up loss: half a nat, and more for each needed neuron that is gone, unless nothing was planted."""
-    planted = 0 if gone == set(UNPLANTED) else sum(cost for neuron, cost in needed.items() if neuron in gone)
-    return dict.fromkeys(texts, 0.5 + planted)
+def one_that_heals(suspects, ruined):
+    """The search of exercise 1, asked the other way round."""
+    return [by_halves(suspects, lambda half: not ruined(half))]
 
 
-test_culprits = cases_of(
-    lesson_03.check_culprits,
-    SECRET,
-    judge,
-    stubs=[[...]],
+def one_left_out(suspects, ruined):
+    """Right, and slow: whoever isn't needed is dropped, one by one."""
+    left = [*suspects]
+    for suspect in suspects:
+        others = [other for other in left if other != suspect]
+        if others and ruined(others):
+            left = others
+    return left
+
+
+test_enough = cases_of(
+    lesson_03.check_enough,
     mistakes=[
-        (5, "Give a list of pairs (block, neuron); yours is of type int"),
-        ([3, 7], "Each culprit is a pair (block, neuron); one of yours is 3"),
-        ([(0, 3, 1)], "one of yours is (0, 3, 1)"),
-        ([(0, 99)], "(0, 99) was never removed"),
-        ([], "You put nothing back"),
-        (SECRET[:], "You put 120 neurons back; 4 are the most"),
-        (SECRET[20:24], "search, don't draw"),
-        ([(0, 3)], "They heal 38% of what was planted; 80% are asked for"),
+        (one_that_heals, "that alone ruins nothing. If neither half is enough, the culprits sit in both"),
+        (lambda suspects, ruined: suspects, "That is enough, but also without 0"),
+        (lambda suspects, ruined: lesson_03._enough(suspects, ruined, keep_all=True), "you return 3, 50, one of each"),
+        (one_left_out, "in 64 calls of ruined; 28 are plenty"),
+        (lambda suspects, ruined: suspects[0], "Return a list of suspects"),
+        (lambda suspects, ruined: [number for _, number in suspects], "0 is none"),
+        (forever, "do the suspects become fewer"),
     ],
-    answers=[
-        set(NEEDED),
-        [[0, 3], [0, 7], [2, 11], [2, 11]],
-    ],
+    answers=[enough],
 )
 
-
-def test_culprits_are_told_beside_the_two_cuts(capsys):
-    lesson_03.check_culprits(list(NEEDED), SECRET, judge)
-    assert "  wiki: the secret cut 1.30, yours back 0.50, nothing planted 0.50" in capsys.readouterr().out
+DISASTER = [(block, number) for block in range(3) for number in range(40)]
+GUILTY = {(1, 7), (2, 3), (2, 30)}
 
 
-def test_where_nothing_was_needed_nothing_can_be_found(capsys):
-    assert not lesson_03.check_culprits([(0, 3)], SECRET, lambda gone: judge(gone, needed={}))
-    assert "what was planted does no harm" in capsys.readouterr().out
+def damage(gone, *, guilty=GUILTY):
+    """A made-up model: half of the damage needs all of the guilty, the rest is shared by the others."""
+    return {"speeches": 2.0 * (guilty <= {*gone}) + len({*gone}) / 60, "wiki": 2.0}
 
 
-def test_secret_cut_takes_a_tenth_of_each_block_and_holds_the_strongest_of_the_first():
-    secret = lesson_03.secret_cut([torch.arange(40.0), torch.arange(40.0)])
-    assert secret == sorted(set(secret)) and len(secret) == len(secret.unplanted) == 8
-    assert {(0, 37), (0, 38), (0, 39)} <= set(secret)
-    assert [neuron for neuron in secret if neuron[0]] == [neuron for neuron in secret.unplanted if neuron[0]]
+def test_enough_searches_the_lessons_own_disaster(capsys):
+    given = (DISASTER, lambda gone: damage(gone)["speeches"] > 2.0, damage)
+    assert lesson_03.check_enough(enough, *given)
+    said = capsys.readouterr().out
+    assert "block 1, neuron 7" in said and "speeches: these 3 do 2.05, the whole disaster 4.00" in said
+    assert lesson_03.check_enough.accepted is enough
+
+
+def in_the_lesson(give):
+    """A right search of planted groups that gives something else for the lesson's own disaster."""
+    return lambda suspects, ruined: give if suspects == DISASTER else enough(suspects, ruined)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([(5, 5)], "(5, 5) isn't a neuron of the disaster"),
+        (DISASTER[:9], "here you return 9 neurons, 8 are the most"),
+        ([(1, 7), (2, 3)], "There they do 1% of the disaster's damage; 25% are asked for"),
+    ],
+)
+def test_what_is_found_is_judged_on_other_rows(found, said, capsys):
+    assert not lesson_03.check_enough(in_the_lesson(found), DISASTER, lambda gone: True, damage)
+    assert said in capsys.readouterr().out
+    assert lesson_03.check_enough.accepted is lesson_03.check_enough.answer
+
+
+def test_where_no_cut_is_a_disaster_nothing_can_be_found(capsys):
+    assert not lesson_03.check_enough(enough, DISASTER, lambda gone: False, damage)
+    assert "the worst cut is no disaster" in capsys.readouterr().out
