@@ -11,29 +11,30 @@
 # %% [markdown]
 # ## The question
 #
-# Nineteen times we cut a tenth of a Llama's neurons blindly. Eighteen times it gets worse, and lives. Once it is ruined. What did that
-# cut hit?
+# Nineteen times we cut a tenth of a Llama's neurons blindly. After eighteen of the cuts the model is worse but still works. After
+# one it is ruined. What did that cut hit?
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** Two neurons out of 4,590, with a little help. They write one giant number into the first token's state. That number keeps the
-# token silent, so that attention heads can look there when they have nothing to say. Without it the first token talks.
+# **Answer.** Two neurons out of 4,590, without which this cut is no disaster. (They need help to make one: a third neuron, and
+# much of the rest of the cut.) They write one giant number into the first token's state. That number keeps the token silent, so
+# that attention heads can look there when they have nothing to say. Without it the first token talks.
 #
 # </details>
 
 # %% [markdown] tags=["notes"]
-# **The point:** a disaster can have a tiny cause. One can find it in fifty runs of the model, and one can say *why*. The reason is the
-# attention sink. Lesson 04 takes out block 11, which writes the giant number anew.
+# **The point:** a disaster can have a tiny cause. One can find it in fifty runs of the model, and one can say *why*. The reason
+# is the attention sink. Lesson 04 takes out block 11, which writes the giant number anew.
 #
-# **Usual questions:** "Why the first token?" Every later token can see it, so it is the one place that is always there. "Does every
-# model do this?" Nearly all large ones; see the references. "Why not protect those two and be done?" They are *needed* for this disaster. The
-# last exercise asks what is *enough*.
+# **Usual questions:** "Why the first token?" Every later token can see it, so it is the one place that is always there. "Does
+# every model do this?" Nearly all large ones; see the references. "Why not protect those two and be done?" They are *needed* for
+# this disaster. The last exercise asks what is *enough*.
 #
-# **Wrong turns:** a threshold in the first search, where two halves want comparing; taking "needed" for "enough"; in the last search,
-# forgetting the other half.
+# **Wrong turns:** a threshold in the first search, where two halves want comparing; taking "needed" for "enough"; in the last
+# search, forgetting the other half.
 #
-# **At the end you have** the neurons behind the worst of nineteen cuts, a proof of what they are for, and a score for a Llama's neurons
-# that beats blind choice.
+# **At the end you have** the neurons behind the worst of nineteen cuts, a proof of what they are for, and a score for a Llama's
+# neurons that beats blind choice.
 
 # %% tags=["install"]
 
@@ -77,19 +78,20 @@ show(
 )
 
 # %% [markdown]
-# Each mark is a Llama that lost a tenth of its neurons, 4,590 of them, drawn blindly. Its height is the damage: what the cut adds to the loss, as
-# in lesson 01. Eighteen cuts (grey) stay together. The red one took no more neurons than they did, and from the same blocks. What did it
-# hit?
+# Each mark is a Llama that lost a tenth of its neurons, 4,590 of them, drawn blindly. Its height is the damage: what the cut adds
+# to the loss, as in lesson 01. Eighteen cuts (grey) stay together. The red one took no more neurons than they did, and from the
+# same blocks. What did it hit?
 #
 # ## What a neuron adds
 #
-# Each token has a state, a vector that runs through the model from block to block: the **residual stream**. Attention and MLP read the
-# state and *add* something to it. Nothing is overwritten. In a Llama the MLP adds
+# Each token has a state, a vector that runs through the model from block to block: the **residual stream**. Attention and MLP
+# read the state and *add* something to it. Nothing is overwritten. In a Llama the MLP adds
 #
 # $$\mathrm{MLP}(x) = W_{down}\,a, \qquad a = \mathrm{silu}(W_{gate}\,x) \odot W_{up}\,x$$
 #
-# So neuron $j$ adds its number $a_j$ times its column of `down_proj`. Lesson 02 proved that taking a neuron out of all three matrices equals
-# silencing it, which means setting its column to zero. We will try hundreds of cuts, and silencing is quicker. So here we silence.
+# So neuron $j$ adds its number $a_j$ times its column of `down_proj`. Lesson 02 proved that taking a neuron out of all three
+# matrices equals silencing it, which means setting its column to zero. We will try hundreds of cuts, and silencing is quicker. So
+# here we silence.
 
 # %%
 from course_utils.models import describe, load_model, variant
@@ -121,16 +123,16 @@ def without(model, gone):
 # %% [markdown]
 # ## Find the culprit
 #
-# We draw the nineteen cuts again and measure them on two short rows of speeches. That is enough to recognise the bad one. Later we
-# judge on other rows, which choose nothing.
+# We draw the nineteen cuts again and measure them on two short rows of speeches. That is enough to recognise the bad one. Later
+# we judge on other rows, which choose nothing.
 #
-# **Predict before you run.** How many of its 4,590 neurons are to blame for the disaster: most of them together, some hundreds, or a
-# handful? Because …
+# **Predict before you run.** How many of its 4,590 neurons are to blame for the disaster: most of them together, some hundreds,
+# or a handful? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# A handful, and the next exercise finds the first of them. Had the harm come from many small losses, other cuts would have been nearly
-# as bad. One outlier among nineteen smells of something that is either hit or missed.
+# A handful, and the next exercise finds the first of them. Had the harm come from many small losses, other cuts would have been
+# nearly as bad. One outlier among nineteen smells of something that is either hit or missed.
 #
 # </details>
 
@@ -171,15 +173,15 @@ here("One cut does over twice the damage of every other.", [more])
 # %% [markdown]
 # ### Exercise 1 · ●●○ · 8 minutes
 #
-# Trying one neuron at a time would take 4,590 runs of the model. Halving takes two dozen. Write `halve(suspects, harm)`: divide the suspects
-# into two halves and put each back in turn. The half whose return leaves less harm holds a culprit. Go on with that half
-# until one suspect is left, and return it. `harm(back)` runs a model, so call it only twice per step. The check first plants
+# Trying one neuron at a time would take 4,590 runs of the model. Halving takes two dozen. Write `halve(suspects, harm)`: divide
+# the suspects into two halves and put each back in turn. The half whose return leaves less harm holds a culprit. Go on with that
+# half until one suspect is left, and return it. `harm(back)` runs a model, so call it only twice per step. The check first plants
 # culprits in lists, then your function searches the disaster.
 #
 # <details><summary>Hint</summary>
 #
-# `middle = len(suspects) // 2`. Compare the halves with each other, not with a fixed number, because how much harm is left differs
-# from cut to cut.
+# `middle = len(suspects) // 2`. Compare the halves with each other, not with a fixed number, because how much harm is left
+# differs from cut to cut.
 #
 # </details>
 
@@ -212,8 +214,8 @@ check_halve(halve, disaster, harm)
 # %% [markdown]
 # ## There are two
 #
-# Your function searches twice: among all neurons, and then among all but the one that it found. If there is only one culprit, the second
-# search can heal nothing. (Until your own function is right, the course's takes its place. So it is after each exercise.)
+# Your function searches twice: among all neurons, and then among all but the one that it found. If there is only one culprit, the
+# second search can heal nothing. (Until your own function is right, the course's takes its place. So it is after each exercise.)
 
 # %%
 search = check_halve.accepted  # your function, once it is right
@@ -248,22 +250,22 @@ told.round(2)
 # %% [markdown]
 # *Damage in nats per token, on rows that chose nothing.*
 #
-# How can two different neurons each be the cure? Because either of them does the job alone. This disaster needs **both** of them gone. Of a
-# hundred blind cuts of a tenth only one takes both, so we were lucky to see it.
+# How can two different neurons each be the cure? Because either of them does the job alone. This disaster needs **both** of them
+# gone. A blind tenth takes both with a chance of about one in a hundred, so we were lucky to see it.
 #
-# Now look at the last two rows. If the two were the whole story, losing only them would be a disaster. It isn't. Losing both is *needed*,
-# because without it there is no disaster. It isn't *enough*, because alone it makes none. Somebody helped. The last exercise finds out who.
+# Now look at the last two rows. Put one of the two back, and there is no disaster. So losing both is *needed*. Cut only the two,
+# and there is no disaster either. So it isn't *enough*. Somebody helped. The last exercise finds out who.
 #
 # ## What do the two write?
 #
 # Both sit in the same block. We look at the numbers that they hold, at the first token of a row and at all the others.
 #
-# **Predict before you run.** The block's MLP has over a thousand neurons. Of the vector that they all together write into the *first*
-# token's state, how much comes from these two: 2 %, 20 % or nearly all? Because …
+# **Predict before you run.** The block's MLP has over a thousand neurons. Of the vector that they all together write into the
+# *first* token's state, how much comes from these two: 2 %, 20 % or nearly all? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Nearly all, 99 %. At the first token they hold 62 and −36. Elsewhere they are loud almost only at one word, *the*.
+# Nearly all, 99 %. At the first token they hold 62 and −36. Elsewhere the first of them is loud almost only at one word, *the*.
 #
 # </details>
 
@@ -290,8 +292,8 @@ words = map(tokenizer.decode, choosing.input_ids[:, 1:][loud.cpu()])
 print("the first is also loud at", Counter(words).most_common(3))
 
 # %% [markdown]
-# We also look at what becomes of it. `watch` runs a model and keeps the tokens' states, their values (what a token says to a head) and the
-# attention weights, for every block.
+# We also look at what becomes of it. `watch` runs a model and keeps the tokens' states, their values (what a token says to a
+# head) and the attention weights, for every block.
 
 
 # %%
@@ -347,29 +349,33 @@ show(
 )
 
 # %% [markdown]
-# *Left: what the block adds to the first token, in its ten largest channels. Right: the length of the first token's state. Look at block 2: in
-# the disaster (red) the jump is missing, and one neuron brings it back.*
+# *Left: what the block adds to the first token, in its ten largest channels. Right: the length of the first token's state. In the
+# whole model (black) it begins to grow in block 1 and jumps on in block 2; in the disaster (red) the second jump is missing, and
+# one neuron brings it back.*
 #
-# So the two write **one giant number**, always into the same channel of the first token's state. (It stays there for six blocks. Then it is
-# taken away, and block 11 writes a new one. Lesson 04 tells more of that.) Such numbers are called **massive activations** (Sun et al.
-# 2024, who found them at first tokens and at a few frequent ones, as *the* is here). What is this one for?
+# So the two write **one giant number**, always into the same channel of the first token's state, and a few small ones beside it.
+# (It stays there for six blocks. Then it is taken away, and block 11 writes a new one. Lesson 04 tells more of that.) Such
+# numbers are called **massive activations** (Sun et al. 2024, who found them at first tokens and at a few frequent ones, as *the*
+# is here). What is this one for?
 #
 # ## Where a head looks when it has nothing to say
 #
-# Think of an attention head. Its weights must sum to one, so it always has to look *somewhere*, even if nothing there is of use. It needs a
-# place where looking changes little. The first token is the only one that every later token can see, so models use it as that place: the
-# **attention sink** (Xiao et al. 2023).
+# Think of an attention head. Its weights must sum to one, so it always has to look *somewhere*, even if nothing there is of use.
+# It needs a place where looking changes little. The first token is the only one that every later token can see, so models use it
+# as that place: the **attention sink** (Xiao et al. 2023).
 #
-# For this to work, the first token must say little. That is what the giant number is for. Before a head reads a state, the state is divided by
-# its length. If nearly all of the length is one giant number, everything else becomes small. And the matrix that makes the values hardly reads
-# that channel (the cell below prints it). So the giant number works like a hand over the token's mouth.
+# For this to work, the first token must say little, and the giant number can see to that. Before a head reads a state, the state
+# is divided by its length. If nearly all of the length is one giant number, everything else becomes small. And the next matrix
+# that makes values has nearly its shortest column for that channel, so it hardly reads it (the cell below prints how many
+# channels have a shorter one). So the giant number works like a hand over the token's mouth.
 #
-# **Predict before you run.** Take a head that looks at the first token nearly all of the time. In the disaster, where does it look? Because …
+# **Predict before you run.** Take a head that looks at the first token nearly all of the time. In the disaster, where does it
+# look? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It turns away, and looks at all kinds of other tokens. In the second half of the model, heads gave 62 % of their attention to the first
-# token, and in the disaster 13 %.
+# It turns away, and looks at itself and at other tokens. In the second half of the model, heads gave 62 % of their attention to
+# the first token, and in the disaster 13 %.
 #
 # </details>
 
@@ -410,8 +416,8 @@ show(
 )
 
 # %% [markdown]
-# *One head, the same text. Each row is a token, and dark is where it looks. Left, the dark column is the sink. Right, the head
-# mixes in what it finds instead.*
+# *The head that turns away most, and the same text. Each row is a token, and dark is where it looks. Left, the dark column is the
+# sink. Right, the head mixes in what it finds instead.*
 #
 # Put the printed lines beside it: without the giant number the first token says nearly as much as any other, and later heads turn
 # away from it.
@@ -419,20 +425,21 @@ show(
 # ## Touch it
 #
 # So far that is a story. We test it by putting back what the two neurons write, and no neuron: **one constant vector**, added to
-# the first token's state and to nothing else. (Changing a state inside a running model is called **patching**.) This model puts no special
-# token in front. So the first token is just some word, and another one in each row. Two controls: a random vector of the same length, and the
-# same constant given to the *sixth* token.
+# the first token's state and to nothing else. (Changing a state inside a running model is called **patching**.) This model puts
+# no special token in front. So the first token is some word, and another one in each row. Two controls: a random vector of the
+# same length, and the same constant given to the *sixth* token.
 #
-# **Predict before you run.** All 4,590 neurons stay out. What does each of the three vectors do to the disaster? And what if we give the first
-# token only a fifth of the constant? Because …
+# **Predict before you run.** All 4,590 neurons stay out. What does each of the three vectors do to the disaster? And what if we
+# give the first token only a fifth of the constant? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The constant heals it, as well as a neuron does. Lesson 01's sentence holds here as well: a constant isn't nothing. The random vector doesn't
-# help. And a fifth of the constant takes away over half of the damage!
+# The constant heals it, as well as a neuron does. What the two add is nearly the same vector in every row, so one constant can
+# replace them. The random vector is as long and doesn't help, perhaps because values do read it. And a fifth of the constant
+# takes away over half of the damage!
 #
-# The sixth token surprises. Given the constant, it heals most of the disaster too. So it needn't be the first token. It seems to take
-# *some* silent place that later tokens can see.
+# The sixth token surprises. Given the constant, it heals most of the disaster too. So it needn't be the first token. Later tokens
+# seem to need one silent place, and the sixth token can be that place.
 #
 # </details>
 
@@ -470,14 +477,15 @@ told.drop(index=list(cuts)[2:]).round(2)
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 10 minutes
 #
-# The next intervention is yours, and it tests the reason itself. If the harm comes from what the first token *says*, then it must help to
-# silence it. Write `silence(model, blocks, token)`: it registers a hook on the `v_proj` of each of these blocks that sets the values of one
-# token to zero, and returns the list of handles. The values are [rows, tokens, size]. Leave the given tensor as it is.
+# The next intervention is yours, and it tests the reason itself. If the harm comes from what the first token *says*, then it must
+# help to silence it. Write `silence(model, blocks, token)`: it registers a hook on the `v_proj` of each of these blocks that sets
+# the values of one token to zero, and returns the list of handles. The values are [rows, tokens, size]. Leave the given tensor as
+# it is.
 #
 # <details><summary>Hint</summary>
 #
-# The blocks are `model.model.layers`, and their attention is `self_attn`. A forward hook gets `(module, inputs, output)`. If it returns a
-# tensor, that takes the output's place, so `clone` the output first.
+# The blocks are `model.model.layers`, and their attention is `self_attn`. A forward hook gets `(module, inputs, output)`. If it
+# returns a tensor, that takes the output's place, so `clone` the output first.
 #
 # </details>
 
@@ -516,8 +524,8 @@ check_silence(silence)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# To the whole model it does nothing, since the first token says little there anyway. In the disaster over half of the damage is gone.
-# Silencing another token hardly helps.
+# To the whole model it does nothing, since the first token says little there anyway. In the disaster over half of the damage is
+# gone. Silencing the sixth token hardly helps.
 #
 # </details>
 
@@ -540,14 +548,16 @@ claim("Silencing the sixth doesn't.", sixth_silent - half * 1.5)
 silent.round(2)
 
 # %% [markdown]
-# So this is what the two neurons are for: **they keep the first token silent**. Silence it by hand, and a good part of the damage is gone: over
-# half here, less than half on one of three draws of rows. The constant heals more than that. So the giant number does something else as
-# well. What, we don't know.
+# So **the two neurons help to keep the first token silent**, and that is a good part of what they are for. Silence it by hand,
+# and over half of the damage is gone here. (On other rows it can be less.) The constant heals more than that, so the giant number
+# does something else as well. It may be that heads find the token by it: what a head looks at is decided by keys, which we
+# haven't touched. We don't know.
 #
 # ## Which score would have spared them?
 #
-# Nobody draws neurons blindly. Lesson 01 had two scores. For a GLU **L1** adds up both rows of a neuron, gate's and up's. **Activation** stays
-# what it was, how large the neuron's number is on text (root mean square) times the length of its column of down:
+# Nobody draws neurons blindly. Lesson 01 had two scores. For a GLU **L1** adds up both rows of a neuron, gate's and up's.
+# **Activation** stays what it was, how large the neuron's number is on text (root mean square) times the length of its column of
+# down:
 #
 # $$\mathrm{activation}_j = \sqrt{\frac{1}{T} \sum_t a_{tj}^2} \; \cdot \; \lVert W_{down}[:, j] \rVert$$
 #
@@ -556,15 +566,16 @@ silent.round(2)
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 12 minutes
 #
-# Write `contribution(model, batches)`, the activation score: a list with one tensor [neurons] for each block. A batch is a dict of
-# `input_ids` and `attention_mask`. Where the mask is 0 stands padding, which must not count. Remove your hooks at the end. The check tries
-# your function on a tiny model with made-up text, in float32 and in 16 bits, and then on our Llama beside the library's score.
+# Write `contribution(model, batches)`, the activation score: a list with one tensor [neurons] for each block. A batch is a dict
+# of `input_ids` and `attention_mask`. Where the mask is 0 stands padding, which must not count. Remove your hooks at the end. The
+# check tries your function on a tiny model with made-up text, in float32 and in 16 bits, and then on our Llama beside the
+# library's score.
 #
 # <details><summary>Hint</summary>
 #
-# The blocks are `model.model.layers`, and each has an `mlp.down_proj`. Its pre-hook gets `(module, inputs)`, and `inputs[0]` is $a$, [rows,
-# length, neurons]. Add up squares and count real tokens over all batches, and divide at the end. Squares overflow in float16, so take
-# `.float()` first.
+# The blocks are `model.model.layers`, and each has an `mlp.down_proj`. Its pre-hook gets `(module, inputs)`, and `inputs[0]` is
+# $a$, [rows, length, neurons]. Add up squares and count real tokens over all batches, and divide at the end. Squares overflow in
+# float16, so take `.float()` first.
 #
 # </details>
 
@@ -615,15 +626,15 @@ check_contribution(contribution, base, batches[:1])
 #
 # Your score chooses the lowest tenth, L1 chooses another one, and the record has all three scores beside the nineteen blind cuts.
 #
-# **Predict before you run.** A tenth of the neurons go: by L1, by peak-to-peak, by activation, or blindly. Put them in order, from
-# cheap to ruinous. Because …
+# **Predict before you run.** A tenth of the neurons go: by L1, by peak-to-peak, by activation, or blindly. Put them in order,
+# from cheap to ruinous. Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # Activation is cheaper than every blind cut. Peak-to-peak is worse than all but the disaster. L1 is worse than even the disaster.
 #
-# In lesson 01 the neurons with small weights hardly reacted. Here it is the other way round: L1's lowest tenth holds 38 % of each block's most active
-# twentieth, where a tenth would be chance.
+# In lesson 01 the neurons with small weights hardly reacted. Here it is the other way round: L1's lowest tenth holds 38 % of each
+# block's most active twentieth, where a tenth would be chance.
 #
 # </details>
 
@@ -654,8 +665,9 @@ here("L1's lowest tenth holds over twice its share of them.", [held - 0.2])
 found.round(2)
 
 # %% [markdown]
-# So L1 doesn't just know nothing about this model, it is **misleading**: it picks out loud neurons. Is that why it fails? The record has the test. L1 cuts again,
-# but it has to spare the most active twentieth of each block. As a control it spares as many others, drawn blindly.
+# So L1 is worse than knowing nothing about this model, it is **misleading**: it picks out loud neurons. Is that why it fails? The
+# record has the test. L1 cuts again, but it has to spare the most active twentieth of each block. As a control it spares as many
+# others, drawn blindly.
 
 # %%
 spared = {}
@@ -688,17 +700,17 @@ show(
 )
 
 # %% [markdown]
-# *Left: the block in which L1 errs most. The blue dots, which it cuts, are the loudest. Right: the block of the two neurons. L1 would have kept
-# them.*
+# *Left: the block in which L1 errs most. The blue dots, which it cuts, are the loudest. Right: the block of the two neurons. L1
+# would have kept them.*
 #
-# The printed lines agree: if L1 spares the loud ones, most of its damage is gone. Why this model gives small weights to many of its loudest neurons, we
-# don't know.
+# The printed lines agree: if L1 spares the loud ones, most of its damage is gone (though on wiki it stays behind a blind cut).
+# Why this model gives small weights to many of its loudest neurons, we don't know.
 #
 # ## Who helped?
 #
-# One riddle is left. The two were *needed* for the disaster, and not *enough*. Which of its 4,590 neurons are enough? Now we ask the other way round:
-# not who must come back, but who must go. `ruined(gone)` says whether a model that lost only these neurons takes over a third of the
-# disaster's damage.
+# One riddle is left. The two were *needed* for the disaster, and not *enough*. Which of its 4,590 neurons are enough? Until now
+# we asked: who, put back, heals? Now we ask: who, cut alone, ruins? `ruined(gone)` says whether a model that lost only these
+# neurons takes over a third of the disaster's damage.
 
 # %%
 from course_utils.text import further_rows
@@ -725,14 +737,16 @@ print("the two alone:", ruined(pair))
 # %% [markdown]
 # ### Exercise 4 · ●●● · 18 minutes
 #
-# Write `enough(suspects, ruined)`. It returns a list of suspects that ruin the model together, and none too many: without any one of them it
-# isn't ruined. `halve` can't do that. Why not? In which case does halving lead astray, and what must you do then? The check plants such
-# cases in lists, and counts your calls. Then your function searches the disaster, and what it finds is judged on rows that nothing has used.
+# Write `enough(suspects, ruined)`. It returns a list of suspects that ruin the model together, and none too many: without any one
+# of them it isn't ruined. `halve` can't do that. Why not? In which case does halving lead astray, and what must you do then? The
+# check plants such cases in lists, and counts your calls. Then your function searches the disaster, and what it finds is judged
+# on rows that nothing has used.
 #
 # <details><summary>Hint</summary>
 #
-# If one half alone is enough, go on with it. If neither is, then some culprits sit in the left half and some in the right. Search the left half
-# while all of the right half stays cut. A function that calls itself is shortest: `enough(suspects, ruined, gone=())`.
+# If one half alone is enough, go on with it. If neither is, then some culprits sit in the left half and some in the right. Search
+# the left half while all of the right half stays cut. A function that calls itself is shortest: `enough(suspects, ruined,
+# gone=())`.
 #
 # </details>
 
@@ -765,8 +779,8 @@ check_enough(enough, disaster, ruined, judge)
 # %% [markdown]
 # ## The cliff
 #
-# What you found should fit the reason. The two write one number, into one channel of the first token's state. So whoever helped should write
-# into the same channel. Here are the neurons of the disaster that write most into it, up to the block of the two.
+# What you found should fit the reason. The two write one number, into one channel of the first token's state. So whoever helped
+# should write into the same channel. Here are the neurons of the disaster that write most into it, up to the block of the two.
 
 # %%
 seen = []
@@ -794,15 +808,16 @@ helper = next(neuron for neuron in writers if neuron not in pair)
 # %% [markdown]
 # Is yours among the first on the list?
 #
-# Now we turn the number itself up and down. We add a part of the constant to the first token's state, or take a part away, and no neuron comes back.
-# We do so in the disaster, in the model that lost only the two, and in the model that lost the two and the third on the list, the *helper*.
+# Now we turn the number itself up and down. We add a part of the constant to the first token's state, or take a part away, and no
+# neuron comes back. We do so in the disaster, in the model that lost only the two, and in the model that lost the two and the
+# third on the list, the *helper*.
 #
 # **Predict before you run.** How does the damage change with the size of the number: evenly, or all at once? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# All at once: there is a cliff. Down to a quarter of the number the damage grows slowly. Below that it shoots up. Without the two, the model
-# stands at the edge. The helper, neuron 49 of block 1, writes only a little. But at the edge a little counts.
+# All at once: there is a cliff. Down to a quarter of the number the damage grows slowly. Below that it shoots up. Without the
+# two, the model stands at the edge. The helper, neuron 49 of block 1, writes only a little. But at the edge a little counts.
 #
 # </details>
 
@@ -858,11 +873,12 @@ show(
 # %% [markdown]
 # *The large marks are the three models as they are. From there we turn the number. Each curve has its cliff at the left.*
 #
-# So that is the story. **The number matters, and not who writes it.** The two write most of it. Without them a rest is left, and the model lives
-# on that rest. The disaster lost a part of the rest as well, and a tenth of everything else. Turn the number up, and each of the three models
-# recovers.
+# So that is the story. **Within each model the number decides.** The two write most of it. Without them a rest is left, and the
+# model lives on that rest. The disaster lost a part of the rest as well, and a tenth of everything else. Turn the number up, and
+# each of the three models recovers.
 #
-# It isn't the whole story: the helper's mark lies above the brown curve. It writes at *the* as well, and there we haven't touched anything.
+# It isn't the whole story. At the same number the three models lose different amounts, because each lost other neurons as well.
+# And we turned the whole constant, not its largest channel alone.
 #
 # ## Quiz
 
@@ -884,7 +900,7 @@ show(
 # - [ ] Both halves heal it, because each brings back one neuron.
 #   > One neuron back isn't enough here: the other is still gone.
 # - [x] Perhaps neither half heals it, and comparing them leads astray.
-#   > Halving works if one culprit suffices. Here it takes two. So keep one half back while you search the other, as in the last exercise.
+#   > Halving works if one culprit suffices. Here it takes two. So keep one half back while you search the other: the mirror image of the last exercise.
 
 # %% [markdown] tags=["quiz"]
 # A head of block 5 puts half of its attention on the first token. Is that token important to what the head says?
@@ -901,11 +917,12 @@ show(
 #
 # - A disaster can have a small cause. Searching by halves finds it in two runs per step.
 # - *Needed* and *enough* are two questions. Put it back, and cut it alone.
-# - **The first token is a sink.** Heads look at it when they have nothing to say. A giant number in its state keeps it silent, and a few
-#   neurons write that number. Don't cut those.
+# - **The first token is a sink.** Heads look at it when they have nothing to say. A giant number in its state keeps it silent,
+#   and a few neurons write that number. Don't cut those.
 # - In this Llama small weights mislead. A look at a little text beats every blind choice.
 #
-# **On Monday:** after any cut, look at how much attention later heads give the first token. It takes one forward pass.
+# **On Monday:** after any cut, look at how much attention later heads give the first token. It takes one forward pass, and finds
+# a disaster of this kind. (It needn't find others: L1's cut keeps the two.)
 #
 # **Next:** lesson 04 takes whole blocks out. One of them is block 11.
 #
@@ -922,4 +939,3 @@ show(
 # - Sun et al. 2023 (Wanda), arXiv 2306.11695: weights times activations
 # - Martra 2024, *Exploring GLU Expansion Ratios*, doi 10.31219/osf.io/qgxea: one score for gate and up
 # - Yu et al. 2024, *The Super Weight in Large Language Models*, arXiv 2411.07191: single weights that a model needs
-# - Zhang and Nanda 2024, *Towards Best Practices of Activation Patching*, arXiv 2309.16042
