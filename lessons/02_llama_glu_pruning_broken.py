@@ -75,8 +75,8 @@ bars = {
     ),
 }
 _, panel = plt.subplots(figsize=(8, 3.2), layout="constrained")
-for name, (look, nats) in bars.items():
-    panel.barh(name, nats, color=mark(look)["color"])
+for name, (arm, nats) in bars.items():
+    panel.barh(name, nats, color=mark(arm)["color"])
 panel.set(xlabel="loss on speeches (nats per token)")
 panel.invert_yaxis()
 show(
@@ -309,7 +309,8 @@ x = torch.randn(100, 5)  # a hundred tokens
 ours = glu(x, *small)
 off = []
 for mask in itertools.product((0.0, 1.0), repeat=5):  # 1: this neuron speaks
-    masked = glu(x, toy[0], toy[1], toy[2] * torch.tensor(mask))
+    gate, up, down = toy
+    masked = glu(x, gate, up, down * torch.tensor(mask))
     off.append((ours - masked).abs().max() / ours.abs().max())
 print(f"the nearest of {len(off)} masks is off by {min(off):.0%}", end=" ")
 print("of the largest output")
@@ -434,15 +435,16 @@ show(
 #
 # ## Turn the knob
 #
-# So far this is a suspicion. If it is right, we can turn the harm up and down like the sound of a radio. We cut one row per matrix again, but now *we* choose which. In each block gate loses some row
-# $i$, drawn blindly, and up loses row $i + d$. Each model loses exactly as much as every other. Only the distance $d$ differs.
+# So far this is a suspicion. If it is right, we can turn the harm up and down like the sound of a radio. We cut one row per matrix again, but
+# now *we* choose which. In each block gate loses some row $i$, drawn blindly, and up loses row $i + d$. Each model loses exactly as much as
+# every other. Only the distance $d$ differs.
 #
 # **Predict before you run.** What does it cost at $d = 0$? And how does the cost go on when $d$ doubles again and again? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# At 0 nothing, because then both rows belong to the same neuron, and a whole neuron per block is hardly missed. At 64 places it is already 0.4 nats, and
-# it goes up and up with the distance, to over 9. No important row did that, because the rows were drawn anew each time.
+# At 0 nothing, because then both rows belong to the same neuron, and a whole neuron per block is hardly missed. At 64 places it is already
+# 0.4 nats, and it goes up and up with the distance, to over 9. No important row did that, because the rows were drawn anew each time.
 #
 # </details>
 
@@ -472,9 +474,9 @@ table = {"lowest of three": lowest, "highest": highest}
 pd.DataFrame(table, index=distances).rename_axis("distance").round(2).T
 
 # %% [markdown]
-# The damage follows the distance (in nats per token on a few rows, three draws of rows for each distance). But a careful reader could still object:
-# perhaps the two rows $i$ and $i + d$ are missed *more* when they come from different neurons. So we touch the reason itself. `judge` lets a function mend each MLP of a broken model, and measures the damage that
-# is left.
+# The table has the damage in nats per token on a few rows, for three draws of rows $i$ at each distance. It follows the distance. But one
+# could still object: perhaps the two rows $i$ and $i + d$ are missed *more* when they come from different neurons. So we touch the reason
+# itself. `judge` lets a function mend each MLP of a broken model, and measures the damage that is left.
 
 
 # %%
@@ -577,16 +579,16 @@ show(
 )
 
 # %% [markdown]
-# *Each pair of a cross and a star has lost the very same rows. What differs is whether the others stand in step.*
+# *Each star has lost the very rows that a cross above it has lost. What differs is whether the other rows stand in step.*
 #
 # The lost rows were hardly missed. The **shift** was the harm: between the gaps, one neuron's gate decides over another neuron's content.
 #
 # ## One list for all three
 #
-# So here is the right cut: one list of neurons, and all three matrices keep it. `prune_neurons` does that for every family. Is all well then? We take a
-# tenth of the neurons by L1, once with separate lists and once with one list.
+# So here is the right cut: one list of neurons, and all three matrices keep it. `prune_neurons` does that for every family. Is all well then?
+# We take a tenth of the neurons by L1, once with separate lists and once with one list.
 #
-# **Predict before you run.** With one list the cut is exact, your `is_exact` would say so. Is it a good one? Because …
+# **Predict before you run.** With one list the cut is exact. Is it a good one, then? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -622,7 +624,7 @@ print(f"beats {beaten} of {len(random_cuts)} random cuts")
 claim("The exact cut by L1 beats none of the random cuts.", [0.5 - beaten])
 
 # %% [markdown]
-# (Look at the entropies, too: the exact cut is sure and wrong as well. So being sure and wrong tells you that a model is in trouble, and not whether
+# (Look at the entropies, too: even the exact cut is surer than the loss allows. So this sign tells you that a model is in trouble, and not whether
 # its surgery was right. Only the equality tells that.)
 #
 # Which neurons can go is the question of lesson 03.
@@ -657,9 +659,9 @@ for text, rows in exam.items():
 # %% [markdown]
 # ### Exercise 4 · ●●● · 15 minutes
 #
-# Write `rescue(gate, up, down, gate_list, up_list, width)`. It gets what `in_step` got, and returns the three matrices of the **largest exact GLU** that
-# is still in there, without empty places. You may use your own functions. The check compares it with the masked original on small matrices and
-# fresh lists, and then opens the exam.
+# Write `rescue(gate, up, down, gate_list, up_list, width)`. It gets what `in_step` got, and returns the three matrices of the **largest exact
+# GLU** that is still in there, without empty places. You may use your own functions. The check compares it with the masked original on small
+# matrices and fresh lists, and then opens the exam.
 #
 # <details><summary>Hint</summary>
 #
