@@ -86,7 +86,7 @@ show(
 
 # %% [markdown]
 # *How well three models predict speeches; longer is worse.* The third model is the first one, but each block lost a single neuron of its 1,536: the
-# weakest, as in lesson 01. And now it predicts worse than a model that has never read a word.
+# weakest one, chosen as in lesson 01. And now it predicts worse than a model that has never read a word.
 #
 # You make this model yourself in a minute. There is a mistake in it. **Look for it while you read.** The text tells it only after
 # exercise 2.
@@ -495,7 +495,7 @@ def judge(mend, broken, *lists, rows=texts, intact=whole):
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 12 minutes
 #
-# Prove it. **Nothing that was lost comes back**, you only put the rest back in step: into each gap goes an empty row, so that every row stands at its
+# Prove it. **No lost row comes back.** You only put the others back in step: you insert an empty row into each gap, so that every row stands at its
 # old place again. Write `in_step(gate, up, down, gate_list, up_list, width)`. It gets one MLP's broken matrices and the two lists:
 # `gate_list[k]` is the old number of the row at place $k$ of `gate`, and `up_list` tells the same for `up`. The lists may be in any order and
 # lack any number of rows. Return the three matrices with all `width` places, zeros where nothing is known.
@@ -593,7 +593,7 @@ show(
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # It is exact, and better than guessing. But it isn't good: it costs over 5 nats, and in the record it loses to each of 19 random cuts. Exact
-# means that the right neurons are gone from all three matrices. It doesn't mean that they were the right ones to lose.
+# means that the same neurons are gone from all three matrices. It doesn't mean that they were the right ones to lose.
 #
 # </details>
 
@@ -624,8 +624,8 @@ print(f"beats {beaten} of {len(random_cuts)} random cuts")
 claim("The exact cut by L1 beats none of the random cuts.", [0.5 - beaten])
 
 # %% [markdown]
-# (Look at the entropies, too: even the exact cut is surer than the loss allows. So this sign tells you that a model is in trouble, and not whether
-# its surgery was right. Only the equality tells that.)
+# (Look at the entropies, too: even with one list the entropy is far below the loss. So "sure and wrong" tells you that a model is in trouble, but
+# not whether its surgery was right. Only the equality tells that.)
 #
 # Which neurons can go is the question of lesson 03.
 #
@@ -660,7 +660,7 @@ for text, rows in exam.items():
 # ### Exercise 4 · ●●● · 15 minutes
 #
 # Write `rescue(gate, up, down, gate_list, up_list, width)`. It gets what `in_step` got, and returns the three matrices of the **largest exact
-# GLU** that is still in there, without empty places. You may use your own functions. The check compares it with the masked original on small
+# GLU** that is still in there, without empty places. You may use your own `in_step`. The check compares it with the masked original on small
 # matrices and fresh lists, and then opens the exam.
 #
 # <details><summary>Hint</summary>
