@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def _shapes(hidden: int, width: int, gone: int, **other: tuple[int, ...]) -> dic
         (lambda hidden, width, gone: _shapes(hidden, width, gone, down=(width - gone, hidden)),
          "down leads back from the neurons to the hidden size, and an nn.Linear stores [out, in]."),
         (lambda hidden, width, gone: _shapes(hidden, width, gone, up=(width, hidden)),
-         "Gate and up are multiplied number by number, so up loses as many rows as gate."),
+         "The results of gate and up are multiplied number by number, so up loses as many rows as gate."),
         (lambda hidden, width, gone: _shapes(hidden, width, gone, down=(hidden, width)),
          "down reads the products, so it loses as many columns as gate loses rows."),
         (lambda hidden, width, gone: _shapes(hidden, width, gone, output=(width - gone,)),
@@ -75,17 +75,37 @@ def check_shapes(attempt: Attempt, model: PreTrainedModel, width: int) -> None:
     print(f"The Llama that was cut: {fitting} of {3 * len(mlps)} matrices have the shapes that you say. Green.")
 
 
+def _is_exact(prune: Callable[..., Matrices]) -> bool:
+    """The answer to exercise 2."""
+    return all(_equals_a_masked_one(prune, _tiny_glu(seed, width=5)) for seed in range(10))
+
+
+def _equals_a_masked_one(prune: Callable[..., Matrices], whole: Matrices, keep: int = 3) -> bool:
+    gate, up, down = whole
+    x = torch.randn(20, gate.shape[1], generator=torch.Generator().manual_seed(0))
+    small = _glu(x, *prune(gate, up, down, keep))
+    masks = (torch.zeros(len(gate)).index_fill(0, torch.tensor(c), 1) for c in combinations(range(len(gate)), keep))
+    return any(torch.allclose(small, _glu(x, gate, up, down * mask), atol=1e-5) for mask in masks)
+
+
 @exercise(
     2,
-    task="Return True or False: is what this pruner makes equal to the original with some neurons silenced?",
+    task="Return True or False: is what this pruner makes equal to the original with some neurons silenced, each time?",
     proved="It lets every right pruner pass and stops every broken one. Keep it for every pruner you write.",
+    answer=_is_exact,
 )
 def check_is_exact(attempt: Attempt) -> None:
-    """Check a function (pruner) -> whether it makes a GLU equal to a masked one."""
+    """Check a function (pruner) -> whether it makes GLUs equal to masked ones."""
     for prune, mistake in _RIGHT_PRUNERS.items():
         require(true_or_false(attempt(prune)), mistake)
     for prune, mistake in _BROKEN_PRUNERS.items():
         require(not true_or_false(attempt(prune)), mistake)
+    require(
+        not true_or_false(attempt(_right_on_the_first())),
+        "It lets a pruner pass whose lists agree on the first GLU that you make up, and on no other. One draw isn't "
+        "enough: of 5 neurons, of which 3 stay, two separate lists agree by chance about once in 10 draws. Make up "
+        "several GLUs, and ask for all of them.",
+    )
 
 
 def _in_step(
@@ -167,6 +187,10 @@ def _output(x: Tensor, shapes: list[list[int]], mended: Any) -> Tensor:
     gate, up, down = _three(mended)
     found = [list(matrix.shape) for matrix in (gate, up, down)]
     require(found == shapes, f"With all their places gate, up and down are {shapes}; yours are {found}.")
+    return _glu(x, gate, up, down)
+
+
+def _glu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return (silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
@@ -323,6 +347,19 @@ def _another_order(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrice
 def _rescaled(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
     gate_kept, up_kept, down_kept = _together(gate, up, down, keep)
     return gate_kept, up_kept, 1.25 * down_kept
+
+
+def _right_on_the_first() -> Callable[..., Matrices]:
+    """A pruner that is right on the first GLU that it meets, as a broken one sometimes is by luck."""
+    first: list[Tensor] = []
+
+    def prune(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
+        if not first:
+            first.append(gate.clone())
+        lucky = first[0].shape == gate.shape and torch.equal(first[0], gate)
+        return (_together if lucky else _carried_over)(gate, up, down, keep)
+
+    return prune
 
 
 _RIGHT_PRUNERS: dict[Callable[..., Matrices], str] = {
