@@ -677,8 +677,8 @@ print("in step:", ten_tokens(mended(put_in_step, variant(careful), *lists)))
 # neuron's content. Up to a third of the block, silence costs about half as much, because those neurons no longer do their work. The rest is what
 # strangers say instead, and only with it our model is worse than guessing. (With two thirds of a block silent, nothing is left to make worse.)
 #
-# (In step, 0.1 nats remain in our model, but only 0.01 where the rows were drawn blindly: L1's weakest rows cost more than random ones. That is
-# the theme of lesson 03.)
+# (In step, 0.12 nats remain in our model, but 0.03 at most, on average, where the rows were drawn blindly: L1's weakest rows cost more than random
+# ones. That is the theme of lesson 03.)
 #
 # ## One list for all three
 #

@@ -58,7 +58,7 @@ def glu_block(*, neuron: int | None = 2) -> Axes:
     _arrow(ax, (5.37, 4.0), (5.85, 3.2))
     _arrow(ax, (4.25, 2.0), (5.83, 2.84))
     _arrow(ax, (6.16, 3.0), (6.8, 3.0))
-    together = "The results of row i of gate and row i of up are multiplied: the three hatched pieces go together."
+    together = "Results i of gate and of up are multiplied: the three hatched pieces go together."
     _note(ax, (5.75, 0.6), together if marked else "gate's and up's results are multiplied, and down leads back.")
     return ax
 
