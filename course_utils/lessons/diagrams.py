@@ -41,23 +41,25 @@ def gpt2_block(*, neuron: int = 2) -> Axes:
     return ax
 
 
-def glu_block(*, neuron: int = 2) -> Axes:
+def glu_block(*, neuron: int | None = 2) -> Axes:
     """A Llama block, and its GLU opened up: one neuron is a row of gate, a row of up, and a column of down.
 
-    ``neuron`` says which of the six drawn is marked.
+    ``neuron`` says which of the six drawn is marked; with None the drawing tells of no neuron.
     """
-    ax = _canvas(9, 5.6, "One neuron of a GLU", bottom=0.2)
+    marked = [] if neuron is None else [neuron]
+    ax = _canvas(9, 5.6, "One neuron of a GLU" if marked else "The MLP of a Llama", bottom=0.2)
     _block(ax, "Llama block")
-    _matrix(ax, (2.9, 3.2), (1.3, 1.6), "gate_proj", rows=_NEURONS, marked_rows=[neuron])
-    _matrix(ax, (2.9, 1.2), (1.3, 1.6), "up_proj", rows=_NEURONS, marked_rows=[neuron])
+    _matrix(ax, (2.9, 3.2), (1.3, 1.6), "gate_proj", rows=_NEURONS, marked_rows=marked)
+    _matrix(ax, (2.9, 1.2), (1.3, 1.6), "up_proj", rows=_NEURONS, marked_rows=marked)
     _box(ax, (4.95, 4.0), "SiLU", width=0.8)
     _symbol(ax, (5.95, 3.0), "×")
-    _matrix(ax, (6.9, 2.35), (1.6, 1.3), "down_proj", columns=_NEURONS, marked_columns=[neuron])
+    _matrix(ax, (6.9, 2.35), (1.6, 1.3), "down_proj", columns=_NEURONS, marked_columns=marked)
     _arrow(ax, (4.25, 4.0), (4.53, 4.0))
     _arrow(ax, (5.37, 4.0), (5.85, 3.2))
     _arrow(ax, (4.25, 2.0), (5.83, 2.84))
     _arrow(ax, (6.16, 3.0), (6.8, 3.0))
-    _note(ax, (5.75, 0.6), "Row i of gate and row i of up are multiplied: the three hatched pieces go together.")
+    together = "Results i of gate and of up are multiplied: the three hatched pieces go together."
+    _note(ax, (5.75, 0.6), together if marked else "gate's and up's results are multiplied, and down leads back.")
     return ax
 
 

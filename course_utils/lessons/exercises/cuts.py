@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from course_utils.lessons.exercises.checking import Attempt, expect, require
 from course_utils.models.loading import variant
@@ -70,21 +70,6 @@ GPT2 = Family(
     "n_inner",
     lambda hidden, width: GPT2Config(n_embd=hidden, n_inner=width, n_layer=3, n_head=2, n_positions=16, **_ENDS),
 )
-LLAMA = Family(
-    LlamaForCausalLM,
-    "model.layers",
-    {
-        "gate_proj.weight": (0, "an nn.Linear stores [out, in], and gate leads into the neurons"),
-        "up_proj.weight": (0, "an nn.Linear stores [out, in], and up leads into the neurons"),
-        "down_proj.weight": (1, "an nn.Linear stores [out, in], and down leads out of the neurons"),
-    },
-    ("gate_proj.out_features", "up_proj.out_features", "down_proj.in_features"),
-    "intermediate_size",
-    lambda hidden, width: LlamaConfig(
-        hidden_size=hidden, intermediate_size=width or hidden, num_hidden_layers=3, num_attention_heads=2,
-        max_position_embeddings=16, **_ENDS,
-    ),
-)  # fmt: skip
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from course_utils.support import plotting
 
 DRAWINGS = {
     "gpt2_block": [{}],
-    "glu_block": [{}],
+    "glu_block": [{}, {"neuron": None}],
     "residual_stream": [{"removed": []}, {"blocks": 8, "removed": [0, 7], "cached": True}],
     "attention_bypass": [{}],
     "adaptive_decision": [{}],
@@ -58,6 +58,12 @@ def test_one_neuron_is_hatched_in_three_pieces(name):
     ax = getattr(diagrams, name)(neuron=4)
     hatched = [patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_hatch()]
     assert len(hatched) == 3
+
+
+def test_a_glu_without_a_marked_neuron_tells_of_none():
+    ax = diagrams.glu_block(neuron=None)
+    assert not [patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_hatch()]
+    assert not any("hatched" in text.get_text() for text in ax.texts)
 
 
 def test_removed_blocks_are_crossed_out_and_add_nothing():

@@ -1,28 +1,21 @@
-"""What can go wrong in a cut of any family's MLPs is named; lessons 01 and 02 test their own mistakes."""
+"""What can go wrong in a cut of a model's MLPs is named; lesson 01 tests its own mistakes."""
 
 import copy
 
 import pytest
-import torch
 from torch import nn
 
-from course_utils.lessons.exercises import exercise, lesson_01, lesson_02
-from course_utils.lessons.exercises.cuts import GPT2, LLAMA, check_cut
+from course_utils.lessons.exercises import exercise, lesson_01
+from course_utils.lessons.exercises.cuts import GPT2, check_cut
 from course_utils.pruning.width import neuron_importance, prune_neurons
 
-ANSWERS = {"gpt2": (GPT2, lesson_01._prune_width), "llama": (LLAMA, lesson_02._prune_llama)}
+ANSWER = lesson_01._prune_width
 
 
-def given(family):
-    return (0.3,) if family is GPT2 else ([*torch.rand(3, 20, generator=torch.Generator().manual_seed(0))], 0.3)
-
-
-def judge(attempt, name, capsys):
-    family, answer = ANSWERS[name]
-
-    @exercise(1, task="Cut.", proved="Cut.", answer=answer)
+def judge(attempt, capsys):
+    @exercise(1, task="Cut.", proved="Cut.", answer=ANSWER)
     def check(attempt):
-        check_cut(family, attempt, family.tiny_model(20, 20), *given(family))
+        check_cut(GPT2, attempt, GPT2.tiny_model(20, 20), 0.3)
 
     check(attempt)
     return capsys.readouterr().out
@@ -65,13 +58,13 @@ def written_into(family, answer, model, *rest):
 
 
 def norm_changed(family, answer, model, *rest):
-    norm = model.get_submodule("transformer.ln_f" if family is GPT2 else "model.norm")
+    norm = model.get_submodule("transformer.ln_f")
     norm.weight = nn.Parameter(norm.weight + 1)
     return answer(model, *rest)
 
 
 def another_activation(family, answer, model, *rest):
-    setattr(model.config, "activation_function" if family is GPT2 else "hidden_act", "relu")
+    model.config.activation_function = "relu"
     return answer(model, *rest)
 
 
@@ -109,26 +102,13 @@ OF_GPT2 = [
     (sized("c_fc", "nf"), "c_fc.nf is 20, but 14"),
     (sized("c_proj", "nx"), "c_proj.nx is 20, but 14"),
 ]
-OF_LLAMA = [
-    (put("down_proj.weight", lambda old, keep: old[keep]), "down_proj.weight should be [20, 14] and is [14, 20]"),
-    (put("up_proj.weight", lambda old, keep: old[:, keep]), "up_proj.weight should be [14, 20] and is [20, 14]"),
-    (put("up_proj.weight", lambda old, keep: old[: len(keep)]), "Use one list of neurons, in one order"),
-    (put("down_proj.weight", lambda old, keep: 2 * old[:, keep]), "down_proj.weight holds numbers that weren't there"),
-    (sized("gate_proj", "out_features"), "gate_proj.out_features is 20, but 14"),
-    (sized("down_proj", "in_features"), "down_proj.in_features is 20, but 14"),
-]
 
 
-@pytest.mark.parametrize(
-    ("name", "attempt", "said"),
-    [*(("gpt2", *case) for case in ANY + OF_GPT2), *(("llama", *case) for case in ANY + OF_LLAMA)],
-)
-def test_mistake_is_named(name, attempt, said, capsys):
-    family, answer = ANSWERS[name]
-    told = judge(lambda *given: attempt(family, answer, *given), name, capsys)
+@pytest.mark.parametrize(("attempt", "said"), ANY + OF_GPT2)
+def test_mistake_is_named(attempt, said, capsys):
+    told = judge(lambda *given: attempt(GPT2, ANSWER, *given), capsys)
     assert said in told and "not yet" in told, told
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-def test_answer_is_right(name, capsys):
-    assert "correct" in judge(ANSWERS[name][1], name, capsys)
+def test_answer_is_right(capsys):
+    assert "correct" in judge(ANSWER, capsys)

@@ -5,18 +5,11 @@ import itertools
 import pytest
 import torch
 from exercise_cases import cases_of
-from torch.nn.functional import silu
+from torch.nn.functional import pad, silu
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from course_utils.lessons.exercises import lesson_02
 from course_utils.pruning.width import prune_neurons
-
-SHAPES = {
-    "gate": (6554, 2048),
-    "up": (6554, 2048),
-    "down": (2048, 6554),
-    "product": (2, 7, 6554),
-    "output": (2, 7, 2048),
-}
 
 
 def l1(gate, up):
@@ -32,8 +25,12 @@ def glu(x, gate, up, down):
     return (silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
-def is_exact(prune, *, width=5, keep=3, same=lambda a, b: torch.allclose(a, b, atol=1e-5)):
-    generator = torch.Generator().manual_seed(0)
+def is_exact(prune, *, draws=10, **options):
+    return all(one_draw(prune, seed, **options) for seed in range(draws))
+
+
+def one_draw(prune, seed=0, *, width=5, keep=3, same=lambda a, b: torch.allclose(a, b, atol=1e-5)):
+    generator = torch.Generator().manual_seed(seed)
     gate, up = torch.randn(2, width, 4, generator=generator)
     down, x = torch.randn(4, width, generator=generator), torch.randn(20, 4, generator=generator)
     small = glu(x, *prune(gate, up, down, keep))
@@ -62,20 +59,36 @@ def gate_and_up_agree(prune):
     return all(torch.isclose(column[:, None], whole).all(0).any().item() for column in products.T)
 
 
+def cut_llama():
+    """A tiny Llama whose MLPs lost two of 20 neurons."""
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=61, hidden_size=8, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2)
+    )
+    prune_neurons(model, [torch.arange(20.0)] * 2, ratio=0.1)
+    return model
+
+
+def shapes_with(**other):
+    return lambda hidden, width, gone: lesson_02._shapes(hidden, width, gone, **other)
+
+
 test_shapes = cases_of(
     lesson_02.check_shapes,
-    stubs=[SHAPES | {"down": ...}],
+    cut_llama(),
+    20,
+    stubs=[shapes_with(down=...)],
     mistakes=[
-        (SHAPES | {"gate": (1638, 2048)}, "1638 is how many neurons go"),
-        (SHAPES | {"up": (6553, 2048)}, "= 6554 stay"),
-        (SHAPES | {"down": (6554, 2048)}, "stores [out, in]"),
-        (SHAPES | {"down": (2048, 8192)}, "8192 neurons were there before"),
-        (SHAPES | {"product": (7, 6554)}, "3 dimensions"),
-        (SHAPES | {"output": (2, 7, 6554)}, "back to the hidden size"),
-        ({"gate": (6554, 2048)}, "Keep the names"),
+        (shapes_with(gate=(3, 4)), "Hidden size 2048, 8192 neurons, 1638 of them gone: it is gate [6,554, 2,048]"),
+        (lambda *_: {"gate": (1, 2)}, "The names are gate, up, down, product, output; yours are gate."),
+        (lambda *_: [(1, 2)], "Return a dict; yours is of type list"),
     ],
-    answers=[SHAPES],
+    answers=[lambda *given: {name: list(shape) for name, shape in lesson_02._shapes(*given).items()}],
 )
+
+
+def test_shapes_are_held_against_the_model_that_was_cut(capsys):
+    lesson_02.check_shapes(lesson_02._shapes, cut_llama(), 20)
+    assert "6 of 6 matrices have the shapes that you say" in capsys.readouterr().out
 
 
 test_is_exact = cases_of(
@@ -88,6 +101,9 @@ test_is_exact = cases_of(
         (rows_agree, "The order changes no output"),
         (gate_and_up_agree, "down a list of its own"),
         (lambda prune: is_exact(prune, keep=5), "let the pruner remove something"),
+        (one_draw, "One draw isn't enough"),
+        (lambda prune: one_draw(prune, width=8, keep=4), "One draw isn't enough"),
+        (lambda prune: any(one_draw(prune, seed) for seed in range(10)), "One draw isn't enough"),
         (lambda prune: is_exact(prune, same=torch.equal), "torch.allclose"),
     ],
     answers=[is_exact, lambda prune: is_exact(prune, width=7, keep=4)],
@@ -95,41 +111,68 @@ test_is_exact = cases_of(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_is_exact_may_try_any_random_glu(seed):
-    """No broken pruner is right by luck: lists that happen to be equal are made to differ."""
-
-    def with_another_seed(prune):
-        generator = torch.Generator().manual_seed(seed)
-        gate, up = torch.randn(2, 5, 4, generator=generator)
-        down, x = torch.randn(4, 5, generator=generator), torch.randn(20, 4, generator=generator)
-        small = glu(x, *prune(gate, up, down, 3))
-        masks = [torch.tensor(mask) for mask in itertools.product((0.0, 1.0), repeat=5)]
-        return any(torch.allclose(small, glu(x, gate, up, down * mask), atol=1e-5) for mask in masks)
-
-    assert lesson_02.check_is_exact(with_another_seed)
+def test_is_exact_may_draw_any_random_glus(seed):
+    """No broken pruner of the check is right by luck: lists that happen to be equal are made to differ."""
+    assert lesson_02.check_is_exact(lambda prune: all(one_draw(prune, 10 * seed + draw) for draw in range(3)))
 
 
-def with_the_library(model, scores, ratio):
-    prune_neurons(model, scores, ratio=ratio)
-    return model
+def separately(gate, up, down, keep):
+    """The lesson's broken pruner, which now and then is right by luck."""
+    on_gate, on_up = (matrix.abs().sum(1).topk(keep).indices.sort().values for matrix in (gate, up))
+    return gate[on_gate], up[on_up], down[:, on_gate]
 
 
-def in_another_order(model, scores, ratio):
-    return lesson_02._prune_llama(
-        model, scores, ratio, choose=lambda own, ratio: own.topk(len(own) - int(ratio * len(own))).indices
-    )
+def test_one_draw_passes_a_broken_pruner_now_and_then_and_the_answer_never_does():
+    passed = sum(one_draw(separately, seed) for seed in range(200))
+    assert 8 < passed < 40, "about one draw in ten"
+    assert not lesson_02.check_is_exact.answer(separately)
 
 
-# What any cut can do wrong is tried in test_cuts.py.
-test_prune_llama = cases_of(
-    lesson_02.check_prune_llama,
-    stubs=[lambda *_: print("pruned")],
-    mistakes=[(lambda model, scores, ratio: prune_neurons(model, scores, ratio=ratio), "Return the model; yours")],
-    answers=[with_the_library, in_another_order],
+BROKEN = (cut_llama(), [torch.arange(18)] * 2, [torch.arange(1, 19)] * 2)
+
+
+def judge(mend, model, *lists):
+    """Makes up a damage: what is left of places with strangers."""
+    mlp = model.model.layers[0].mlp
+    weights = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+    gate, up, down = mend(*weights, lists[0][0], lists[1][0], 20)
+    assert gate.shape == up.shape == down.T.shape
+    return {"speeches": 8.2 if len(gate) == 18 else 0.1}
+
+
+def at_the_end(gate, up, down, gate_list, up_list, width):
+    """Pads, so that all rows stay where they are."""
+    missing = width - len(gate)
+    return pad(gate, (0, 0, 0, missing)), pad(up, (0, 0, 0, missing)), pad(down, (0, missing))
+
+
+def both_in_step(gate, up, down, gate_list, up_list, width):
+    """Empties the rows whose partner is missing, too, which computes the same."""
+    matrices = lesson_02._in_step(gate, up, down, gate_list, up_list, width)
+    alive = torch.tensor([number in gate_list and number in up_list for number in range(width)])
+    return matrices[0] * alive[:, None], matrices[1] * alive[:, None], matrices[2] * alive
+
+
+test_in_step = cases_of(
+    lesson_02.check_in_step,
+    judge,
+    *BROKEN,
+    mistakes=[
+        (lambda gate, up, down, *_: (gate, up, down), "With all their places gate, up and down are [[9, 16], [9, 16]"),
+        (at_the_end, "not at the end"),
+        (lambda *given: lesson_02._in_step(*given)[:2], "Return three matrices"),
+        (lambda *given: [2 * matrix for matrix in lesson_02._in_step(*given)], "it is a tensor [20, 16]"),
+    ],
+    answers=[both_in_step],
 )
 
 
-def rescue(gate, up, down, gate_list, up_list):
+def test_damage_is_told_before_and_in_step(capsys):
+    lesson_02.check_in_step(lesson_02._in_step, judge, *BROKEN)
+    assert "The Llama, speeches: 8.20 nats per token of damage, in step 0.10" in capsys.readouterr().out
+
+
+def rescue(gate, up, down, gate_list, up_list, _):
     survivors = sorted({*gate_list.tolist()} & {*up_list.tolist()})
     in_gate = [gate_list.tolist().index(number) for number in survivors]
     in_up = [up_list.tolist().index(number) for number in survivors]
@@ -143,7 +186,7 @@ def chosen(change):
 
 test_rescue = cases_of(
     lesson_02.check_rescue,
-    lambda attempt: {"speeches": 6.14, "wiki": 7.5},
+    lambda attempt: {"speeches": 1.81, "wiki": 2.0},
     stubs=[lambda *given: (..., ..., ...)],
     mistakes=[
         (chosen(lambda gate, up, down, _: (gate, up.flip(0), down)), "Your matrices hold different neurons"),
@@ -161,5 +204,5 @@ test_rescue = cases_of(
 
 
 def test_a_rescue_is_measured_once_it_is_right(capsys):
-    lesson_02.check_rescue(rescue, lambda attempt: {"speeches": 6.14, "wiki": 7.5})
-    assert "perplexity × the whole model's: speeches 6.14, wiki 7.50" in capsys.readouterr().out
+    lesson_02.check_rescue(rescue, lambda attempt: {"speeches": 1.81, "wiki": 2.0})
+    assert "nats per token of damage: speeches 1.81, wiki 2.00" in capsys.readouterr().out
