@@ -11,33 +11,33 @@
 # %% [markdown]
 # ## The question
 #
-# We take one neuron out of each block of a Llama. It still runs, its size is right, and after saving it opens again, equal bit for bit. Every
-# light is green. Yet the model knows less than nothing. Why?
+# We take one neuron out of each block of a Llama. It still runs, its size is right, and after saving it opens again, equal bit
+# for bit. Every light is green. Yet it predicts worse than a model that guesses. Why?
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** A neuron of a Llama has a row in each of two matrices, and the two rows work together. We let each matrix give up its own weakest
-# row. Below its gap, each matrix moves up by one. Between the two gaps only one of them has moved, so its rows face the wrong partner, and
-# that is a third of the block. Put an empty row into each gap, and the model is well again.
+# **Answer.** A neuron of a Llama has a row in each of two matrices, and the two rows work together. We let each matrix give up
+# its own weakest row. Below its gap, each matrix moves up by one. Between the two gaps only one of them has moved, so its rows
+# face the wrong partner, and that is a third of the block. Put an empty row into each gap, and the model is well again.
 #
 # </details>
 
 # %% [markdown] tags=["notes"]
-# **The point:** shapes, sizes and saved files say nothing about whether a cut is right. One equality does, without any data. And the harm has
-# a simple reason that one can touch: rows that moved by one.
+# **The point:** shapes, sizes and saved files say nothing about whether a cut is right. One equality does, without any data. And
+# the harm has a simple reason that one can touch: rows that moved by one.
 #
-# **Let the room find it:** say neither "index" nor "pair" before exercise 2. When somebody calls "but it is only one neuron!", ask which one.
+# **Let the room find it:** say neither "index" nor "pair" before exercise 2. When somebody calls "but it is only one neuron!",
+# ask which one.
 #
-# **Usual questions:** "But it runs?" That is the lesson. "Was it an important neuron?" No: random rows do it as well, and in step the same
-# rows are hardly missed. "Then those neurons have just stopped working?" Half of it: silence costs about half of what strangers cost.
-# "Would anybody make this mistake?" Whoever prunes matrix by matrix with a tool that knows nothing of pairs.
+# **Usual questions:** "But it runs?" That is the lesson. "Was it an important neuron?" No: random rows do it as well, and in step
+# the same rows are hardly missed. "Then those neurons have just stopped working?" Half of it: silence costs about half of what
+# strangers cost. "Would anybody make this mistake?" Whoever prunes matrix by matrix with a tool that knows nothing of pairs.
 #
-# **Wrong turns:** comparing rows instead of outputs, or one draw only, in exercise 2; padding at the end in exercise 3; taking a neuron's number
-# for its place in
-# exercise 4.
+# **Wrong turns:** comparing rows instead of outputs, or one draw only, in exercise 2; padding at the end in exercise 3; taking a
+# neuron's number for its place in exercise 4.
 #
-# **At the end you have** a test that finds a broken cut without data, the reason why one row can ruin a model, and a way to rescue a
-# checkpoint that was cut wrongly.
+# **At the end you have** a test that finds a broken cut without data, the reason why one row can ruin a model, and a way to
+# rescue a checkpoint that was cut wrongly.
 
 # %% tags=["install"]
 
@@ -87,10 +87,11 @@ show(
 )
 
 # %% [markdown]
-# *How badly three models predict speeches; longer is worse.* The third model is the first one, but each block lost a single neuron of its 1,536: the
-# weakest one, chosen as in lesson 01. And now it predicts worse than a model that has never read a word.
+# *How badly three models predict speeches; longer is worse.* The third model is the first one, but each block lost a single
+# neuron of its 1,536: the weakest one, chosen as in lesson 01. And now it predicts worse than a model that has never read a word.
 #
-# You make this model yourself in a minute. There is a mistake in it. **Look for it in the code.** The text names it only after exercise 2.
+# You make this model yourself in a minute. There is a mistake in it. **Look for it in the code.** The text names it only after
+# exercise 2.
 #
 # ## The MLP of a Llama
 
@@ -107,22 +108,23 @@ show(
 #
 # $$\mathrm{MLP}(x) = W_{down}\,a, \qquad a = \mathrm{silu}(W_{gate}\,x) \odot W_{up}\,x$$
 #
-# Two matrices read the same $x$. The results of `up` are contents. `gate`'s results, through SiLU, are the factors by which each content is
-# multiplied; $\odot$ does so number by number. `down` reads the products and leads back. Such an MLP is a **GLU**, a *gated linear unit*
-# (Dauphin et al. 2017), and with SiLU it is called **SwiGLU** (Shazeer 2020). Most open models of today have one. All three layers are `nn.Linear`
-# and store [out, in].
+# Two matrices read the same $x$. The results of `up` are contents. `gate`'s results, through SiLU, are the factors by which each
+# content is multiplied; $\odot$ does so number by number. `down` reads the products and leads back. Such an MLP is a **GLU**, a
+# *gated linear unit* (Dauphin et al. 2017), and with SiLU it is called **SwiGLU** (Shazeer 2020). Most open models of today have
+# one. All three layers are `nn.Linear` and store [out, in].
 #
 # ## Cut it as in lesson 01
 #
-# In lesson 01 we took the columns with the smallest L1 norm out of `c_fc`, and `c_proj` followed. The code below does it here, carefully: a
-# single neuron per block.
+# In lesson 01 we took the columns with the smallest L1 norm out of `c_fc`, and `c_proj` followed. The code below does it here,
+# carefully: a single neuron per block.
 #
-# **Predict before you run.** Three things could complain: the forward pass, the configuration, the saved file. Which of them will? Because …
+# **Predict before you run.** Three things could complain: the forward pass, the configuration, the saved file. Which of them
+# will? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# None. The next cells print it: shapes that fit, 1,535 neurons in the configuration, and a file that opens again. (We write the configuration
-# by hand, in the last line but one of `cut`, so that light couldn't turn red.)
+# None. The next cells print it: shapes that fit, 1,535 neurons in the configuration, and a file that opens again. (We write the
+# configuration by hand, in the last line but one of `cut`, so that light couldn't turn red.)
 #
 # </details>
 
@@ -167,9 +169,10 @@ print(f"{len(blocks)} of {len(blocks) * width:,} neurons are gone")
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 5 minutes
 #
-# The first light: do the shapes fit? Write `mlp_shapes(hidden, width, gone)`. It returns a dict with five shapes of an MLP that lost `gone` of its
-# `width` neurons: of the weights `gate`, `up` and `down`, and for one token $x$ of shape `(hidden,)` of the `product` behind gate and up and of
-# the `output`. The check tries some sizes, and then holds your shapes against the Llama that we have cut.
+# The first light: do the shapes fit? Write `mlp_shapes(hidden, width, gone)`. It returns a dict with five shapes of an MLP that
+# lost `gone` of its `width` neurons: of the weights `gate`, `up` and `down`, and for one token $x$ of shape `(hidden,)` of the
+# `product` behind gate and up and of the `output`. The check tries some sizes, and then holds your shapes against the Llama that
+# we have cut.
 #
 # <details><summary>Hint</summary>
 #
@@ -203,7 +206,8 @@ check_shapes(mlp_shapes, careful, width)
 # %% [markdown]
 # ## More lights
 #
-# Two more things that one looks at: does the configuration know the new size, and does the saved file open in plain `transformers`?
+# Two more things that one looks at: does the configuration know the new size, and does the saved file open in plain
+# `transformers`?
 
 # %%
 from transformers import AutoModelForCausalLM
@@ -227,18 +231,19 @@ del again, mlp
 # %% [markdown]
 # ## What does it know?
 #
-# Passages of speeches and of Wikipedia judge, as in lesson 01: 8 of each here, 4 in the long experiment, and 48 in the record behind the first
-# figure, so the numbers differ a little. Beside the loss we print the **entropy** of the predictions. It says how unsure a model is: 0 nats if one
-# token has all the probability, and as much as guessing if all tokens have the same. A model that knows its limits loses about as much as its
-# entropy says.
+# Passages of speeches and of Wikipedia judge, as in lesson 01: 8 of each here, 4 in the long experiment, and 48 in the record
+# behind the first figure, so the numbers differ a little. Beside the loss we print the **entropy** of the predictions. It says
+# how unsure a model is: 0 nats if one token has all the probability, and as much as guessing if all tokens have the same. A model
+# that knows its limits loses about as much as its entropy says.
 #
-# **Predict before you run.** You saw that its loss is above guessing. Is this model unsure of everything, or is it sure of something wrong?
-# Because …
+# **Predict before you run.** You saw that its loss is above guessing. Is this model unsure of everything, or is it sure of
+# something wrong? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Sure of something wrong. If it spread its bets over all tokens, it would lose as much as guessing does. But its entropy on speeches is only
-# 5.23 nats, as for an even choice among 186 tokens, and it loses 12.18. And where does it put the right token? In the median at place 5,075.
+# Sure of something wrong. If it spread its bets over all tokens, it would lose as much as guessing does. But its entropy on
+# speeches is only 5.23 nats, as for an even choice among 186 tokens, and it loses 12.18. And where does it put the right token?
+# In the median at place 5,075.
 #
 # </details>
 
@@ -283,19 +288,19 @@ excess = [loss - 2 * entropy for loss, entropy, _ in cuts]
 here("It loses over twice as much as its entropy says.", excess)
 
 # %% [markdown]
-# How can a model be worse than guessing? Only by giving the right tokens less than an even share.
+# How can a model be worse than guessing? Only by giving the right tokens, on (geometric) average, less than an even share.
 #
 # ## Ask the equality
 #
-# In lesson 01, a right cut equalled the large MLP with those neurons silenced. Does ours? We try a toy of five neurons, and all $2^5 = 32$ ways to
-# silence some of them.
+# In lesson 01, a right cut equalled the large MLP with those neurons silenced. Does ours? We try a toy of five neurons, and all
+# $2^5 = 32$ ways to silence some of them.
 #
 # **Predict before you run.** The toy loses one neuron, by our method. Which of the 32 does it equal? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# None of them. So we didn't choose a bad neuron. **We didn't take out a neuron at all**: what is left isn't the old MLP without something, it
-# is another function.
+# None of them. So we didn't choose a bad neuron. **We didn't take out a neuron at all**: what is left isn't the old MLP without
+# something, it is another function.
 #
 # </details>
 
@@ -332,15 +337,15 @@ claim("The toy that was cut so equals none of the masked ones.", [min(off) - 0.0
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 12 minutes
 #
-# Write the test that was missing. `is_exact(prune)` gets a function like `carried_over`, which is called as `prune(gate, up, down, keep)`. Make up
-# **several** random GLUs; no model and no text is needed. Return True if each small GLU that `prune` makes equals the large one with *some*
-# neurons silenced, and False if not. How `prune` chooses is its own affair. The check hands your test some right pruners and some broken ones.
-# Some of these are right now and then, by luck.
+# Write the test that was missing. `is_exact(prune)` gets a function like `carried_over`, which is called as `prune(gate, up,
+# down, keep)`. Make up **several** random GLUs; no model and no text is needed. Return True if each small GLU that `prune` makes
+# equals the large one with *some* neurons silenced, and False if not. How `prune` chooses is its own affair. The check hands your
+# test some right pruners and some broken ones. Some of these are right now and then, by luck.
 #
 # <details><summary>Hint</summary>
 #
-# Ten random GLUs of 5 neurons, of which 3 stay, are enough. `itertools.combinations(range(5), 3)` lists which three may have stayed. Silence the
-# others in `down`, and compare what `glu` gives with `torch.allclose`.
+# Ten random GLUs of 5 neurons, of which 3 stay, are enough. `itertools.combinations(range(5), 3)` lists which three may have
+# stayed. Silence the others in `down`, and compare what `glu` gives with `torch.allclose`.
 #
 # </details>
 
@@ -377,17 +382,18 @@ check_is_exact(is_exact)
 # %% [markdown]
 # ## Find the mistake
 #
-# In the toy `gate` gave up its row 1, and `up` its row 3: each of the two gives up its own weakest row. The rows below a gap move up, because a
-# smaller matrix has no holes. Then the results are multiplied place by place: those of the first row of gate with those of the first row of up,
-# and so on.
+# In the toy `gate` gave up its row 1, and `up` its row 3: each of the two gives up its own weakest row. The rows below a gap move
+# up, because a smaller matrix has no holes. Then the results are multiplied place by place: those of the first row of gate with
+# those of the first row of up, and so on.
 #
-# **Predict before you run.** At each of the toy's four places a row of gate meets a row of up. Which ones meet? And at how many places of the
-# real Llama, which lost one row per matrix, do two rows meet that don't belong together: 1 of 1,535, some, or nearly all? Because …
+# **Predict before you run.** At each of the toy's four places a row of gate meets a row of up. Which ones meet? And at how many
+# places of the real Llama, which lost one row per matrix, do two rows meet that don't belong together: 1 of 1,535, some, or
+# nearly all? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# In the toy rows 0 and 0 meet, then 2 and 1, 3 and 2, and at last 4 and 4. Outside the two gaps all is well, and between them every row meets a
-# stranger. In the Llama that is the fate of 33 % of the places, from 2 % in one block to 87 % in another.
+# In the toy rows 0 and 0 meet, then 2 and 1, 3 and 2, and at last 4 and 4. Outside the two gaps all is well, and between them
+# every row meets a stranger. In the Llama that is the fate of 33 % of the places, from 2 % in one block to 87 % in another.
 #
 # </details>
 
@@ -444,8 +450,8 @@ show(
 )
 
 # %% [markdown]
-# *Red: places where strangers meet. They begin at one gap and end at the other.* Why a third? Two places drawn blindly on a line lie a third of its
-# length apart, on average.
+# *Red: places where strangers meet. They begin at one gap and end at the other.* Why a third? The order of neurons means nothing,
+# so the two weakest rows stand anywhere, and two places drawn blindly on a line lie a third of its length apart, on average.
 #
 # So here is what belongs together:
 
@@ -457,24 +463,26 @@ show(
 )
 
 # %% [markdown]
-# **A neuron of a GLU is three slices with one number**: a row of gate, *the same* row of up, and the same column of down. We let `gate` and `up`
-# keep lists of their own. A shape tells how many rows are left, not which, and that is why every light was green.
+# **A neuron of a GLU is three slices with one number**: a row of gate, *the same* row of up, and the same column of down. We let
+# `gate` and `up` keep lists of their own. A shape tells how many rows are left, not which, and that is why every light was green.
 #
-# This is also how "one neuron" can be worse than guessing: it isn't one neuron. If gate lost row $i$ and up lost row $j$, strangers meet at
-# $|i - j|$ places.
+# This is also how "one neuron" can be worse than guessing: it isn't one neuron. If gate lost row $i$ and up lost row $j$,
+# strangers meet at $|i - j|$ places.
 #
 # ## Turn the knob
 #
-# So far this is a suspicion. If it is right, we can turn the harm up and down like the sound of a radio. Now *we* choose the rows. In each block
-# gate loses some row $i$, drawn blindly, and up loses row $i + d$. Every model loses one row of gate and one of up in each block. Only the
-# distance $d$ differs.
+# So far this is a suspicion. If it is right, we can turn the harm up and down like the sound of a radio. Now *we* choose the
+# rows. In each block gate loses some row $i$, drawn blindly, and up loses row $i + d$. Every model loses one row of gate and one
+# of up in each block. Only the distance $d$ differs.
 #
-# **Predict before you run.** What does it cost at $d = 0$? And how does the cost go on when $d$ doubles again and again? Because …
+# **Predict before you run.** What does it cost at $d = 0$? And how does the cost go on when $d$ doubles again and again? Because
+# …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# At 0 nothing, because then both rows belong to the same neuron, and a whole neuron per block is hardly missed. At 64 places it is already
-# up to 0.5 nats, and it goes up and up with the distance, to over 9. Equal distances don't cost the same: it also matters which places they are.
+# At 0 nothing, because then both rows belong to the same neuron, and a whole neuron per block is hardly missed. At 64 places it
+# is already up to 0.5 nats, and it goes up and up with the distance, to over 9. Equal distances don't cost the same: it also
+# matters which places they are.
 #
 # </details>
 
@@ -514,9 +522,10 @@ claim("On average more distance does more harm.", by_distance.mean().diff()[1:])
 by_distance.agg(["min", "max"]).round(2).T
 
 # %% [markdown]
-# The table has the lowest and the highest damage, in nats per token, of three draws of rows $i$ at each distance. It follows the distance. But one
-# could still object: perhaps the two rows $i$ and $i + d$ are missed *more* when they come from different neurons. So we touch the reason
-# itself. `mended` lets a function mend each MLP of a broken model, and `judge` measures the damage that is left.
+# The table has the lowest and the highest damage, in nats per token, of three draws of rows $i$ at each distance. It follows the
+# distance. But one could still object: perhaps losing half of two neurons is worse than losing one neuron whole, with no shift
+# involved. So we remove the shift and keep the loss. `mended` lets a function mend each MLP of a broken model, and `judge`
+# measures the damage that is left.
 
 
 # %%
@@ -541,18 +550,18 @@ def judge(mend, broken, *lists, rows=texts, intact=whole):
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 12 minutes
 #
-# Prove it. We now undo the shift and leave the losses as they are: you insert an empty row into each gap, so that every other row stands at its
-# old place again. **No lost row comes back.** Write `in_step(gate, up, down, gate_list, up_list, width)`. It gets one MLP's broken matrices and the
-# two lists:
-# `gate_list[k]` is the old number of the row at place $k$ of `gate`, and `up_list` tells the same for `up`. The lists may be in any order and
-# lack any number of rows. Return the three matrices with all `width` places, zeros where nothing is known.
+# Prove it. We now undo the shift and leave the losses as they are: you insert an empty row into each gap, so that every other row
+# stands at its old place again. **No lost row comes back.** Write `in_step(gate, up, down, gate_list, up_list, width)`. It gets
+# one MLP's broken matrices and the two lists: `gate_list[k]` is the old number of the row at place $k$ of `gate`, and `up_list`
+# tells the same for `up`. The lists may be in any order and lack any number of rows. Return the three matrices with all `width`
+# places, zeros where nothing is known.
 #
 # **Predict before the check tells you:** it puts the Llama of this lesson in step. How much of its damage goes away? Because …
 #
 # <details><summary>Hint</summary>
 #
-# `gate.new_zeros(width, hidden)` is an empty matrix, and `empty[places] = weight` writes all rows into it at once. And which list did the columns of
-# `down` follow?
+# `gate.new_zeros(width, hidden)` is an empty matrix, and `empty[places] = weight` writes all rows into it at once. And which list
+# did the columns of `down` follow?
 #
 # </details>
 
@@ -581,21 +590,22 @@ check_in_step(in_step, judge, careful, gate_lists, up_lists)
 # %% [markdown]
 # ## The shift is the harm
 #
-# Your function can mend every model of the knob. In step, a row that has lost its partner does nothing, so in effect the two neurons $i$ and $j$
-# are gone whole, and nobody meets a stranger. (The lesson's own function is used if yours wasn't accepted.)
+# Your function can mend every model of the knob. In step, a row that has lost its partner does nothing, so in effect the two
+# neurons $i$ and $j$ are gone whole, and nobody meets a stranger. (The lesson's own function is used if yours wasn't accepted.)
 #
-# Are the strangers *actively* harmful, or have a third of the neurons merely stopped working? A third series tells: we **silence**
-# everything between the gaps, by removing all neurons from $i$ to $j$ whole.
+# Are the strangers *actively* harmful, or have a third of the neurons merely stopped working? A third series tells: we
+# **silence** everything between the gaps, by removing all neurons from $i$ to $j$ whole.
 #
-# And does it need a loss at all? In the last model **nothing is lost**: all rows of our Llama stay, and only up's rows between the two places
-# move by one.
+# And does it need a loss at all? In the last model **nothing is lost**: all rows of our Llama stay, and only up's rows between
+# the two places move by one.
 #
 # **Predict before you run.** What will each of the three cost: in step, silence, the shift without a loss? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# In step nearly nothing, at any distance: our model goes from over 8 nats to about 0.1. Silence costs about half of what strangers cost, up to a
-# third of the block; with two thirds silent it is as bad. And the shift alone, with nothing lost, does nearly all of the harm.
+# In step nearly nothing, at any distance: our model goes from over 8 nats to about 0.1. Silence costs about half of what
+# strangers cost, up to a third of the block; with two thirds silent it is as bad. And the shift alone, with nothing lost, does
+# nearly all of the harm.
 #
 # </details>
 
@@ -670,29 +680,30 @@ lists = gate_lists, up_lists
 print("in step:", ten_tokens(mended(put_in_step, variant(careful), *lists)))
 
 # %% [markdown]
-# *At each distance a cross, a dot and a star belong to the same three draws of rows $i$.* A star has lost rows $i$ and $j$, as its cross has; in
-# effect two neurons are gone whole.
+# *At each distance a cross, a dot and a star belong to the same three draws of rows $i$.* A star has lost rows $i$ and $j$, as
+# its cross has; in effect two neurons are gone whole.
 #
-# The lost rows were hardly missed. The **shift** was the harm, and it needs no loss: between the gaps, one neuron's gate decides over another
-# neuron's content. Up to a third of the block, silence costs about half as much, because those neurons no longer do their work. The rest is what
-# strangers say instead, and only with it our model is worse than guessing. (With two thirds of a block silent, nothing is left to make worse.)
+# The lost rows were hardly missed. The **shift** was the harm, and it needs no loss: between the gaps, one neuron's gate decides
+# over another neuron's content. Up to a third of the block, silence costs about half as much, because those neurons no longer do
+# their work. Strangers add about as much again, and only with that our model is worse than guessing. (At two thirds we find no
+# difference between the two, and don't know why.)
 #
-# (In step, 0.12 nats remain in our model, but 0.03 at most, on average, where the rows were drawn blindly: L1's weakest rows cost more than random
-# ones. That is the theme of lesson 03.)
+# (In step, 0.12 nats remain in our model, but 0.03 at most, on average, where the rows were drawn blindly: L1's weakest rows cost
+# more than random ones. That is the theme of lesson 03.)
 #
 # ## One list for all three
 #
-# So here is the right cut: one list of neurons, and all three matrices keep it. `prune_neurons` does that for every family, Martra (2024) cuts
-# Llamas so, and LLM-Pruner (Ma et al. 2023) finds by itself which slices go together. Does your test agree? `is_exact` judges three matrices, so we
-# wrap a pruner of whole models: into the one block of a tiny Llama, and out again. Then we take a tenth of the neurons from ours by L1, once with
-# separate lists and once with one list.
+# So here is the right cut: one list of neurons, and all three matrices keep it. `prune_neurons` does that for every family,
+# Martra (2024) cuts Llamas so, and LLM-Pruner (Ma et al. 2023) finds by itself which slices go together. Does your test agree?
+# `is_exact` judges three matrices, so we wrap a pruner of whole models: into the one block of a tiny Llama, and out again. Then
+# we take a tenth of the neurons from ours by L1, once with separate lists and once with one list.
 #
 # **Predict before you run.** With one list the cut is exact. Is it a good one, then? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It is exact, and better than guessing. But it isn't good: it costs over 5 nats, and in the record it loses to each of 19 random cuts. Exact
-# means that the same neurons are gone from all three matrices. It doesn't mean that they were the right ones to lose.
+# It is exact, and better than guessing. But it isn't good: it costs over 5 nats, and in the record it loses to each of 19 random
+# cuts. Exact means that the same neurons are gone from all three matrices. It doesn't mean that they were the right ones to lose.
 #
 # </details>
 
@@ -746,16 +757,17 @@ print(f"beats {beaten} of {len(random_cuts)} random cuts")
 claim("The exact cut by L1 beats none of the random cuts.", [0.5 - beaten])
 
 # %% [markdown]
-# (Look at the entropies, too: even with one list the entropy is far below the loss. So "sure and wrong" tells you that a model is in trouble, but
-# not whether its surgery was right. Only the equality tells that.)
+# (Look at the entropies, too: even with one list the entropy is far below the loss. So "sure and wrong" tells you that a model is
+# in trouble, but not whether its surgery was right. Only the equality tells that.)
 #
 # Which neurons can go is the question of lesson 03.
 #
 # ## Rescue a checkpoint
 #
-# Somebody cut a Llama with two separate lists, a tenth of each matrix, and threw the original away. There is a log with both lists. With zeros in the
-# gaps the model would be as large as before, with places that do nothing. You shall hand back a *smaller* model that is exact. It is judged
-# on passages that nothing has used so far.
+# Somebody cut a Llama with two separate lists, a tenth of each matrix, and threw the original away. There is a log with both
+# lists. With zeros in the gaps the model would be as large as before, with places that do nothing. Hand back a *smaller* model,
+# without empty places, that equals the original with some neurons silenced. It is judged on passages that nothing has used so
+# far.
 
 # %%
 from course_utils.text import further_rows
@@ -781,14 +793,14 @@ for text, rows in exam.items():
 # %% [markdown]
 # ### Exercise 4 · ●●○ · 15 minutes
 #
-# Write `rescue(gate, up, down, gate_list, up_list, width)`. It gets what `in_step` got, and returns the three matrices of the **largest exact
-# GLU** that is still in there, without empty places. You may use your own `in_step`. The check compares it with the masked original on small
-# matrices and fresh lists, and then opens the exam.
+# Write `rescue(gate, up, down, gate_list, up_list, width)`. It gets what `in_step` got, and returns the three matrices of the
+# **largest exact GLU** that is still in there, without empty places. You may use your own `in_step`. The check compares it with
+# the masked original on small matrices and fresh lists, and then opens the exam.
 #
 # <details><summary>Hint</summary>
 #
-# Take pencil and paper: `gate_list` is [4, 0, 2], `up_list` is [2, 4, 1], and `width` is 5. How many neurons can you hand back, and where do you find
-# the three slices of each?
+# Take pencil and paper: `gate_list` is [4, 0, 2], `up_list` is [2, 4, 1], and `width` is 5. How many neurons can you hand back,
+# and where do you find the three slices of each?
 #
 # </details>
 
@@ -840,12 +852,14 @@ check_rescue(rescue, exam_of)
 # ## Take-aways
 #
 # - A neuron of a GLU is a row of gate, *the same* row of up and *the same* column of down: one list for all three.
-# - Shapes, sizes, a saved file and a forward pass don't show that the right rows meet. *Pruned equals masked* finds the mistake without data.
-# - **The shift is the harm, not the loss.** Same rows gone, the rest in step: little happens. All rows there, but shifted: disaster.
-# - Strangers are worse than silence. A silenced neuron says nothing; strangers say something wrong.
+# - Shapes, sizes, a saved file and a forward pass don't show that the right rows meet. *Pruned equals masked* finds the mistake
+#   without data.
+# - **The shift is the harm, not the loss.** Same rows gone, the rest in step: little happens. All rows there, but shifted:
+#   disaster.
+# - Up to a third of a block, strangers are worse than silence. A silenced neuron says nothing; strangers say something wrong.
 #
-# **On Monday:** wherever two results are multiplied or added place by place, what you cut must have one list. Before you measure a
-# new pruner, run `is_exact` on it; a pruner of whole models you wrap, as we did. It takes a second.
+# **On Monday:** wherever two results are multiplied or added place by place, what you cut must have one list. Before you measure
+# a new pruner, run `is_exact` on it; a pruner of whole models you wrap, as we did. It takes a second.
 #
 # **Next:** lesson 03 keeps the neurons whole and asks which of them must stay.
 #
