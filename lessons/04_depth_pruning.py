@@ -657,8 +657,8 @@ show(
 # *Block 2 writes, blocks 8 to 10 erase, block 11 writes again.* (The first two blocks and the last two aren't drawn.)
 #
 # If this is the reason, then block 11 isn't only dear for what it computes, but because the number was erased before it. We test
-# that with block 11 out. First we give the first token the number that is missing, or a tenth of it. Then, with the eraser still in,
-# we give back only what it erases. As a control we give the number to another channel.
+# that with block 11 out. First we give the first token the number that is missing, or a tenth of it. Then, with the eraser still
+# in, we give back only what it erases. As a control we give the number to another channel.
 
 # %%
 giant = steps[dearest - 1].item()  # what block 11 writes
@@ -762,8 +762,8 @@ here("The cheapest run costs less than influence's six.", ahead)
 # In the middle of this model the constants are small, so keeping them helps these six only a little. It is the giant ones that
 # kill. `kept.norm(dim=1)` shows which those are, for one pass over some text.
 #
-# Papers about larger models find that runs near the end cost least (Gromov et al. 2024, who heal them afterwards). Here such a
-# run is the worst, and now you know what one has to look for.
+# Papers about larger models find that runs near the end cost least (Gromov et al. 2024, who heal them afterwards; Lu et al. 2024
+# train a few layers). Here such a run is the worst, and now you know what one has to look for.
 #
 # ## Who else stands in?
 
@@ -871,3 +871,4 @@ check_stand_ins(pair, number, judge, two, kept[:, channel])
 # - Rushing and Nanda 2024, *Explorations of Self-Repair in Language Models*, arXiv 2402.15390
 # - Stolfo et al. 2024, *Confidence Regulation Neurons in Language Models*, arXiv 2406.16254: neurons that set the volume in front
 #   of the head
+# - Lu et al. 2024, *Reassessing Layer Pruning in LLMs*, arXiv 2411.15558: the last blocks, and a few layers trained afterwards
