@@ -182,6 +182,9 @@ def exercise(
     (from the function, as the value, or inside a list, tuple or dict) and NotImplementedError mean that it is not
     solved yet, so an exercise always asks for something returned.
 
+    Later cells of the lesson may use what the learner wrote: ``check_….accepted`` is the last attempt if that was
+    correct, and ``answer`` otherwise, because a notebook has to run unsolved, too.
+
     Args:
         number: of the exercise in its lesson.
         task: what to write, one sentence; printed while the stub is still there.
@@ -217,10 +220,11 @@ def exercise(
         def judged(*attempts: Any, **rest: Any) -> bool:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 correct, verdict = judge(check, attempts, rest)
+            vars(judged)["accepted"] = attempts[0] if correct else answer
             print(f"Exercise {number}: {verdict}")
             return correct
 
-        vars(judged).update(answer=answer, mistakes=mistakes)
+        vars(judged).update(answer=answer, mistakes=mistakes, accepted=answer)
         return judged
 
     return decorate
