@@ -536,22 +536,22 @@ show(
 # *Left: look at blocks 0 and 2, where the blue squares leave the grey dots. Right: a mark is a cut, and its damage is the mean of the two
 # texts. Follow the three colours from left to right.*
 #
-# When we draw blindly, many constants point different ways and cancel. The weak neurons' constants are all of one kind, so they add up.
-# Does the length of the push predict the damage? Between the three ways to choose, it does. Among the nineteen random cuts it doesn't,
-# because their pushes are nearly equally long.
+# Every cut loses a push, but L1 and `activation` lose longer ones than any blind draw. Does the length predict the damage? Between the three
+# ways to choose, it does: the longer the push, the worse the cut. Among the nineteen random cuts it says nothing. Their pushes are nearly
+# equally long.
 #
-# ## Touch it: take the constant alone
+# ## Touch it: take the push alone
 #
 # Three colours in a row are a suspicion and no proof. So we change one thing only: **all neurons stay**, and we subtract the push from
 # `c_proj.bias`. If the lost push does the harm, this must hurt nearly as much as the cut. Perhaps any push of this length would
 # hurt as much? To find out, we also subtract vectors of the same length that point in a random direction.
 #
-# **Predict before you run.** How much of L1's damage does the constant do alone? And is its share of a random cut's damage larger or
-# smaller? Because …
+# **Predict before you run.** How much of L1's damage does the push do alone? And does a random cut's push do a larger or a smaller share
+# of that cut's damage? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# On speeches it does 70 % of L1's damage, with every neuron in its place. Of a random cut's damage it does a third. Vectors of the
+# On speeches it does 70 % of L1's damage, with every neuron in its place. A random cut's push does a third of that cut's damage. Vectors of the
 # same length in another direction do less than half as much harm. So L1's push is long, and it also points where it hurts.
 #
 # </details>
@@ -593,7 +593,7 @@ here("In another direction the same length does less harm.", ahead)
 share.round(2)
 
 # %% [markdown]
-# So most of the harm of L1's cut is the lost constant. This tells us the cure, and it costs no parameter: `c_proj` has a bias, and a bias
+# So most of the harm of L1's cut is the lost push. This tells us the cure, and it costs no parameter: `c_proj` has a bias, and a bias
 # is the place for a constant.
 
 # %% [markdown]
@@ -674,8 +674,8 @@ panels[0].set(ylabel="damage (nats per token)")
 panels[1].legend()
 show(
     "Two panels, speeches and wiki, four places each. Cut: L1 lies above all grey "
-    "dots. Push alone: L1 is nearly as high, random cuts low. Turned push: L1 below "
-    "half of that. Push kept: L1 and activation lie below every grey dot."
+    "dots. Push alone: L1 is nearly as high, random cuts low. Turned push: L1 is "
+    "below half of that. Push kept: L1 and activation lie below every grey dot."
 )
 
 # %% [markdown]

@@ -34,6 +34,19 @@ def test_right_answer(capsys):
     assert capsys.readouterr().out == "Exercise 1: correct. One norm a neuron.\n"
 
 
+def test_a_lesson_goes_on_with_the_learners_function_once_it_is_right():
+    ours, theirs = (lambda weight: 4.0), (lambda weight: weight.sum())
+
+    @exercise(3, task="Return the sum.", proved="It is the sum.", answer=ours)
+    def check_sum(attempt):
+        require(attempt(WEIGHT) == -4, "It isn't.")
+
+    assert check_sum.accepted is ours
+    for attempt, right in ((theirs, theirs), (lambda weight: ..., ours), (theirs, theirs), (lambda weight: 0, ours)):
+        check_sum(attempt)
+        assert check_sum.accepted is right
+
+
 @pytest.mark.parametrize("stub", [lambda weight: None, lambda weight: ..., not_implemented, None, ...])
 def test_stub_is_not_solved_yet(stub, capsys):
     assert check_norms(stub) is False
