@@ -2,10 +2,10 @@
 # jupyter:
 #   course:
 #     title: Width pruning with the L1 norm
-#     minutes: 80 to 100 minutes
+#     minutes: 90 to 110 minutes
 #     prerequisites: Python, a little PyTorch, a rough idea of a transformer block; nothing about pruning
 #     assets: [speeches, texts]
-#     concepts: [structured pruning, neuron, L1 norm, pruned equals masked, nats per token, random cuts, hook, bias compensation]
+#     concepts: [structured pruning, neuron, L1 norm, pruned equals masked, damage, criterion, hook, bias compensation]
 # ---
 
 # %% [markdown]
@@ -55,34 +55,35 @@ style()
 record = read_record("keep_the_mean")  # such cuts, measured on 48 rows of each text
 
 
-def draw_damage(panel, arms, places):
-    """One panel of dots: what each cut costs, at each of the named places."""
+def draw_damage(panel, arms, column, places):
+    """Dots for what each cut costs, at each of the named places of a column."""
     for name in ("random", "L1", "activation"):
         found = arms[arms.criterion == name]
         if len(found):
-            x = found.edit.map(places.index)
+            x = found[column].map(places.index)
             panel.plot(x, found.damage, linestyle="none", **mark(name))
     panel.set_xticks(range(len(places)), places)
-    panel.set(xlim=(-0.5, len(places) - 0.5))
+    panel.set(xlim=(-0.5, len(places) - 0.5), ylim=(0, 1.3))
 
 
 # %%
 riddle = record.query("draw == 0 and dtype == 'float32' and ratio == 0.2")
 riddle = riddle[(riddle.edit == "cut") & (riddle.criterion != "activation")]
-_, panels = plt.subplots(1, 2, figsize=(8, 4.6), sharey=True, layout="constrained")
-for panel, text in zip(panels, ("speeches", "wiki"), strict=True):
-    draw_damage(panel, riddle[riddle.text == text], ["cut"])
-    panel.set(title=text)
-panels[0].set(ylabel="damage (nats per token)", ylim=(0, 1.3))
-panels[1].legend(loc="center right")
+_, panel = plt.subplots(figsize=(7, 4.6), layout="constrained")
+draw_damage(panel, riddle, "text", ["speeches", "wiki"])
+panel.set(xlabel="text to predict", ylabel="damage (nats per token)")
+panel.legend(loc="center")
 show(
-    "Two panels, speeches and wiki. Nineteen grey dots, random cuts, lie between "
-    "0.4 and 0.8 nats. The blue square, the cut by small weights, lies far above."
+    "Damage on two texts, speeches and wiki. Nineteen grey dots, random cuts, lie "
+    "between 0.4 and 0.8 nats. The blue square, the cut by small weights, lies far "
+    "above."
 )
 
 # %% [markdown]
-# Each mark is a small GPT-2 that lost a fifth of its neurons, and its height says how much worse it predicts text. For the grey
-# dots the neurons were drawn blindly, nineteen times. The blue square lost the fifth with the **smallest weights**, which
+# *Look at the distance from the blue square to the grey dots below it.*
+#
+# Each mark is a small GPT-2 that lost a fifth of its neurons. The higher it stands, the worse it now predicts text. For the grey
+# dots we drew the neurons blindly, nineteen times. For the blue square we took the fifth with the **smallest weights**, which
 # sounds like the careful choice. It is worse than every blind one. Why?
 #
 # ## What is a neuron?
@@ -104,10 +105,9 @@ show(
 # number times one row of `c_proj`. If we take these three pieces out, no other shape changes. The bias of `c_proj` belongs to
 # no neuron, so it stays.
 #
-# Taking whole neurons out is **structured pruning**, here of the MLPs' width (*width pruning*). The matrices get smaller, so any program can
-# run what is left, and has less to do. *Unstructured* pruning sets single weights to zero instead: the matrices keep their shape, so
-# ordinary programs gain nothing, while compressed files and some special kernels do. *Quantization* stores each weight with fewer bits, and
-# goes together with either.
+# Taking whole neurons out is **structured pruning**. The matrices get smaller, so any program can run what is left, and has less to do.
+# (*Unstructured* pruning sets single weights to zero, and the matrices keep their shape.) A layer with fewer neurons is narrower, so
+# what we do here is called *width pruning*.
 #
 # One trap: GPT-2's `Conv1D` convolves nothing. It is a linear layer that stores its weight as **[in, out]**, where `nn.Linear`
 # stores [out, in].
@@ -249,59 +249,53 @@ check_prune_width(prune_width, base)
 # We cut a GPT-2 of six blocks. With a GPU and the hub it is distilGPT2. Everywhere else it is a model of 5.9 million parameters that
 # the course trained on speeches of American presidents. It is small, but it is a real language model, and all of this runs in a minute.
 #
-# `course_utils` has the same method for every family of models. `variant(base)` makes a second model that shares its weights
-# with the first, so that cutting one leaves the other alone.
+# From here on, the cut by L1 is **your** `prune_width`. (Until your check says "correct", ours takes its place.) `variant(base)` makes
+# a second model that shares its weights with the first, so that cutting one leaves the other alone.
 #
 # **Predict before you run.** We cut 20 % of distilGPT2's neurons. Which share of its *parameters* goes: 20 %, 13 % or 7 %?
 # Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# 6.91 %, because the MLPs are only a third of distilGPT2. Nearly half of it is the token embedding. (We need no weights to find
-# out: a model on the `meta` device has shapes and takes no memory.)
+# 6.91 %, because the MLPs are only a third of distilGPT2. Nearly half of it is the token embedding.
 #
 # </details>
 
 # %%
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from course_utils.pruning import neuron_importance, prune_neurons, save_pruned
 
 blocks = base.transformer.h
-l1 = neuron_importance(base, "l1")  # a tensor of scores per block
-for block, scores in zip(blocks, l1, strict=True):
-    torch.testing.assert_close(l1_scores(block.mlp.c_fc.weight), scores)
-
-pruned = variant(base)
-print(prune_neurons(pruned, l1, ratio=0.2))
+your_cut = check_prune_width.accepted
+pruned = your_cut(variant(base), 0.2)
 ids = tokenizer("The Union is strong.", return_tensors="pt").input_ids
 ids = ids.to(base.device)
 with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
     save_pruned(pruned, tokenizer, folder)
     reloaded = AutoModelForCausalLM.from_pretrained(folder).to(base.device).eval()
     assert torch.equal(reloaded(ids).logits, pruned(ids).logits)
-print(f"\nreloaded bit for bit, with n_inner = {reloaded.config.n_inner}")
+print(f"reloaded bit for bit, with n_inner = {reloaded.config.n_inner}")
 
-with torch.device("meta"):
-    distilgpt2 = GPT2LMHeadModel(GPT2Config(n_layer=6))
-before = distilgpt2.num_parameters()
-prune_neurons(distilgpt2, [torch.arange(3072.0)] * 6, ratio=0.2)
-lost = before - distilgpt2.num_parameters()
-print(f"distilGPT2 loses {lost:,} of {before:,} parameters: {lost / before:.2%}")
+hidden, width = 768, 3072  # distilGPT2: six blocks
+block = 4 * hidden * hidden + 2 * hidden * width + 9 * hidden + width
+total = (50_257 + 1024) * hidden + 6 * block + 2 * hidden  # words, places, norm
+lost = 6 * int(0.2 * width) * (2 * hidden + 1)  # a column, a bias entry, a row
+print(f"distilGPT2 loses {lost:,} of {total:,} parameters: {lost / total:.2%}")
 
 # %% [markdown]
 # ## Good, or just lucky?
 #
-# The model gives each next token a probability $p$. Its loss is $-\log p$ of the token that really came, averaged over many:
-# **nats per token**. (*Perplexity* is $e$ to the loss.) What a cut adds to the loss is its *damage*. A model that knows nothing gives each of its $V$ tokens the same
-# probability, so its loss is $\log V$. We call that *guessing*. (A model can be worse than that: certain and wrong. Lesson 02 has one.)
+# The model gives each next token a probability $p$. Its loss is $-\log p$ of the token that really came, averaged over many
+# tokens, in *nats per token*. What a cut adds to the loss is its **damage**. How bad can it get? A model that has lost everything
+# gives each of its $V$ tokens the same probability. Its loss is $\log V$, and we call that *guessing*.
 #
 # Two habits keep us honest from here on:
 #
 # - **What chooses doesn't judge.** A score may read some speeches in order to choose neurons. The cut is then judged on other
 #   speeches, from years that the model never saw, and on Wikipedia.
-# - **A score has to beat blind choice.** (Papers call such a score a *criterion*.) We draw neurons blindly, nineteen times. A score that knows nothing is just a twentieth blind draw, so it comes
-#   out best by luck once in twenty times. We ask that a score beats **all nineteen**.
+# - **A score has to beat blind choice.** Papers call a score that chooses a **criterion**. One that knows nothing is just a twentieth
+#   blind draw, and comes out best of twenty by luck once in twenty times. So we ask that it beats **all nineteen** random cuts.
 
 # %%
 from course_utils.text import judging_rows, token_blocks
@@ -328,9 +322,10 @@ for name, value in whole.items():
     print(f"{name}: {value:.2f} nats per token; guessing would be {guessing:.2f}")
 
 # %% [markdown]
-# L1 looks only at what a neuron reads with. A better informed score looks at what it *writes*: its typical size on text (the root
-# mean square of $a_j$) times the length of its row of `c_proj`. We call it **activation**. To see inside we hang a **hook** on
-# `c_fc`: a function that PyTorch calls with the layer's output each time the layer runs.
+# L1 looks only at the weights that a neuron reads with. Does it lose because it has seen no text? Then a score that looks at what a
+# neuron *writes* should win. We take the neuron's typical size on text (the root mean square of $a_j$) times the length of its row of
+# `c_proj`, and call it **activation**. To see inside we hang a **hook** on `c_fc`: a function that PyTorch calls with the layer's
+# output each time the layer runs.
 
 # %%
 reads = {number: [] for number in range(len(blocks))}
@@ -358,28 +353,37 @@ for block, a in zip(blocks, values, strict=True):
 print(f"watched {len(values[0]):,} tokens in {len(blocks)} blocks")
 
 # %% [markdown]
-# **Predict before you run.** L1 lost to all nineteen on both texts. `activation` meets them as well, 38 comparisons together. How many will
-# it win: most, half, or few? Because …
+# **Predict before you run.** `activation` meets the nineteen random cuts on both texts. That makes 38 comparisons. How many will it win:
+# most, half, or few? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Few: 3 of 38. It does less damage than L1, but a score that reads text and sees what each neuron writes is still worse than most blind
-# draws. So L1's blindness to the text can't be the whole explanation.
+# Few: 3 of 38. It does less damage than L1, but it has read text, has seen what each neuron writes, and is still worse than most
+# blind draws. So the reason isn't that L1 has seen no text.
 #
 # </details>
 
 # %%
+l1 = neuron_importance(base, "l1")  # a tensor of scores per block
 arms = {("L1", 0): l1, ("activation", 0): activation}
 for seed in range(19 * session.seed, 19 * session.seed + 19):
     arms["random", seed] = neuron_importance(base, "random", seed=seed)
 
 
-def damage(arms, edit, name, **options):
+def cut_neurons(model, scores):
+    """By L1 you cut; for any other score the course does it the same way."""
+    if scores is l1:
+        your_cut(model, 0.2)
+    else:
+        prune_neurons(model, scores, ratio=0.2)
+
+
+def damage(arms, edit, name):
     """What an edit of the model costs: a row per arm and text."""
     rows = []
     for (criterion, seed), scores in tqdm(arms.items(), desc=name):
         model = variant(base)
-        edit(model, scores, ratio=0.2, **options)
+        edit(model, scores)
         for text, judged in texts.items():
             nats = loss(model, judged) - whole[text]
             rows.append((criterion, seed, text, name, nats))
@@ -393,7 +397,8 @@ def lead(found, name):
     return pd.concat([by["random", text] - by[name, text].item() for text in texts])
 
 
-cut = damage(arms, prune_neurons, "cut")
+# %%
+cut = damage(arms, cut_neurons, "cut")
 beaten = {}
 for name in ("L1", "activation"):
     beaten[name] = (lead(cut, name) > 0).sum()
@@ -408,8 +413,8 @@ claim("`activation` does less damage than L1.", by["L1"] - by["activation"])
 #
 # ## Look at one of them
 #
-# We have the numbers that every neuron held, so let's look. We take the neuron with the smallest L1 norm in block 2, and the one with the
-# largest.
+# The hook has caught the number that every neuron held for every token, so let's look. We take the neuron with the smallest L1 norm
+# in block 2, and the one with the largest.
 #
 # **Predict before you run.** What does the neuron with the smallest weights hold for most tokens: about 0, some other fixed number, or
 # numbers all over the place? Because …
@@ -419,8 +424,8 @@ claim("`activation` does less damage than L1.", by["L1"] - by["activation"])
 # A fixed number that isn't zero. It hardly reacts, just as the idea says. But it rests at −0.16, so every token gets −0.16 times
 # its row of `c_proj`.
 #
-# GELU explains the number. Below 0 it doesn't cut off: it dips before it comes back to 0. A neuron with small weights reads much the same
-# for every token. Where that lies in the dip, the curve is flat, and what the neuron holds changes even less.
+# GELU explains the number. Below 0 the curve dips, and comes back to 0 only far to the left. A neuron with small weights reads nearly the
+# same for every token. This one reads numbers near the bottom of the dip. There the curve is flat, so what it holds changes even less.
 #
 # </details>
 
@@ -439,13 +444,14 @@ def constant_share(block, a, some):
     return (constant / (a.square().mean(dim=0) * power)[some].sum()).item()
 
 
-shares = []
+parts = {"weakest fifth by L1": [], "those that stay": []}
 for block, a, scores in zip(blocks, values, l1, strict=True):
     weak = torch.ones_like(scores, dtype=torch.bool)
     weak[strongest(scores, 0.2)] = False
-    shares.append([constant_share(block, a, some) for some in (weak, ~weak)])
-shares = pd.DataFrame(shares, columns=["the weakest fifth by L1", "all the others"])
-more = shares["the weakest fifth by L1"] - shares["all the others"]
+    for found, some in zip(parts.values(), (weak, ~weak), strict=True):
+        found.append(constant_share(block, a, some))
+shares = pd.DataFrame(parts)
+more = shares["weakest fifth by L1"] - shares["those that stay"]
 claim("What the weakest fifth writes is more constant than the rest.", more)
 
 # %%
@@ -453,90 +459,142 @@ _, panels = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
 line = torch.linspace(-3, 1.5, 100)
 thin = mark("whole") | {"marker": "", "linewidth": 1, "label": "GELU"}
 panels[0].plot(line, nn.functional.gelu(line), zorder=0, **thin)
-for neuron, name in ((largest, "random"), (smallest, "L1")):
+colors = [mark("L1")["color"], mark("channels")["color"]]
+names = ("smallest weights", "largest weights")
+for i, neuron in enumerate((smallest, largest)):
     some = [found[2][:400, neuron].cpu() for found in (reads, values)]
-    words = "smallest weights" if neuron == smallest else "largest weights"
-    how = {"color": mark(name)["color"], "label": words}
-    panels[0].plot(*some, linestyle="none", marker="o", markersize=5, **how)
+    how = {"color": colors[i], "label": names[i], "zorder": 3 - i}
+    panels[0].plot(*some, "o", markersize=5, **how)
 panels[0].axhline(0, linestyle=":", color=mark("whole")["color"])
 panels[0].set(xlabel="what it reads", ylabel="what it holds", ylim=(-0.25, 0.6))
 panels[0].set(title="two neurons of block 2, 400 tokens")
 panels[0].legend()
-colors = [mark(name)["color"] for name in ("L1", "random")]
-shares.plot.bar(ax=panels[1], color=colors, rot=0, ylim=(0, 1.3), xlabel="block")
-panels[1].set(ylabel="constant share", title="how much is a constant")
+shares.plot.bar(ax=panels[1], color=colors, rot=0, ylim=(0, 1.35), xlabel="block")
+panels[1].set(ylabel="constant share", title="is it the same for every token?")
 panels[1].legend(loc="upper right")
 show(
     "Left, GELU's curve with 400 tokens of two neurons on it: the one with the "
     "smallest weights sits in the dip below 0 with all tokens, the one with the "
     "largest runs along the curve. Right, bars for six blocks: of what the "
     "weakest fifth write 0.98 and 0.94 is constant in blocks 1 and 2, and in each "
-    "block more than of the others."
+    "block more than of those that stay."
 )
 
 # %% [markdown]
-# *Left: GELU, with each token's place on it. The tokens of the blue neuron all sit in the dip. Right: of all that these neurons write, the
-# share that is the same for every token.*
+# *Left: each dot is a token, and shows what the neuron reads and holds. All blue dots sit in the dip. Right: compare blue with green in each
+# block. At 1 a group would write the same vector for every token; at 0 nothing of what it writes would be constant.*
 #
-# The right panel splits what a neuron writes in two. On average, the square of its number is the square of its mean (the constant
-# part) plus the variance (the part that reacts): $\overline{a^2} = \bar a^2 + \mathrm{var}(a)$. In block 1 nearly everything is constant, in
-# the others less, and in each block more for the weakest neurons than for the rest.
+# In blocks 1 and 2 nearly everything that the weak neurons write is constant. In the other blocks it is less, but in each block it is
+# more than for the neurons that stay.
 #
-# So here is a suspect. Whatever the constants of two hundred neurons add up to, it is the same for every token. Cut the neurons, and
-# **every token loses the same vector**, in each of six blocks. The rest of the model has never seen tokens without it. A score of single
-# neurons can't see that, not even `activation`, since what counts is the sum.
+# So here is a suspect. Two hundred constants add up to one vector. We call it the *push*. Cut the neurons, and **every token loses the same
+# push**, in each of six blocks. The rest of the model has never seen tokens without it. No score of single neurons can see this,
+# because what counts is the sum.
+
+
+# %%
+@torch.no_grad()
+def pushes(scores):
+    """What the weakest fifth writes on average: one vector per block."""
+    lost = []
+    for block, mean, score in zip(blocks, means, scores, strict=True):
+        gone = torch.ones_like(score, dtype=torch.bool)
+        gone[strongest(score, 0.2)] = False
+        lost.append(mean[gone] @ block.mlp.c_proj.weight[gone])
+    return lost
+
+
+lengths = {arm: [p.norm().item() for p in pushes(arms[arm])] for arm in arms}
+lengths = pd.DataFrame(lengths).T  # a row per cut, a column per block
+total = lengths.sum(axis=1)
+for name in ("L1", "activation"):
+    lead_of = total[name, 0] - total["random"]
+    claim(f"{name}'s pushes are longer than each random cut's.", lead_of)
+mean_damage = cut.groupby(["criterion", "seed"]).damage.mean()
+table = lengths.groupby(level=0).mean()
+table.assign(together=table.sum(axis=1)).T.round(1)
+
+# %%
+_, panels = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+for name in ("random", "L1", "activation"):
+    how, found = mark(name) | {"linestyle": "none"}, lengths.loc[name]
+    for number, row in enumerate(found.values):
+        label = {"label": name if number == 0 else "_"}
+        panels[0].plot(range(len(blocks)), row, **how | label)
+    panels[1].plot(total[name], mean_damage[name], **how)
+panels[0].set(xlabel="block", ylabel="length", title="the push that is lost")
+panels[1].set(xlabel="the six lengths together", ylabel="damage (nats per token)")
+panels[1].set(ylim=0, title="a longer push, a worse cut?")
+panels[0].legend()
+show(
+    "Left, length of the push by block: L1 at 3.1 and 3.4 in blocks 0 and 2, "
+    "random cuts between 0.8 and 1.8. Right, damage against the lengths together: "
+    "random cuts in a cloud near 8, activation at 10.7 and L1 at 12.5, higher."
+)
+
+# %% [markdown]
+# *Left: look at blocks 0 and 2, where the blue squares leave the grey dots. Right: a mark is a cut, and its damage is the mean of the two
+# texts. Follow the three colours from left to right.*
 #
-# ## Touch it: take the constant alone
+# Every cut loses a push, but L1 and `activation` lose longer ones than any blind draw. Does the length predict the damage? Between the three
+# ways to choose, it does: the longer the push, the worse the cut. Among the nineteen random cuts it says nothing. Their pushes are nearly
+# equally long.
 #
-# A suspect isn't a culprit. So we change one thing only: **all neurons stay**, and we subtract from `c_proj.bias` what the weakest
-# fifth writes on average. If the lost constant does the harm, this must hurt nearly as much as the cut. And since any push might hurt, we also
-# take away vectors of the same length in a random direction.
+# ## Touch it: take the push alone
 #
-# **Predict before you run.** How much of L1's damage does the constant do alone? And is its share of a random cut's damage larger or
-# smaller? Because …
+# Three colours in a row are a suspicion and no proof. So we change one thing only: **all neurons stay**, and we subtract the push from
+# `c_proj.bias`. If the lost push does the harm, this must hurt nearly as much as the cut. Perhaps any push of this length would
+# hurt as much? To find out, we also subtract vectors of the same length that point in a random direction.
+#
+# **Predict before you run.** How much of L1's damage does the push do alone? And does a random cut's push do a larger or a smaller share
+# of that cut's damage? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# On speeches it does 70 % of L1's damage, with every neuron in its place. Of a random cut's damage it does a third. Vectors of the same
-# length in another direction do half as much harm as L1's constant, so it isn't only long, it also points where it hurts.
+# On speeches it does 70 % of L1's damage, with every neuron in its place. A random cut's push does a third of that cut's damage. Vectors of the
+# same length in another direction do less than half as much harm. So L1's push is long, and it also points where it hurts.
 #
 # </details>
 
 
 # %%
 @torch.no_grad()
-def remove_the_mean(model, scores, ratio, turned=False):
-    """Take away what the weakest neurons write on average; all neurons stay."""
-    for block, mean, score in zip(model.transformer.h, means, scores, strict=True):
-        gone = torch.ones_like(score, dtype=torch.bool)
-        gone[strongest(score, ratio)] = False
-        proj = block.mlp.c_proj
-        push = mean[gone] @ proj.weight[gone]  # [hidden]
+def take_the_push(model, scores, turned=False):
+    """Subtract what the weakest neurons write on average; all neurons stay."""
+    for block, push in zip(model.transformer.h, pushes(scores), strict=True):
         if turned:  # as long, in a random direction
             other = torch.randn_like(push)
             push = push.norm() * other / other.norm()
+        proj = block.mlp.c_proj
         proj.bias = nn.Parameter(proj.bias - push)
 
 
+def take_another(model, scores):
+    """A vector as long as the push, in a random direction."""
+    take_the_push(model, scores, turned=True)
+
+
 few = dict(list(arms.items())[:5])  # three random cuts are enough here
-alone = damage(few, remove_the_mean, "constant alone")
+alone = damage(few, take_the_push, "push alone")
 pairs = alone.merge(cut, on=["criterion", "seed", "text"])
 pairs["share"] = pairs.damage_x / pairs.damage_y
 share = pairs.groupby(["criterion", "text"]).share.median().unstack()
 here("The constant alone does over half of L1's damage.", share.loc["L1"] - 0.5)
 here("It does less than half of a random cut's.", 0.5 - share.loc["random"])
 again = {("L1", number): l1 for number in range(3)}
-turned = damage(again, remove_the_mean, "turned", turned=True)
+turned = damage(again, take_another, "turned push")
 own = alone[alone.criterion == "L1"].set_index("text").damage
 ahead = [own[text] - found.max() for text, found in turned.groupby("text").damage]
 mean = turned.groupby("text").damage.mean()
-print("as long, another direction:", mean.round(2).to_dict(), "nats per token")
-print("L1's constant:", own.round(2).to_dict())
+print("L1's push:", own.round(2).to_dict(), "nats per token")
+print("as long, another direction:", mean.round(2).to_dict())
+print("share of the cut's damage that the push does alone:")
 here("In another direction the same length does less harm.", ahead)
 share.round(2)
 
 # %% [markdown]
-# So most of the harm is the lost constant. And that names a cure that costs no parameter: `c_proj` has a bias, and a bias is the place for a constant.
+# So most of the harm of L1's cut is the lost push. This tells us the cure, and it costs no parameter: `c_proj` has a bias, and a bias
+# is the place for a constant.
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 8 minutes
@@ -577,21 +635,28 @@ check_keep_the_mean(keep_the_mean)
 # %% [markdown]
 # ## The same cut, its constant kept
 #
-# `prune_neurons` does the same if it gets `means=`. The literature calls it **bias compensation** (An et al. 2023). To be fair, the
-# random cuts keep their means as well.
+# The literature calls it **bias compensation** (An et al. 2023), and `prune_neurons` does it if it gets `means=`. We cut with **your**
+# `keep_the_mean`. To be fair, the random cuts keep their constants as well.
 #
 # **Predict before you run.** Same neurons, same sizes, constants kept in all arms. Does L1 beat blind choice now? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It beats all nineteen, on both texts, and so does `activation`. Only a seventh of L1's damage is left, with the same neurons
+# It beats all nineteen on both texts, and so does `activation`. Only a seventh of L1's damage is left, with the same neurons
 # gone. So L1 *had* found neurons that hardly react. They were worth cutting, as long as what they wrote stays.
 #
 # </details>
 
 # %%
-kept = damage(arms, prune_neurons, "constant kept", means=means)
-both = pd.concat([cut, kept])
+your_keep = check_keep_the_mean.accepted
+
+
+def cut_and_keep(model, scores):
+    """Your cut: the weakest fifth goes, and its constant stays."""
+    your_keep(model, scores, means, 0.2)
+
+
+kept = damage(arms, cut_and_keep, "push kept")
 here("With its constant kept, L1 beats each random cut.", lead(kept, "L1"))
 claim("With its constant kept, `activation` does, too.", lead(kept, "activation"))
 left = kept.set_index(["criterion", "text"]).damage
@@ -599,20 +664,23 @@ claim("`activation` is ahead of L1 then.", left["L1"] - left["activation"])
 claim("Of L1's damage a fifth is left at most.", by["L1"] / 5 - left["L1"])
 
 # %%
-_, panels = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+story = pd.concat([cut, alone, turned, kept])
+_, panels = plt.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
 for panel, text in zip(panels, texts, strict=True):
-    draw_damage(panel, both[both.text == text], ["cut", "constant kept"])
+    places = ["cut", "push alone", "turned push", "push kept"]
+    draw_damage(panel, story[story.text == text], "edit", places)
     panel.set(title=text)
-panels[0].set(ylabel="damage (nats per token)", ylim=(0, 1.3))
+panels[0].set(ylabel="damage (nats per token)")
 panels[1].legend()
 show(
-    "Two panels, speeches and wiki. At 'cut' L1 lies above all grey dots and "
-    "activation above most; at 'constant kept' all are lower, and L1 and "
-    "activation lie below every grey dot."
+    "Two panels, speeches and wiki, four places each. Cut: L1 lies above all grey "
+    "dots. Push alone: L1 is nearly as high, random cuts low. Turned push: L1 is "
+    "below half of that. Push kept: L1 and activation lie below every grey dot."
 )
 
 # %% [markdown]
-# *Left in each panel: the riddle, on these rows. Right: the same neurons cut, their constant kept in the bias.*
+# *Follow the blue squares. The neurons go (cut). All neurons stay and only their push goes (push alone). As long a push goes in another
+# direction (turned push). The neurons go and their push stays (push kept).*
 #
 # Luck with the rows? The record that ships with the course repeats this on three draws of rows and calibration text, in two number
 # formats. (It is the same model each time. Another one is yours to try.)
@@ -633,20 +701,23 @@ claim("In the record it beats each with its constant kept.", better)
 #
 # ## Spend the budget better
 #
-# So far every block lost the same share of its neurons. Must it? Constants can stay in a bias. So the bars above should tell which block can
-# give many neurons and hardly miss them.
+# So far every block lost the same share of its neurons. Must it? If constants can stay in a bias, a block that writes mostly
+# constants should hardly miss its neurons.
 #
-# **Predict before you run.** Which block can lose most, and which one least? Because …
+# **Predict before you run.** We cut 40 % of one block's neurons and leave the others whole. Then we order the six blocks by price. Which
+# block changes its place most when the constants are kept? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Block 1 can lose most: nearly all of what even its strong neurons write is a constant. By the bars alone block 5 should lose least. But
-# it is block 0, since every later block reads what it writes. (The prices of the next exercise show both.)
+# Block 1. Without its constant it is the third dearest, with it the cheapest of all, because nearly all of what even its strong
+# neurons write is constant (the bars above). The longest push decides less than one thinks: a push that can be kept costs nothing.
+# Block 0 stays the dearest by far, and the bars don't say why: block 5 has as few constants. We don't know. Perhaps it is because every
+# later block reads what block 0 writes.
 #
 # </details>
 #
-# We cut by `activation`, which was ahead, and keep the constants. `choose(shares)` returns the damage on 24 rows that are set aside for
-# picking a plan. The naive way to use it is to spare one block and cut the others equally. The cell tries each block.
+# We cut by `activation`, which was ahead. `choose(shares, keep=True)` returns the damage on 24 rows that are set aside for picking a
+# plan, and `keep=False` loses the constants. The naive plan spares one block and cuts the others equally, so the cell tries each block.
 
 # %%
 from course_utils.text import further_rows
@@ -657,19 +728,20 @@ whole_choosing = loss(base, choosing)
 number_of = len(blocks)
 
 
-def spent(shares):
-    """A model whose block i lost shares[i] of its neurons, their constants kept."""
+def spent(shares, keep=True):
+    """A model whose block i lost shares[i] of its neurons."""
     model, scores, mean = variant(base), list(activation), list(means)
     for block, share in enumerate(shares):
-        prune_neurons(model, scores, ratio=share, means=mean, layers=[block])
+        kept_means = mean if keep else None
+        prune_neurons(model, scores, ratio=share, means=kept_means, layers=[block])
         stay = strongest(scores[block], share)
         scores[block], mean[block] = scores[block][stay], mean[block][stay]
     return model
 
 
-def choose(shares):
+def choose(shares, keep):
     """Damage in nats per token on the rows to choose by."""
-    return loss(spent(shares), choosing) - whole_choosing
+    return loss(spent(shares, keep), choosing) - whole_choosing
 
 
 def judge(shares):
@@ -680,43 +752,53 @@ def judge(shares):
     return found
 
 
-print(f"all blocks alike: {choose([0.4] * number_of):.3f} nats per token")
+# %%
+alike = choose([0.4] * number_of, keep=True)
+print(f"all blocks alike: {alike:.3f} nats per token")
 plans = []
 for spared in range(number_of):
     plan = [0.4 * number_of / (number_of - 1)] * number_of
     plan[spared] = 0
     plans.append(plan)
-naive = min(plans, key=choose)
+naive = min(plans, key=lambda plan: choose(plan, keep=True))
 print("best with one block spared:", [round(share, 2) for share in naive])
-print(f"it costs {choose(naive):.3f} nats per token")
+print(f"it costs {choose(naive, keep=True):.3f} nats per token")
 
 # %% [markdown]
-# ### Exercise 4 · ●●● · 15 minutes
+# ### Exercise 4 · ●●● · 20 minutes
 #
-# 40 % of all neurons must go. Give `shares`, one per block, with a mean of at least 0.4. Try shares with `choose` as often as you like. You have
-# solved it when your plan does at most four fifths of the naive plan's damage: first on the choosing rows, and then on the exam,
-# on both texts. The check opens the exam only for a plan that has won on the choosing rows.
+# First test your prediction. Cut 40 % of one block at a time, and list the six blocks from the dearest to the cheapest: `lost` where the
+# constants go, too, and `kept` where they stay.
+#
+# Then decide. 40 % of all neurons must go. Give `shares`, one per block, with a mean of at least 0.4. Your plan has to do at most three
+# quarters of the naive plan's damage, constants kept: first on the choosing rows, and then on an exam of both texts. The check opens
+# the exam only for a plan that has won on the choosing rows.
 #
 # <details><summary>Hint</summary>
 #
-# Cut one block at a time and leave the others whole: what does each cost at 20, 40, 60, 80 %? Then begin with zeros, and always
-# take the step of 20 % that adds least. (With the constants kept, such single damages nearly add up. Without, they don't.)
+# What does each block cost at 20, 40, 60, 80 %, constants kept? Begin with zeros, and always take the step of 20 % that adds
+# least. (With the constants kept, such single damages nearly add up. Without, they don't.)
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_01 import check_shares
+from course_utils.lessons.exercises.lesson_01 import check_plan
 
 # BEGIN SOLUTION
 steps = [0.0, 0.2, 0.4, 0.6, 0.8]
+numbers = range(number_of)
 
 
-def price_of(number, share):
+def price_of(block, share, keep):
     """What one block costs when the others stay whole."""
-    return choose([share if other == number else 0.0 for other in range(number_of)])
+    plan = [share if other == block else 0.0 for other in numbers]
+    return choose(plan, keep=keep)
 
 
-price = [[price_of(block, share) for share in steps] for block in range(number_of)]
+price = [[price_of(block, share, True) for share in steps] for block in numbers]
+without = [price_of(block, 0.4, False) for block in numbers]
+lost = sorted(numbers, key=lambda block: -without[block])
+kept = sorted(numbers, key=lambda block: -price[block][2])
 level = [0] * number_of  # how many steps each block has gone
 while sum(level) * 0.2 < 0.4 * number_of - 1e-9:
     rises = []  # what the next step of each block would add
@@ -726,9 +808,11 @@ while sum(level) * 0.2 < 0.4 * number_of - 1e-9:
 shares = [steps[at] for at in level]
 # END SOLUTION
 # BEGIN STUB
+# lost = ...  # block numbers, the dearest first, constants lost
+# kept = ...  # the same, constants kept
 # shares = ...  # one per block, for instance [0.4, 0.4, 0.4, 0.4, 0.4, 0.4]
 # END STUB
-check_shares(shares, naive, choose, judge)
+check_plan(lost, kept, shares, naive, choose, judge)
 
 # %% [markdown]
 # ## Before you ship it

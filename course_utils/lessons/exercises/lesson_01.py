@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from course_utils.lessons.exercises import Attempt, exercise, expect, require
+from course_utils.lessons.exercises import Attempt, exercise, expect, require, whole_number
 from course_utils.lessons.exercises.cuts import GPT2, check_cut
 from course_utils.models.loading import variant
 from course_utils.pruning.width import best, neuron_importance, prune_neurons, strongest
@@ -23,7 +23,7 @@ _AXES = {f"GPT-2 {name}": axis for name, axis in GPT2.tensors.items()} | {
 _REAL = 0.2  # of the real model's neurons, in exercise 2
 # In exercise 4: blocks of distilGPT2 and of its stand-in; the share of neurons that goes; what is left of the naive
 # plan's damage at most.
-_BLOCKS, _SHARE, _BETTER = 6, 0.4, 0.8
+_BLOCKS, _SHARE, _BETTER = 6, 0.4, 0.75
 
 
 @exercise(1, task="Give 0, 1 or 'none' for each of the six tensors.", proved="You know where the neurons are.")
@@ -108,7 +108,9 @@ def _keep_the_mean(
     """The answer to exercise 3; ``bias`` says what c_proj's becomes."""
     for mlp, of_block, mean in zip(GPT2.mlps(model), scores, means, strict=True):
         keep = strongest(of_block, ratio)
-        gone = torch.tensor([neuron for neuron in range(len(of_block)) if neuron not in keep])
+        weak = torch.ones_like(of_block, dtype=torch.bool)
+        weak[keep] = False
+        gone = weak.nonzero().flatten()
         mlp.c_proj.bias = nn.Parameter(bias(mlp.c_proj.bias, mean, mlp.c_proj.weight, gone, keep))
         _cut(mlp, keep)
     model.config.n_inner = len(keep)
@@ -191,27 +193,34 @@ def _check_order(pruned: nn.Module, right: nn.Module) -> None:
 
 @exercise(
     4,
-    task=f"Give a list of {_BLOCKS} shares, one per block, with a mean of at least {_SHARE}.",
-    proved="You spent the same budget at a clearly lower price than the naive plan, on two kinds of text that chose "
-    "nothing.",
+    task=f"Give two orders of the {_BLOCKS} blocks, the dearest first, and a list of {_BLOCKS} shares with a mean of "
+    f"at least {_SHARE}.",
+    proved="You know which block changes place when its constant stays, and you spent the same budget at a clearly "
+    "lower price than the naive plan, on two kinds of text that chose nothing.",
 )
-def check_shares(
+def check_plan(
+    lost: Any,
+    kept: Any,
     shares: Any,
     naive: Sequence[float],
-    choose: Callable[[list[float]], float],
+    choose: Callable[..., float],
     judge: Callable[[list[float]], Mapping[str, float]],
 ) -> None:
-    """Check one share to cut for each block.
+    """Check what one block costs without and with its constant, and one share to cut for each block.
 
     Args:
-        shares: the learner's.
+        lost: the blocks from the dearest to the cheapest, where each alone loses ``_SHARE`` and its constant.
+        kept: the same, where the constants are kept.
+        shares: the learner's plan.
         naive: the plan to beat.
-        choose: shares -> damage in nats per token on the rows to choose by.
+        choose: shares, keep -> damage in nats per token on the rows to choose by.
         judge: shares -> text -> damage on the exam. Only a plan that has won on the choosing rows is judged, so that
             nobody can choose by the exam.
     """
+    for order, keep, name in ((lost, False, "lost"), (kept, True, "kept")):
+        _check_prices(order, [choose(_alone(block), keep=keep) for block in range(_BLOCKS)], name)
     spent = _legal_shares(shares)
-    yours, rival = choose(spent), choose([*naive])
+    yours, rival = choose(spent, keep=True), choose([*naive], keep=True)
     print(f"On the choosing rows: yours {yours:.3f} nats per token, the naive plan {rival:.3f}.")
     require(
         yours <= _BETTER * rival,
@@ -226,6 +235,28 @@ def check_shares(
     )
     for text, damage in damages.items():
         print(f"On the exam, {text}: yours {damage:.3f}, the naive plan {rivals[text]:.3f}.")
+
+
+def _alone(block: int) -> list[float]:
+    """The plan that cuts one block and leaves the others whole."""
+    return [_SHARE if other == block else 0.0 for other in range(_BLOCKS)]
+
+
+def _check_prices(order: Any, prices: Sequence[float], name: str) -> None:
+    """Stop unless an order of the blocks, the dearest first, is that of their prices."""
+    expect(order, Iterable, f"Give `{name}` as a list of block numbers")
+    said = [whole_number(block, f"Give `{name}` as block numbers") for block in order]
+    require(
+        sorted(said) == [*range(_BLOCKS)],
+        f"`{name}` names each block from 0 to {_BLOCKS - 1} once, the dearest first; yours is {said}.",
+    )
+    right = sorted(range(_BLOCKS), key=lambda block: -prices[block])
+    require(said != right[::-1], f"`{name}` begins with the cheapest block. The dearest comes first.")
+    require(
+        said == right,
+        f"`{name}` isn't the order of what choose gives. Cut one block by {_SHARE:g}, leave the others whole, and call "
+        f"it with keep={name == 'kept'}.",
+    )
 
 
 def _legal_shares(shares: Any) -> list[float]:

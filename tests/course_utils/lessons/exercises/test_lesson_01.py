@@ -100,18 +100,32 @@ def sum_of_squares(*weights):
     return lambda shares: sum(weight * share**2 for weight, share in zip(weights, shares, strict=True))
 
 
-CHOOSE = sum_of_squares(9, 0, 1, 1, 1, 1)
-DAMAGES = {"speeches": CHOOSE, "wiki": lambda shares: CHOOSE(shares) + 5 * max(0, shares[1] - 0.8)}
+KEPT = sum_of_squares(9, 0, 1, 1.1, 1.2, 2)
+LOST = sum_of_squares(9, 6, 5, 1, 4, 7)
+KEPT_ORDER, LOST_ORDER = [0, 5, 4, 3, 2, 1], [0, 5, 1, 2, 4, 3]
+DAMAGES = {"speeches": KEPT, "wiki": lambda shares: KEPT(shares) + 5 * max(0, shares[1] - 0.8)}
 NAIVE = [0, *5 * [0.48]]
-WELL_SPENT = [0.0, 0.7, 0.425, 0.425, 0.425, 0.425]
+WELL_SPENT = [0.0, 0.75, 0.43, 0.43, 0.43, 0.36]
+
+
+def choose(shares, keep):
+    return (KEPT if keep else LOST)(shares)
 
 
 def judge(shares):
     return {text: damage(shares) for text, damage in DAMAGES.items()}
 
 
+def check_plan(lost=LOST_ORDER, kept=KEPT_ORDER, shares=WELL_SPENT):
+    return lesson_01.check_plan(lost, kept, shares, NAIVE, choose, judge)
+
+
 def check_shares(shares):
-    return lesson_01.check_shares(shares, NAIVE, CHOOSE, judge)
+    return check_plan(shares=shares)
+
+
+def check_orders(orders):
+    return check_plan(*(orders if isinstance(orders, tuple) else [orders]))
 
 
 test_shares = cases_of(
@@ -126,7 +140,8 @@ test_shares = cases_of(
         ([float("nan"), 0.5, 0.5, 0.5, 0.5, 0.5], "yours has [nan]"),
         ([0.0, 0.4, 0.4, 0.4, 0.4, 0.4], "a mean of 0.333"),
         (6 * [0.4], "Which blocks give many neurons nearly for free"),
-        (NAIVE, "That isn't at most 0.8 of the naive plan's damage"),
+        ([0.2, *5 * [0.44]], "That isn't at most 0.75 of the naive plan's damage"),
+        (NAIVE, "That isn't at most 0.75 of the naive plan's damage"),
         ([0.0, 0.96, 0.36, 0.36, 0.36, 0.36], "not clearly on the exam (wiki)"),
     ],
     answers=[
@@ -137,8 +152,20 @@ test_shares = cases_of(
         dict(enumerate(WELL_SPENT)),
     ],
 )
+test_orders = cases_of(
+    check_orders,
+    stubs=[(..., KEPT_ORDER), (LOST_ORDER, ...)],
+    mistakes=[
+        ((KEPT_ORDER, LOST_ORDER), "`lost` isn't the order of what choose gives"),
+        ((LOST_ORDER, LOST_ORDER), "leave the others whole, and call it with keep=True"),
+        ((LOST_ORDER[::-1], KEPT_ORDER), "`lost` begins with the cheapest block"),
+        ((LOST_ORDER, [0, 1, 2]), "`kept` names each block from 0 to 5 once"),
+        ((LOST_ORDER, 5), "Give `kept` as a list of block numbers; yours is of type int"),
+    ],
+    answers=[(np.array(LOST_ORDER), torch.tensor(KEPT_ORDER))],
+)
 
 
 @pytest.mark.parametrize("shares", [NAIVE, 6 * [0.5], [1, 0]])
 def test_the_exam_stays_shut_for_a_plan_that_has_not_won_on_the_choosing_rows(shares):
-    lesson_01.check_shares(shares, NAIVE, CHOOSE, lambda shares: pytest.fail("judged"))
+    lesson_01.check_plan(LOST_ORDER, KEPT_ORDER, shares, NAIVE, choose, lambda shares: pytest.fail("judged"))
