@@ -15,9 +15,9 @@
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** Not by themselves. A neuron with small weights hardly reacts, but it still writes something: nearly the same
-# vector for every token. Cut hundreds of them and every token loses that sum. Add it to a bias, and the same cut does less
-# damage than any of nineteen random cuts.
+# **Answer.** Not by themselves. A neuron with small weights hardly reacts, but it still writes something: nearly the same vector
+# for every token. Cut hundreds of them and every token loses that sum. Add it to a bias, and the same cut does less damage than
+# any of nineteen random cuts.
 #
 # </details>
 
@@ -28,8 +28,8 @@
 # **Usual questions:** "Why not set the weights to zero?" Nothing gets smaller. "Is 20 % of the neurons 20 % of the model?" No;
 # let the room compute it.
 #
-# **Wrong turns:** taking `Conv1D` for a convolution; asking for a matrix's shape where its class decides; keeping the mean of
-# the neurons that stay; trying plans on the exam in the last exercise.
+# **Wrong turns:** taking `Conv1D` for a convolution; asking for a matrix's shape where its class decides; keeping the mean of the
+# neurons that stay; trying plans on the exam in the last exercise.
 #
 # **At the end you have** a smaller GPT-2 that reloads as an ordinary one, a proof that the cut is exact, and a cut that beats
 # nineteen random ones.
@@ -82,9 +82,9 @@ show(
 # %% [markdown]
 # *Look at the distance from the blue square to the grey dots below it.*
 #
-# Each mark is a small GPT-2 that lost a fifth of its neurons. The higher it stands, the worse it now predicts text. For the grey
-# dots we drew the neurons blindly, nineteen times. For the blue square we took the fifth with the **smallest weights**, which
-# sounds like the careful choice. It is worse than every blind one. Why?
+# Each mark is a small GPT-2 that lost a fifth of its neurons. Higher means worse at predicting text. For the grey dots we drew
+# the neurons blindly, nineteen times. For the blue square we took the fifth with the **smallest weights**, which sounds like the
+# careful choice. It is worse than every blind one. Why?
 #
 # ## What is a neuron?
 
@@ -102,12 +102,12 @@ show(
 # $$\mathrm{MLP}(x) = a\,W_{proj} + b_{proj}, \qquad a = \mathrm{gelu}(x\,W_{fc} + b_{fc})$$
 #
 # A **neuron** is one entry of $a$. It reads $x$ through one column of `c_fc` and one entry of that layer's bias. It writes its
-# number times one row of `c_proj`. If we take these three pieces out, no other shape changes. The bias of `c_proj` belongs to
-# no neuron, so it stays.
+# number times one row of `c_proj`. If we take these three pieces out, no other shape changes. The bias of `c_proj` belongs to no
+# neuron, so it stays.
 #
-# Taking whole neurons out is **structured pruning**. The matrices get smaller, so any program can run what is left, and has less to do.
-# (*Unstructured* pruning sets single weights to zero, and the matrices keep their shape.) A layer with fewer neurons is narrower, so
-# what we do here is called *width pruning*.
+# Taking whole neurons out is **structured pruning**. The matrices get smaller, so any program can run what is left, and has less
+# to do. (*Unstructured* pruning sets single weights to zero, and the matrices keep their shape.) A layer with fewer neurons is
+# narrower, so what we do here is called *width pruning*.
 #
 # One trap: GPT-2's `Conv1D` convolves nothing. It is a linear layer that stores its weight as **[in, out]**, where `nn.Linear`
 # stores [out, in].
@@ -152,13 +152,12 @@ check_axes(axes)
 # %% [markdown]
 # ## Cut, and prove it
 #
-# A classic score is the **L1 norm** of a neuron: the sum of the magnitudes of the weights that lead into it,
-# $\mathrm{L1}_j = \sum_i |W_{fc}[i, j]|$. The idea is that a neuron with small weights hardly reacts to anything, so the model
-# won't miss it.
+# A classic score is the **L1 norm** of a neuron: the sum of the magnitudes of the weights that lead into it, $\mathrm{L1}_j =
+# \sum_i |W_{fc}[i, j]|$. The idea is that a neuron with small weights hardly reacts to anything, so the model won't miss it.
 #
-# Before we ask whether a cut is *good* we want to know that it is *right*. So we build the same thing in two ways. The small
-# MLP has lost neurons. The masked MLP keeps its shape, but the same neurons are silent, because their rows of `c_proj` are
-# zero. Both must give the same output. **Pruned equals masked** is the proof of every cut in this course.
+# Before we ask whether a cut is *good* we want to know that it is *right*. So we build the same thing in two ways. The small MLP
+# has lost neurons. The masked MLP keeps its shape, but the same neurons are silent, because their rows of `c_proj` are zero. Both
+# must give the same output. **Pruned equals masked** is the proof of every cut in this course.
 
 # %%
 from transformers import GPT2Config
@@ -211,8 +210,8 @@ print(f"pruned against whole:  {(pruned - toy(x)).abs().max():.1e}")
 #
 # <details><summary>Hint</summary>
 #
-# `for block in model.transformer.h:` gives you `block.mlp` with `c_fc` and `c_proj`. A new parameter is
-# `nn.Parameter(weight[:, keep].detach())`. Which of the four tensors isn't cut?
+# `for block in model.transformer.h:` gives you `block.mlp` with `c_fc` and `c_proj`. A new parameter is `nn.Parameter(weight[:,
+# keep].detach())`. Which of the four tensors isn't cut?
 #
 # </details>
 
@@ -246,11 +245,12 @@ check_prune_width(prune_width, base)
 # %% [markdown]
 # ## A real model
 #
-# We cut a GPT-2 of six blocks. With a GPU and the hub it is distilGPT2. Everywhere else it is a model of 5.9 million parameters that
-# the course trained on speeches of American presidents. It is small, but it is a real language model, and all of this runs in a minute.
+# We cut a GPT-2 of six blocks. With a GPU and the hub it is distilGPT2. Everywhere else it is a model of 5.9 million parameters
+# that the course trained on speeches of American presidents. It is small, but it is a real language model, and all of this runs
+# in a minute.
 #
-# From here on, the cut by L1 is **your** `prune_width`. (Until your check says "correct", ours takes its place.) `variant(base)` makes
-# a second model that shares its weights with the first, so that cutting one leaves the other alone.
+# From here on, the cut by L1 is **your** `prune_width`. (Until your check says "correct", ours takes its place.) `variant(base)`
+# makes a second model that shares its weights with the first, so that cutting one leaves the other alone.
 #
 # **Predict before you run.** We cut 20 % of distilGPT2's neurons. Which share of its *parameters* goes: 20 %, 13 % or 7 %?
 # Because …
@@ -287,15 +287,16 @@ print(f"distilGPT2 loses {lost:,} of {total:,} parameters: {lost / total:.2%}")
 # ## Good, or just lucky?
 #
 # The model gives each next token a probability $p$. Its loss is $-\log p$ of the token that really came, averaged over many
-# tokens, in *nats per token*. What a cut adds to the loss is its **damage**. How bad can it get? A model that has lost everything
-# gives each of its $V$ tokens the same probability. Its loss is $\log V$, and we call that *guessing*.
+# tokens, in *nats per token*. What a cut adds to the loss is its **damage**. For scale: A model that has lost everything gives
+# each of its $V$ tokens the same probability. Its loss is $\log V$, and we call that *guessing*.
 #
 # Two habits keep us honest from here on:
 #
 # - **What chooses doesn't judge.** A score may read some speeches in order to choose neurons. The cut is then judged on other
 #   speeches, from years that the model never saw, and on Wikipedia.
-# - **A score has to beat blind choice.** Papers call a score that chooses a **criterion**. One that knows nothing is just a twentieth
-#   blind draw, and comes out best of twenty by luck once in twenty times. So we ask that it beats **all nineteen** random cuts.
+# - **A score has to beat blind choice.** A score that is used to choose neurons is called a **criterion**. A useless criterion is
+#   one more blind draw, and among twenty it comes first by luck once in twenty times. So we ask that it beats **all nineteen**
+#   random cuts.
 
 # %%
 from course_utils.text import judging_rows, token_blocks
@@ -322,10 +323,10 @@ for name, value in whole.items():
     print(f"{name}: {value:.2f} nats per token; guessing would be {guessing:.2f}")
 
 # %% [markdown]
-# L1 looks only at the weights that a neuron reads with. Does it lose because it has seen no text? Then a score that looks at what a
-# neuron *writes* should win. We take the neuron's typical size on text (the root mean square of $a_j$) times the length of its row of
-# `c_proj`, and call it **activation**. To see inside we hang a **hook** on `c_fc`: a function that PyTorch calls with the layer's
-# output each time the layer runs.
+# L1 looks only at the weights that a neuron reads with. Does it lose because it has seen no text? Then a score that looks at what
+# a neuron *writes* should win. We take the neuron's typical size on text (the root mean square of $a_j$) times the length of its
+# row of `c_proj`, and call it **activation**. To see inside we hang a **hook** on `c_fc`: a function that PyTorch calls with the
+# layer's output each time the layer runs.
 
 # %%
 reads = {number: [] for number in range(len(blocks))}
@@ -353,13 +354,13 @@ for block, a in zip(blocks, values, strict=True):
 print(f"watched {len(values[0]):,} tokens in {len(blocks)} blocks")
 
 # %% [markdown]
-# **Predict before you run.** `activation` meets the nineteen random cuts on both texts. That makes 38 comparisons. How many will it win:
-# most, half, or few? Because …
+# **Predict before you run.** `activation` meets the nineteen random cuts on both texts. That makes 38 comparisons. How many will
+# it win: most, half, or few? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # Few: 3 of 38. It does less damage than L1, but it has read text, has seen what each neuron writes, and is still worse than most
-# blind draws. So the reason isn't that L1 has seen no text.
+# blind draws. So it can't be the whole reason that L1 has seen no text.
 #
 # </details>
 
@@ -409,23 +410,24 @@ by = cut.set_index(["criterion", "text"]).damage
 claim("`activation` does less damage than L1.", by["L1"] - by["activation"])
 
 # %% [markdown]
-# (*here: shown* means that the numbers of your own run bear the sentence out. If you run a larger model, your numbers will differ.)
+# (*here: shown* means that the numbers of your own run bear the sentence out. If you run a larger model, your numbers will
+# differ.)
 #
 # ## Look at one of them
 #
-# The hook has caught the number that every neuron held for every token, so let's look. We take the neuron with the smallest L1 norm
-# in block 2, and the one with the largest.
+# The hook has caught the number that every neuron held for every token, so let's look. We take the neuron with the smallest L1
+# norm in block 2, and the one with the largest.
 #
-# **Predict before you run.** What does the neuron with the smallest weights hold for most tokens: about 0, some other fixed number, or
-# numbers all over the place? Because …
+# **Predict before you run.** What does the neuron with the smallest weights hold for most tokens: about 0, some other fixed
+# number, or numbers all over the place? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # A fixed number that isn't zero. It hardly reacts, just as the idea says. But it rests at −0.16, so every token gets −0.16 times
 # its row of `c_proj`.
 #
-# GELU explains the number. Below 0 the curve dips, and comes back to 0 only far to the left. A neuron with small weights reads nearly the
-# same for every token. This one reads numbers near the bottom of the dip. There the curve is flat, so what it holds changes even less.
+# GELU explains the number. Below 0 the curve dips, and comes back to 0 only far to the left. A neuron with small weights reads
+# nearly the same for every token. So it stays near what its bias gives it, here in the dip, and what it holds hardly changes.
 #
 # </details>
 
@@ -481,15 +483,16 @@ show(
 )
 
 # %% [markdown]
-# *Left: each dot is a token, and shows what the neuron reads and holds. All blue dots sit in the dip. Right: compare blue with green in each
-# block. At 1 a group would write the same vector for every token; at 0 nothing of what it writes would be constant.*
+# *Left: each dot is a token, and shows what the neuron reads and holds. All blue dots sit in and beside the dip. Right: compare
+# blue with green in each block. At 1 a group would write the same vector for every token; at 0 nothing of what it writes would be
+# constant.*
 #
-# In blocks 1 and 2 nearly everything that the weak neurons write is constant. In the other blocks it is less, but in each block it is
-# more than for the neurons that stay.
+# In blocks 1 and 2 nearly everything that the weak neurons write is constant. In the other blocks it is less, but in each block
+# it is more than for the neurons that stay.
 #
-# So here is a suspect. Two hundred constants add up to one vector. We call it the *push*. Cut the neurons, and **every token loses the same
-# push**, in each of six blocks. The rest of the model has never seen tokens without it. No score of single neurons can see this,
-# because what counts is the sum.
+# So here is a suspect. Two hundred constants add up to one vector. We call it the *push*. Cut the neurons, and **every token
+# loses the same push**, in each of six blocks. The rest of the model has never seen tokens without it. Neither of these two
+# scores can see this, because what counts is the sum.
 
 
 # %%
@@ -533,26 +536,27 @@ show(
 )
 
 # %% [markdown]
-# *Left: look at blocks 0 and 2, where the blue squares leave the grey dots. Right: a mark is a cut, and its damage is the mean of the two
-# texts. Follow the three colours from left to right.*
+# *Left: look at blocks 0 and 2, where the blue squares leave the grey dots. Right: a mark is a cut, and its damage is the mean of
+# the two texts. Follow the three colours from left to right.*
 #
-# Every cut loses a push, but L1 and `activation` lose longer ones than any blind draw. Does the length predict the damage? Between the three
-# ways to choose, it does: the longer the push, the worse the cut. Among the nineteen random cuts it says nothing. Their pushes are nearly
-# equally long.
+# Every cut loses a push, but L1 and `activation` lose longer ones, all blocks together, than any blind draw. Does the length
+# predict the damage? Between the three ways to choose, it does: the longer the push, the worse the cut. (Three ways are few.)
+# Among the nineteen random cuts it doesn't. Their pushes are nearly equally long.
 #
 # ## Touch it: take the push alone
 #
-# Three colours in a row are a suspicion and no proof. So we change one thing only: **all neurons stay**, and we subtract the push from
-# `c_proj.bias`. If the lost push does the harm, this must hurt nearly as much as the cut. Perhaps any push of this length would
-# hurt as much? To find out, we also subtract vectors of the same length that point in a random direction.
+# Three colours in a row are a suspicion and no proof. So we change one thing only: **all neurons stay**, and we subtract the push
+# from `c_proj.bias`. If the lost push does the harm, this must hurt nearly as much as the cut. Perhaps any push of this length
+# would hurt as much? To find out, we also subtract vectors of the same length that point in a random direction.
 #
-# **Predict before you run.** How much of L1's damage does the push do alone? And does a random cut's push do a larger or a smaller share
-# of that cut's damage? Because …
+# **Predict before you run.** How much of L1's damage does the push do alone? And does a random cut's push do a larger or a
+# smaller share of that cut's damage? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# On speeches it does 70 % of L1's damage, with every neuron in its place. A random cut's push does a third of that cut's damage. Vectors of the
-# same length in another direction do less than half as much harm. So L1's push is long, and it also points where it hurts.
+# On speeches it does 70 % of L1's damage, with every neuron in its place. A random cut's push does a third of that cut's damage.
+# Vectors of the same length in another direction do less than half as much harm. So L1's push is long, and it also points where
+# it hurts.
 #
 # </details>
 
@@ -593,15 +597,15 @@ here("In another direction the same length does less harm.", ahead)
 share.round(2)
 
 # %% [markdown]
-# So most of the harm of L1's cut is the lost push. This tells us the cure, and it costs no parameter: `c_proj` has a bias, and a bias
-# is the place for a constant.
+# So most of the harm of L1's cut is the lost push. This tells us the cure, and it costs no parameter: `c_proj` has a bias, and a
+# bias is the place for a constant.
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 8 minutes
 #
-# Cut the neurons, and keep their constant. `keep_the_mean(model, scores, means, ratio)` gets one tensor of scores and one of means
-# per block. The `int(ratio * width)` lowest scores go. What those neurons write on average is added to `c_proj.bias`. Return
-# the model. Another model may share the old bias, so don't write into it.
+# Cut the neurons, and keep their constant. `keep_the_mean(model, scores, means, ratio)` gets one tensor of scores and one of
+# means per block. The `int(ratio * width)` lowest scores go. What those neurons write on average is added to `c_proj.bias`.
+# Return the model. Another model may share the old bias, so don't write into it.
 #
 # <details><summary>Hint</summary>
 #
@@ -635,8 +639,8 @@ check_keep_the_mean(keep_the_mean)
 # %% [markdown]
 # ## The same cut, its constant kept
 #
-# The literature calls it **bias compensation** (An et al. 2023), and `prune_neurons` does it if it gets `means=`. We cut with **your**
-# `keep_the_mean`. To be fair, the random cuts keep their constants as well.
+# The literature calls it **bias compensation** (An et al. 2023), and `prune_neurons` does it if it gets `means=`. We cut with
+# **your** `keep_the_mean`. To be fair, the random cuts keep their constants as well.
 #
 # **Predict before you run.** Same neurons, same sizes, constants kept in all arms. Does L1 beat blind choice now? Because …
 #
@@ -679,11 +683,11 @@ show(
 )
 
 # %% [markdown]
-# *Follow the blue squares. The neurons go (cut). All neurons stay and only their push goes (push alone). As long a push goes in another
-# direction (turned push). The neurons go and their push stays (push kept).*
+# *Follow the blue squares. The neurons go (cut). All neurons stay and only their push goes (push alone). As long a push goes in
+# another direction (turned push). The neurons go and their push stays (push kept).*
 #
-# Luck with the rows? The record that ships with the course repeats this on three draws of rows and calibration text, in two number
-# formats. (It is the same model each time. Another one is yours to try.)
+# Luck with the rows? The record that ships with the course repeats this on three draws of rows and calibration text, in two
+# number formats. (It is the same model each time. Another one is yours to try.)
 
 # %%
 main = record.query("ratio == 0.2 and criterion in ('L1', 'random')")
@@ -704,20 +708,21 @@ claim("In the record it beats each with its constant kept.", better)
 # So far every block lost the same share of its neurons. Must it? If constants can stay in a bias, a block that writes mostly
 # constants should hardly miss its neurons.
 #
-# **Predict before you run.** We cut 40 % of one block's neurons and leave the others whole. Then we order the six blocks by price. Which
-# block changes its place most when the constants are kept? Because …
+# **Predict before you run.** We cut 40 % of one block's neurons and leave the others whole. Then we order the six blocks by
+# price. Which block changes its place most when the constants are kept? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # Block 1. Without its constant it is the third dearest, with it the cheapest of all, because nearly all of what even its strong
-# neurons write is constant (the bars above). The longest push decides less than one thinks: a push that can be kept costs nothing.
-# Block 0 stays the dearest by far, and the bars don't say why: block 5 has as few constants. We don't know. Perhaps it is because every
-# later block reads what block 0 writes.
+# neurons write is constant (the bars above). A long push doesn't make a block dear once its push is kept. Block 0 stays the
+# dearest by far, and the bars don't say why: block 5 has as few constants. We don't know. Perhaps it is because every later block
+# reads what block 0 writes.
 #
 # </details>
 #
-# We cut by `activation`, which was ahead. `choose(shares, keep=True)` returns the damage on 24 rows that are set aside for picking a
-# plan, and `keep=False` loses the constants. The naive plan spares one block and cuts the others equally, so the cell tries each block.
+# We cut by `activation`, which was ahead. `choose(shares, keep=True)` returns the damage on 24 rows that are set aside for
+# picking a plan, and `keep=False` loses the constants. The naive plan spares one block and cuts the others equally. The cell
+# tries all six and keeps the best.
 
 # %%
 from course_utils.text import further_rows
@@ -767,12 +772,12 @@ print(f"it costs {choose(naive, keep=True):.3f} nats per token")
 # %% [markdown]
 # ### Exercise 4 · ●●● · 20 minutes
 #
-# First test your prediction. Cut 40 % of one block at a time, and list the six blocks from the dearest to the cheapest: `lost` where the
-# constants go, too, and `kept` where they stay.
+# First test your prediction. Cut 40 % of one block at a time, and list the six blocks from the dearest to the cheapest: `lost`
+# where the constants go, too, and `kept` where they stay.
 #
-# Then decide. 40 % of all neurons must go. Give `shares`, one per block, with a mean of at least 0.4. Your plan has to do at most three
-# quarters of the naive plan's damage, constants kept: first on the choosing rows, and then on an exam of both texts. The check opens
-# the exam only for a plan that has won on the choosing rows.
+# Then decide. 40 % of all neurons must go. Give `shares`, one per block, with a mean of at least 0.4. Your plan has to do at most
+# three quarters of the naive plan's damage, constants kept: first on the choosing rows, and then on an exam of both texts. The
+# check opens the exam only for a plan that has won on the choosing rows.
 #
 # <details><summary>Hint</summary>
 #
@@ -817,8 +822,8 @@ check_plan(lost, kept, shares, naive, choose, judge)
 # %% [markdown]
 # ## Before you ship it
 #
-# The blocks of such a model have unequal widths, and plain transformers can't build those. `save_pruned` puts the code for them into the
-# folder. To load it, call `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+# The blocks of such a model have unequal widths, and plain transformers can't build those. `save_pruned` puts the code for them
+# into the folder. To load it, call `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 #
 # ## Quiz
 
@@ -850,7 +855,8 @@ check_plan(lost, kept, shares, naive, choose, judge)
 # - A neuron of a dense MLP is a column of `c_fc`, a bias entry and a row of `c_proj`. All three go, and `n_inner` follows.
 # - *Pruned equals masked* proves the surgery. The loss proves nothing about it.
 # - A score has to beat nineteen random cuts, on text that played no part in choosing.
-# - **A constant isn't nothing.** A neuron that hardly reacts writes the same vector for every token. Keep that vector in a bias.
+# - **A constant isn't nothing.** A neuron that hardly reacts writes nearly the same vector for every token. Keep that vector in a
+#   bias.
 #
 # **On Monday:** whenever you prune neurons of a model that has a bias there, pass `means=`. It takes one pass over a little text.
 #
