@@ -24,7 +24,7 @@ def test_page_is_fresh_and_has_every_agenda():
 def test_minutes_follow_the_lesson():
     lesson, part = LESSONS["01"], agendas.Part(0, "lesson 01, exercises 1, 4", "")
     before = agendas.minutes(part, LESSONS)
-    assert before == agendas.minutes(replace(part, what="lesson 01"), LESSONS) + 4 + 15, "what the two headings say"
+    assert before == agendas.minutes(replace(part, what="lesson 01"), LESSONS) + 4 + 20, "what the two headings say"
     later = {**LESSONS, "01": replace(lesson, time=f"{lesson.minutes + 7} minutes")}
     assert agendas.minutes(part, later) == before + 7
     sums = [
