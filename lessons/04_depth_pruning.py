@@ -743,6 +743,8 @@ pd.DataFrame(table).T
 # is better.
 #
 # $$\bar d \;\pm\; 2\, s_d / \sqrt{n}$$
+#
+# (Later lessons and most papers also tell **perplexity**, $e$ to the loss. A nat more multiplies it by 2.7.)
 
 # %%
 ahead = []
@@ -766,6 +768,8 @@ here("The cheapest run costs less than influence's six.", ahead)
 # train a few layers). Here such a run is the worst, and now you know what one has to look for.
 #
 # ## Who else stands in?
+#
+# The last exercise is about rows that nothing has used so far.
 
 # %%
 from course_utils.text import further_rows
