@@ -76,9 +76,8 @@ def logits(model, tokenizer) -> torch.Tensor:
 )
 def test_smoke_roles_are_small_random_models_that_repeat_themselves(role, kind, smoke):
     torch.manual_seed(1)
-    first = load_model(role)
     state = torch.get_rng_state()
-    second = load_model(role)
+    first, second = load_model(role), load_model(role)
     assert torch.equal(torch.get_rng_state(), state), "loading a model changed the random numbers of a lesson"
     model, tokenizer = first
     assert isinstance(model, kind) and not model.training
@@ -91,7 +90,7 @@ def test_smoke_roles_are_small_random_models_that_repeat_themselves(role, kind, 
 
 def test_the_tiny_llama_repeats_itself_and_never_stops_early():
     torch.manual_seed(1)
-    first, state = tiny_llama(blocks=3, vocab_size=11), torch.get_rng_state()
+    state, first = torch.get_rng_state(), tiny_llama(blocks=3, vocab_size=11)
     second = tiny_llama(blocks=3, vocab_size=11)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(map(torch.equal, first.parameters(), second.parameters()))
