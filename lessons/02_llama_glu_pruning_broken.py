@@ -672,6 +672,12 @@ show(
     "one of them above the crosses near it, one by the dots, one near 0."
 )
 
+# %% [markdown]
+# *At each distance a cross, a dot and a star belong to the same three draws of rows $i$.* A star has lost rows $i$ and $j$, as
+# its cross has; in effect two neurons are gone whole.
+#
+# And what do the three models write behind *The capital of France is*?
+
 # %%
 names = {"whole": base, "strangers": careful}
 for name, model in names.items():
@@ -680,9 +686,6 @@ lists = gate_lists, up_lists
 print("in step:", ten_tokens(mended(put_in_step, variant(careful), *lists)))
 
 # %% [markdown]
-# *At each distance a cross, a dot and a star belong to the same three draws of rows $i$.* A star has lost rows $i$ and $j$, as
-# its cross has; in effect two neurons are gone whole.
-#
 # The lost rows were hardly missed. The **shift** was the harm, and it needs no loss: between the gaps, one neuron's gate decides
 # over another neuron's content. Up to a third of the block, silence costs about half as much, because those neurons no longer do
 # their work. Strangers add about as much again, and only with that our model is worse than guessing. (At two thirds we find no

@@ -36,7 +36,6 @@ LEFT_OUT = {
     "measure_record": "prompts and measure, which are tried, and takes a minute",
     "require": "stops what is left out above",
     "safe_dtype": "the machine; what it refuses at once is tried below",
-    "secret_cut": "a part of an exercise",
     "start": "the machine; what it refuses at once is tried below",
     "watching": "a hook's own arguments",
 }
