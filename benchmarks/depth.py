@@ -116,6 +116,8 @@ How to read it:
   of the block below them. The means are read on {ROWS} rows of other speeches. For its biases the model gets
   {parameters_of_biases(data):,} parameters.
 - **reloads**: plain `save_pretrained`, plain `from_pretrained`, identical logits.
+- **bars**: only that of the last ones was set blind. What the other two choices lose with their means was known
+  from earlier runs, on rows of the same draw, before the bars were written.
 """
 
 
