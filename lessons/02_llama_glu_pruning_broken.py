@@ -33,8 +33,8 @@
 # the same rows are hardly missed. "Then those neurons have just stopped working?" Half of it: silence costs about half of what
 # strangers cost. "Would anybody make this mistake?" Whoever prunes matrix by matrix with a tool that knows nothing of pairs.
 #
-# **Wrong turns:** comparing rows instead of outputs, or one draw only, in exercise 2; padding at the end in exercise 3; taking a
-# neuron's number for its place in exercise 4.
+# **Wrong turns:** comparing rows instead of outputs, or one draw only, in exercise 2; padding at the end in exercise 3; taking
+# a neuron's number for its place, or down for gate's follower, in exercise 4.
 #
 # **At the end you have** a test that finds a broken cut without data, the reason why one row can ruin a model, and a way to
 # rescue a checkpoint that was cut wrongly.
@@ -78,8 +78,10 @@ bars = {
 }
 _, panel = plt.subplots(figsize=(8, 3.2), layout="constrained")
 for name, (arm, nats) in bars.items():
-    panel.barh(name, nats, color=mark(arm)["color"])
-panel.set(xlabel="loss on speeches (nats per token)")
+    bar = panel.barh(name, nats, color=mark(arm)["color"])
+    panel.bar_label(bar, fmt=" %.1f")
+panel.set(xlabel="loss on speeches (nats per token)", xlim=(0, 14))
+panel.grid(visible=False, axis="y")
 panel.invert_yaxis()
 show(
     "Three bars: the loss of the whole Llama is about 4, a model that guesses has "
@@ -275,8 +277,8 @@ def ten_tokens(model):
 found = {}
 for name, model in {"whole": base, "one neuron gone": careful}.items():
     for text, rows in texts.items():
-        found[name, text] = loss, entropy, rank = look(model, rows)
-        print(f"{name}, {text}: loss {loss:.2f}, entropy {entropy:.2f}", end=" ")
+        found[name, text] = nats, entropy, rank = look(model, rows)
+        print(f"{name}, {text}: loss {nats:.2f}, entropy {entropy:.2f}", end=" ")
         print(f"(like {math.exp(entropy):.0f} tokens), right token's rank {rank:,}")
     print("  ", ten_tokens(model))
 print(f"guessing: loss and entropy {guessing:.2f}")
@@ -284,7 +286,7 @@ whole = {text: found["whole", text][0] for text in texts}
 beyond = [found["one neuron gone", text][0] - guessing for text in texts]
 here("With one neuron less per block it is worse than guessing.", beyond)
 cuts = [found["one neuron gone", text] for text in texts]
-excess = [loss - 2 * entropy for loss, entropy, _ in cuts]
+excess = [nats - 2 * entropy for nats, entropy, _ in cuts]
 here("It loses over twice as much as its entropy says.", excess)
 
 # %% [markdown]
@@ -430,23 +432,20 @@ for place, (of_gate, of_up) in enumerate(zip(*toy_lists, strict=True)):
     color = same if of_gate == of_up else stranger
     left.plot([1.36, 1.7], [place] * 2, color=color, linewidth=5)
 left.set(xlim=(-0.5, 3.5), ylim=(4.6, -0.6), xticks=range(4), yticks=range(5))
-left.set_xticklabels(["whole", "cut", "cut", "whole"])
-left.set(ylabel="place", title="the toy: who slides, who meets whom")
+left.set_xticklabels(["gate,\nwhole", "gate,\ncut", "up,\ncut", "up,\nwhole"])
+left.set(ylabel="place", title="the toy: who moves, who meets whom")
 left.grid(visible=False)
 right.barh(range(len(gaps)), width - 1, color=same, alpha=0.15)
 starts = [min(pair) for pair in gaps]
 right.barh(range(len(gaps)), apart, left=starts, color=stranger)
-right.set(xlabel="place", ylabel="block", title="the Llama: where strangers meet")
-right.set(ylim=(len(gaps) - 0.5, -0.5))
+right.set(xlabel="place", ylabel="block", title="the Llama: who meets a stranger")
+right.set(ylim=(len(gaps) - 0.5, -0.5), xlim=(0, width - 1))
 right.grid(visible=False)
 show(
-    "Left: the toy's five rows of gate and of up, before and after the cut. Row 1 "
-    "of gate is gone, and the rows below it slide up by one; row 3 of up is gone, "
-    "and only row 4 slides. At the first and the last place rows with the same "
-    "number meet; between them, in red, gate 2 meets up 1 and gate 3 meets up 2. "
-    "Right: a bar for each block of the Llama, from its first place to its last. "
-    "The red part, between the two gaps, is a third of all, short in some blocks "
-    "and nearly the whole bar in others."
+    "Left: the toy's rows of gate and of up, before and after the cut. Row 1 of "
+    "gate is gone and row 3 of up; rows below a gap move up. In red, gate 2 "
+    "meets up 1, and gate 3 up 2. Right: a bar per block of the Llama; the red "
+    "part, between the two gaps, is a third of all."
 )
 
 # %% [markdown]
@@ -488,6 +487,14 @@ show(
 
 
 # %%
+from course_utils.measuring import perplexity
+
+
+def loss(model, rows):
+    """The loss alone, which takes less time than `look`."""
+    return perplexity(model, rows, batch_size=len(rows)).nll
+
+
 def all_but(*gone):
     """The numbers of all rows that stay."""
     return torch.tensor(sorted({*range(width)} - {*gone}))
@@ -499,12 +506,12 @@ def one_row_each(pairs):
 
 
 few = judging["speeches"][:4]
-intact = look(base, few)[0]
+intact = loss(base, few)
 
 
 def damage(model):
     """Nats per token on a few passages."""
-    return look(model, few)[0] - intact
+    return loss(model, few) - intact
 
 
 distances = [0, *(width // share for share in (24, 6, 3)), 2 * width // 3]
@@ -525,10 +532,17 @@ by_distance.agg(["min", "max"]).round(2).T
 # The table has the lowest and the highest damage, in nats per token, of three draws of rows $i$ at each distance. It follows the
 # distance. But one could still object: perhaps losing half of two neurons is worse than losing one neuron whole, with no shift
 # involved. So we remove the shift and keep the loss. `mended` lets a function mend each MLP of a broken model, and `judge`
-# measures the damage that is left.
+# measures the damage that is left. (`moved` is for later.)
 
 
 # %%
+def moved(first, last):
+    """All rows; row `first` goes behind row `last`, so those between move up."""
+    rows = [*range(width)]
+    rows.insert(last, rows.pop(first))
+    return torch.tensor(rows)
+
+
 @torch.no_grad()
 def mended(mend, model, *lists):
     """The model, when `mend` has been at each of its MLPs."""
@@ -544,7 +558,7 @@ def mended(mend, model, *lists):
 def judge(mend, broken, *lists, rows=texts, intact=whole):
     """The damage on each text that is left when `mend` has been at a copy."""
     model = mended(mend, variant(broken), *lists)
-    return {text: look(model, rows[text])[0] - intact[text] for text in rows}
+    return {text: loss(model, rows[text]) - intact[text] for text in rows}
 
 
 # %% [markdown]
@@ -596,28 +610,22 @@ check_in_step(in_step, judge, careful, gate_lists, up_lists)
 # Are the strangers *actively* harmful, or have a third of the neurons merely stopped working? A third series tells: we
 # **silence** everything between the gaps, by removing all neurons from $i$ to $j$ whole.
 #
-# And does it need a loss at all? In the last model **nothing is lost**: all rows of our Llama stay, and only up's rows between
-# the two places move by one.
+# And does it need a loss at all? In the last two models **nothing is lost**: all rows of our Llama stay. In one of them up's rows
+# between the two places move by one, and nobody else's. In the other all three matrices move alike.
 #
-# **Predict before you run.** What will each of the three cost: in step, silence, the shift without a loss? Because …
+# **Predict before you run.** What will each of the four cost: in step, silence, up moved alone, all three moved alike? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # In step nearly nothing, at any distance: our model goes from over 8 nats to about 0.1. Silence costs about half of what
-# strangers cost, up to a third of the block; with two thirds silent it is as bad. And the shift alone, with nothing lost, does
-# nearly all of the harm.
+# strangers cost, up to a third of the block; with two thirds silent it is as bad. Up moved alone, with nothing lost, does
+# nearly all of the harm. And if all three move alike, nothing happens: the same neurons are there, in another order. So to have
+# *moved* isn't the harm. To have moved **apart** is.
 #
 # </details>
 
 # %%
 put_in_step = check_in_step.accepted  # your function, once it is right
-
-
-def moved(first, last):
-    """All rows; row `first` goes behind row `last`, so those between move up."""
-    rows = [*range(width)]
-    rows.insert(last, rows.pop(first))
-    return torch.tensor(rows)
 
 
 def step_and_silence(pairs):
@@ -633,10 +641,13 @@ tried = [step_and_silence(pairs) for pairs in tqdm(knob.pairs, desc="models")]
 knob[ways] = tried
 ours = [damage(careful), *step_and_silence(gaps)]
 all_rows = [torch.arange(width)] * len(blocks)
-no_loss = damage(cut(all_rows, [moved(*sorted(pair)) for pair in gaps]))
+shift = [moved(*sorted(pair)) for pair in gaps]
+no_loss = damage(cut(all_rows, shift))
+alike = damage(cut(shift, shift))  # down follows gate
 for way, nats in zip(["strangers", *ways], ours, strict=True):
     print(f"the lesson's model, {way}: {nats:.2f} nats")
-print(f"the lesson's model, shifted and nothing lost: {no_loss:.2f} nats")
+print(f"nothing lost, up moved alone: {no_loss:.2f} nats")
+print(f"nothing lost, all three moved alike: {abs(alike):.2f} nats")
 mean = knob.groupby("distance")[["strangers", *ways]].mean()
 short = mean[(mean.index > 0) & (mean.index <= width // 3)]
 claim("In step the same rows are hardly missed.", [0.15 - knob["in step"].max()])
@@ -644,6 +655,7 @@ here("In step most of our model's damage is gone.", [ours[0] / 4 - ours[1]])
 more = short.strangers - short.silence
 claim("Up to a third, strangers cost more than silence.", more)
 claim("The shift alone does most of the harm.", [no_loss - 0.5 * ours[0]])
+here("Moved alike, the matrices do no harm.", [0.05 - abs(alike)])
 sunk = [mean.silence.iloc[-1] + intact - guessing]
 here("With two thirds silent it is worse than guessing.", sunk)
 mean.round(2).T
@@ -657,7 +669,12 @@ for (way, arm), label in zip(series.items(), labels, strict=True):
     panel.plot(knob.distance, knob[way], **dots)
 square = mark("L1") | {"linestyle": "none", "label": "the lesson's model"}
 mean_apart = sum(apart) / len(apart)
-panel.plot([mean_apart] * 3, ours, markersize=14, markerfacecolor="none", **square)
+notes = "as we cut it", "in step, or all three moved alike", "silent"
+notes = dict(zip(notes, ours, strict=True)) | {"nothing lost, up moved": no_loss}
+for words, nats in notes.items():
+    panel.plot(mean_apart, nats, markersize=13, markerfacecolor="none", **square)
+    panel.text(mean_apart + 25, nats, words, va="center", fontsize="small")
+    square["label"] = "_"  # the legend names it once
 level = mark("guessing") | {"label": "as bad as guessing"}
 panel.axhline(guessing - intact, **level)
 panel.set(xlabel="places per block between the gaps, |i − j|")
@@ -665,27 +682,16 @@ panel.set(ylabel="damage (nats per token)")
 panel.legend(loc="upper left", fontsize="small")
 show(
     "Damage against the number of places per block between the gaps. Red crosses, "
-    "where strangers meet, rise from 0 to far above the line of guessing. Orange "
-    "dots, where those places are silent, rise to about half of that up to a third "
-    "of the block, and at two thirds as high. Black stars, the same rows lost in "
-    "step, lie at 0 throughout. Blue squares mark this lesson's model three times, "
-    "one of them above the crosses near it, one by the dots, one near 0."
+    "where strangers meet, rise far above the line of guessing. Orange dots, "
+    "where those places are silent, rise to half of that up to a third of the "
+    "block. Black stars, in step, lie at 0. Blue squares are this lesson's model: "
+    "as cut, and with up moved alone, high; silent, half as high; in step, at 0."
 )
 
 # %% [markdown]
-# *At each distance a cross, a dot and a star belong to the same three draws of rows $i$.* A star has lost rows $i$ and $j$, as
-# its cross has; in effect two neurons are gone whole.
+# *At each distance crosses, dots and stars belong to the same three draws of rows $i$.* A star has lost rows $i$ and $j$, as its
+# cross has; in effect two neurons are gone whole. The blue squares are our own Llama, treated in five ways.
 #
-# And what do the three models write behind *The capital of France is*?
-
-# %%
-names = {"whole": base, "strangers": careful}
-for name, model in names.items():
-    print(f"{name}: {ten_tokens(model)}")
-lists = gate_lists, up_lists
-print("in step:", ten_tokens(mended(put_in_step, variant(careful), *lists)))
-
-# %% [markdown]
 # The lost rows were hardly missed. The **shift** was the harm, and it needs no loss: between the gaps, one neuron's gate decides
 # over another neuron's content. Up to a third of the block, silence costs about half as much, because those neurons no longer do
 # their work. Strangers add about as much again, and only with that our model is worse than guessing. (At two thirds we find no
@@ -767,21 +773,24 @@ claim("The exact cut by L1 beats none of the random cuts.", [0.5 - beaten])
 #
 # ## Rescue a checkpoint
 #
-# Somebody cut a Llama with two separate lists, a tenth of each matrix, and threw the original away. There is a log with both
-# lists. With zeros in the gaps the model would be as large as before, with places that do nothing. Hand back a *smaller* model,
-# without empty places, that equals the original with some neurons silenced. It is judged on passages that nothing has used so
-# far.
+# Somebody cut a Llama matrix by matrix and threw the original away. Here even `down` didn't follow gate: **all three** matrices
+# have lists of their own, and each lost a twentieth. There is a log with the lists. With zeros in the gaps the model would be as
+# large as before, with places that do nothing. Hand back a *smaller* model, without empty places, that equals the original with
+# some neurons silenced. It is judged on passages that nothing has used so far.
 
 # %%
 from course_utils.text import further_rows
 
-logs = []
-for seed in (2 * session.seed, 2 * session.seed + 1):
+logs = []  # for gate, for up and for down: which rows or columns stayed, by block
+for seed in range(3 * session.seed, 3 * session.seed + 3):
     scores = neuron_importance(base, "random", seed=seed)
-    logs.append([strongest(of_block, 0.1) for of_block in scores])  # a tenth goes
-wreck = cut(*logs)
-exam = {text: rows[:8] for text, rows in further_rows(tokenizer).items()}
-intact_exam = {text: look(base, rows)[0] for text, rows in exam.items()}
+    logs.append([strongest(of_block, 0.05) for of_block in scores])
+wreck = cut(*logs[:2])
+for number, down_list in enumerate(logs[2]):
+    columns = blocks[number].mlp.down_proj.weight.detach()[:, down_list]
+    wreck.model.layers[number].mlp.down_proj.weight = nn.Parameter(columns)
+exam = {text: rows[:6] for text, rows in further_rows(tokenizer).items()}
+intact_exam = {text: loss(base, rows) for text, rows in exam.items()}
 
 
 def exam_of(rescue):
@@ -790,20 +799,21 @@ def exam_of(rescue):
 
 
 for text, rows in exam.items():
-    lost = look(wreck, rows)[0] - intact_exam[text]
+    lost = loss(wreck, rows) - intact_exam[text]
     print(f"{text}: the wreck has {lost:.1f} nats per token of damage")
 
 # %% [markdown]
-# ### Exercise 4 · ●●○ · 15 minutes
+# ### Exercise 4 · ●●● · 15 minutes
 #
-# Write `rescue(gate, up, down, gate_list, up_list, width)`. It gets what `in_step` got, and returns the three matrices of the
-# **largest exact GLU** that is still in there, without empty places. You may use your own `in_step`. The check compares it with
-# the masked original on small matrices and fresh lists, and then opens the exam.
+# Write `rescue(gate, up, down, gate_list, up_list, down_list, width)`. `down_list[k]` is the old number of the column at place
+# $k$ of `down`, and the other two lists tell the same for `gate` and `up`. Return the three matrices of the **largest exact GLU**
+# that is still in there, without empty places. The check compares it with the masked original on small matrices and fresh lists,
+# which may be in any order, and then opens the exam.
 #
 # <details><summary>Hint</summary>
 #
-# Take pencil and paper: `gate_list` is [4, 0, 2], `up_list` is [2, 4, 1], and `width` is 5. How many neurons can you hand back,
-# and where do you find the three slices of each?
+# Take pencil and paper: `gate_list` is [4, 0, 2], `up_list` is [2, 4, 1], `down_list` is [1, 2, 4], and `width` is 5. How many
+# neurons can you hand back, and where do you find the three slices of each?
 #
 # </details>
 
@@ -812,16 +822,16 @@ from course_utils.lessons.exercises.lesson_02 import check_rescue
 
 
 # BEGIN SOLUTION
-def rescue(gate, up, down, gate_list, up_list, width):
-    matrices = in_step(gate, up, down, gate_list, up_list, width)
-    gate, up, down = matrices
-    alive = sorted({*gate_list.tolist()} & {*up_list.tolist()})  # in both lists
-    return gate[alive], up[alive], down[:, alive]
+def rescue(gate, up, down, gate_list, up_list, down_list, width):
+    lists = [kept.tolist() for kept in (gate_list, up_list, down_list)]
+    alive = sorted(set.intersection(*map(set, lists)))  # no slice is lost
+    on_gate, on_up, on_down = ([kept.index(n) for n in alive] for kept in lists)
+    return gate[on_gate], up[on_up], down[:, on_down]
 
 
 # END SOLUTION
 # BEGIN STUB
-# def rescue(gate, up, down, gate_list, up_list, width):
+# def rescue(gate, up, down, gate_list, up_list, down_list, width):
 #     ...  # smaller gate, up and down
 # END STUB
 check_rescue(rescue, exam_of)
@@ -859,7 +869,7 @@ check_rescue(rescue, exam_of)
 #   without data.
 # - **The shift is the harm, not the loss.** Same rows gone, the rest in step: little happens. All rows there, but shifted:
 #   disaster.
-# - Up to a third of a block, strangers are worse than silence. A silenced neuron says nothing; strangers say something wrong.
+# - To have moved does no harm, to have moved *apart* does. Up to a third of a block, strangers cost more than silence.
 #
 # **On Monday:** wherever two results are multiplied or added place by place, what you cut must have one list. Before you measure
 # a new pruner, run `is_exact` on it; a pruner of whole models you wrap, as we did. It takes a second.

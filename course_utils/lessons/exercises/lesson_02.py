@@ -204,56 +204,76 @@ def _three(answer: Any) -> Matrices:
     return gate, up, down
 
 
-def _rescue(*given: Any, at: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]) -> Matrices:
-    """Rows by ``at``, from the numbers of the neurons in both lists and their places in gate and in up."""
-    gate, up, down, gate_list, up_list, _ = given
-    in_gate, in_up = (gate_list[:, None] == up_list[None]).nonzero(as_tuple=True)
-    on_gate, on_up, on_down = at(gate_list[in_gate], in_gate, in_up)
-    return _cut((gate, up, down), on_gate, on_up, on_down)
+def _rescue(*given: Any, at: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]) -> Matrices:
+    """Rows by ``at``, from the numbers of the neurons in all lists and their places in gate, in up and in down."""
+    *matrices, gate_list, up_list, down_list, _ = given
+    lists = gate_list.tolist(), up_list.tolist(), down_list.tolist()
+    alive = sorted(set.intersection(*map(set, lists)))
+    places = (torch.tensor([own.index(number) for number in alive], dtype=torch.long) for own in lists)
+    gate, up, down = matrices
+    return _cut((gate, up, down), *at(torch.tensor(alive, dtype=torch.long), *places))
 
 
-def _still_opposite(gate: Tensor, up: Tensor, down: Tensor, gate_list: Tensor, up_list: Tensor, _: int) -> Matrices:
-    same = (gate_list == up_list).nonzero()[:, 0]
+def _still_opposite(*given: Any) -> Matrices:
+    """The neurons whose three slices stand at one place."""
+    gate, up, down, gate_list, up_list, down_list, _ = given
+    same = ((gate_list == up_list) & (gate_list == down_list)).nonzero()[:, 0]
     return _cut((gate, up, down), same, same, same)
+
+
+def _all_in_step(*given: Any) -> Matrices:
+    """All places, with zeros where a slice is missing."""
+    *matrices, gate_list, up_list, down_list, width = given
+    lists = {"gate_list": gate_list, "up_list": up_list, "width": width}
+    return _in_step(*matrices, **lists, places=lambda of_gate, of_up: (of_gate, of_up, down_list))
 
 
 @exercise(
     4,
     task="Return gate, up and down of the largest exact GLU that the broken weights still hold.",
-    proved="Every neuron whose rows are both still there is whole again: the original, masked.",
-    answer=partial(_rescue, at=lambda number, in_gate, in_up: (in_gate, in_up, in_gate)),
+    proved="Every neuron whose three slices are all still there is whole again: the original, masked.",
+    answer=partial(_rescue, at=lambda number, in_gate, in_up, in_down: (in_gate, in_up, in_down)),
     mistakes=[
         (lambda gate, up, down, *_: (gate, up, down),
-         "You keep everything. A neuron of which only one row is left can't be made whole: leave it out."),
-        (_in_step, "In step, and exact, but not smaller: places where a row is empty do nothing. Leave them out."),
-        (partial(_rescue, at=lambda number, in_gate, in_up: (number, number, number)),
-         "You used the neurons' numbers as places in gate. Neuron n stands where gate_list says n."),
-        (partial(_rescue, at=lambda number, in_gate, in_up: (in_gate, in_up, in_up)),
-         "Gate and up meet again, but you took down's columns at up's places. Down followed gate."),
-        (partial(_rescue, at=lambda number, in_gate, in_up: (in_gate, in_gate, in_gate)),
-         "You used gate's places for up as well. Each matrix has its own list, so each neuron has two places."),
+         "You keep everything. A neuron of which a slice is gone can't be made whole: leave it out."),
+        (_all_in_step, "In step, and exact, but not smaller: empty places do nothing. Leave them out."),
+        (partial(_rescue, at=lambda number, in_gate, in_up, in_down: (number, number, number)),
+         "You used the neurons' numbers as places. Neuron n stands where a matrix's list says n."),
+        (partial(_rescue, at=lambda number, in_gate, in_up, in_down: (in_gate, in_up, in_gate)),
+         "Gate and up meet again, but you took down's columns at gate's places. Here down has a list of its own."),
+        (partial(_rescue, at=lambda number, in_gate, in_up, in_down: (in_gate, in_gate, in_gate)),
+         "You used gate's places for all three. Each matrix has its own list, so each neuron has three places."),
         (_still_opposite,
-         "Exact, but too small: you kept the neurons whose rows still stand opposite each other. The others can be "
+         "Exact, but too small: you kept the neurons whose slices still stand opposite each other. The others can be "
          "brought together again."),
     ],
 )  # fmt: skip
 @torch.no_grad()
 def check_rescue(attempt: Attempt, judge: Callable[[Attempt], Mapping[str, float]]) -> None:
-    """Check a function (broken gate, up, down, their two lists, width) -> matrices; ``judge`` tells text -> damage."""
-    for width, (gate_list, up_list) in _lists():
+    """Check a function (broken gate, up, down, their lists, width) -> matrices; ``judge`` tells text -> damage."""
+    for width, lists in _three_lists():
         original = _tiny_glu(width, width=width, hidden=16)
-        given = *_broken(original, gate_list, up_list), width
+        given = *_cut(original, *lists), *lists, width
         rescued = _three(attempt(*(value.clone() if isinstance(value, Tensor) else value for value in given)))
         right, same = attempt.answer(*given), partial(_same_rows, original)
         attempt.name_mistake(rescued, right, lambda wrong: wrong(*given), same=same)  # noqa: B023
-        _check_rescued(rescued, original, gate_list.tolist(), up_list.tolist())
+        _check_rescued(rescued, original, *(numbers.tolist() for numbers in lists))
     told = ", ".join(f"{text} {nats:.2f}" for text, nats in judge(attempt).items())
     print(f"Rescued in the Llama, nats per token of damage: {told}")
 
 
-def _check_rescued(rescued: Matrices, original: Matrices, gate_list: list[int], up_list: list[int]) -> None:
-    """Stop unless the matrices hold all neurons of both lists, and each of them whole."""
-    survivors = [number for number in gate_list if number in up_list]
+def _three_lists() -> list[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
+    """Widths, each with three lists of neurons."""
+    # In the first case every number that is in all lists is a place, too: there a mix-up gives numbers, and no crash.
+    fixed = [7, 0, 2, 3, 5, 8], [1, 2, 3, 4, 5, 6], [2, 5, 1, 3, 0, 4]
+    fresh = [tuple(torch.randperm(12)[:9] for _ in range(3)) for _ in range(3)]
+    gate_list, up_list, down_list = map(torch.tensor, fixed)
+    return [(9, (gate_list, up_list, down_list)), *((12, (one, two, three)) for one, two, three in fresh)]
+
+
+def _check_rescued(rescued: Matrices, original: Matrices, *lists: list[int]) -> None:
+    """Stop unless the matrices hold all neurons that are in each list, and each of them whole."""
+    survivors = set.intersection(*map(set, lists))
     shapes = [tuple(matrix.shape) for matrix in rescued]
     count, hidden = shapes[0][0], original[0].shape[1]
     require(
@@ -269,8 +289,8 @@ def _check_rescued(rescued: Matrices, original: Matrices, gate_list: list[int], 
         f"Your matrices hold different neurons: gate {on_gate}, up {on_up}, down {on_down}. At each place all three "
         "must hold the same one.",
     )
-    missing = sorted({*survivors} - {*on_gate})
-    require(not missing, f"Exact, but not the largest: neurons {missing} are in both lists, too.")
+    missing = sorted(survivors - {*on_gate})
+    require(not missing, f"Exact, but not the largest: neurons {missing} are in all three lists, too.")
     require(len(on_gate) == len(survivors), f"Some neuron is there twice: {sorted(on_gate)}.")
 
 

@@ -172,11 +172,12 @@ def test_damage_is_told_before_and_in_step(capsys):
     assert "The Llama, speeches: 8.20 nats per token of damage, in step 0.10" in capsys.readouterr().out
 
 
-def rescue(gate, up, down, gate_list, up_list, _):
-    survivors = sorted({*gate_list.tolist()} & {*up_list.tolist()})
-    in_gate = [gate_list.tolist().index(number) for number in survivors]
-    in_up = [up_list.tolist().index(number) for number in survivors]
-    return gate[in_gate], up[in_up], down[:, in_gate]
+def rescue(gate, up, down, gate_list, up_list, down_list, _):
+    """Another way: a table of places for each matrix."""
+    in_gate, in_up, in_down = ({n: p for p, n in enumerate(own.tolist())} for own in (gate_list, up_list, down_list))
+    alive = in_gate.keys() & in_up.keys() & in_down.keys()
+    gate, up = gate[[in_gate[n] for n in alive]], up[[in_up[n] for n in alive]]
+    return gate, up, down[:, [in_down[n] for n in alive]]
 
 
 def chosen(change):
