@@ -1,4 +1,4 @@
-"""Checks of lesson 03, which neurons of a Llama must stay: two searches, a silence and a score."""
+"""Checks of lesson 03, which neurons of a Llama must stay: a score, two searches and a silence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from course_utils.pruning.width import by_halves, neuron_importance
 Neuron = tuple[int, int]  # block, number
 Harm = Callable[[Sequence[Any]], float]
 
-#: What the planted searches of exercise 1 are: how many suspects, and how much each guilty one heals.
+#: What the planted searches of exercise 2 are: how many suspects, and how much each guilty one heals.
 _PLANTED: tuple[tuple[int, Mapping[int, float]], ...] = (
     (64, {41: 1.0}),
     (99, {49: 1.0}),  # the one in the middle
@@ -44,7 +44,7 @@ MOST, SHARE = 8, 0.25  # neurons that may be enough for a disaster in exercise 4
 
 
 def _silence(model, blocks, token=0, *, site="v_proj", silent=None, factor=0.0):
-    """The answer to exercise 2, with switches for mistakes."""
+    """The answer to exercise 3, with switches for mistakes."""
 
     def hook(_module, _inputs, values):
         values = values.clone()
@@ -56,7 +56,7 @@ def _silence(model, blocks, token=0, *, site="v_proj", silent=None, factor=0.0):
 
 
 @exercise(
-    2,
+    3,
     task="Register the hooks, and return their handles in a list.",
     proved="The token says nothing in these blocks, all others speak as before, and the handles take it back.",
     answer=_silence,
@@ -114,7 +114,7 @@ def _contribution(
     finish=lambda total, count: (total / count).sqrt(),
     norm_over=0,
 ):
-    """The score of exercise 3, with switches for mistakes; what ``site`` gives is looked at, or what down reads."""
+    """The score of exercise 1, with switches for mistakes; what ``site`` gives is looked at, or what down reads."""
     mlps = [layer.mlp for layer in model.model.layers]
     seen = [[] for _ in mlps]
     handles = []
@@ -137,7 +137,7 @@ def _contribution(
 
 
 def _by_library(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
-    """The answer to exercise 3, which later cells use until the learner's is right."""
+    """The answer to exercise 1, which later cells use until the learner's is right."""
     return neuron_importance(model, "activation", batches=batches)
 
 
@@ -147,7 +147,7 @@ def _over_batches(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]
 
 
 @exercise(
-    3,
+    1,
     task="Return one tensor of scores for each block (without a return nothing is judged).",
     proved="What a neuron adds is measured where it adds it, on real tokens only, and no hook is left.",
     answer=_by_library,
@@ -214,7 +214,7 @@ def check_contribution(
 
 
 @exercise(
-    1,
+    2,
     task="Return the suspect that is left.",
     proved="Two calls a step find the one that matters, wherever it hides.",
     answer=by_halves,

@@ -94,7 +94,7 @@ def test_contribution_is_tried_on_the_lessons_own_model(capsys):
 
 
 def halve(suspects, harm, *, follow=min, rest=lambda suspects, middle: suspects[middle:]):
-    """The answer to exercise 1, with switches for mistakes."""
+    """The answer to exercise 2, with switches for mistakes."""
     while len(suspects) > 1:
         middle = len(suspects) // 2
         suspects = follow(suspects[:middle], rest(suspects, middle), key=harm)
@@ -162,7 +162,7 @@ def enough(suspects, ruined, gone=()):
 
 
 def one_that_heals(suspects, ruined):
-    """The search of exercise 1, asked the other way round."""
+    """The search of exercise 2, asked the other way round."""
     return [by_halves(suspects, lambda half: not ruined(half))]
 
 
