@@ -16,9 +16,10 @@
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** A neuron of a Llama has a row in each of two matrices, and the two rows work together. We let each matrix give up
-# its own weakest row. Below its gap, each matrix moves up by one. Between the two gaps only one of them has moved, so its rows
-# face the wrong partner, and that is a third of the block. Put an empty row into each gap, and the model is well again.
+# **Answer.** A neuron of a Llama has a row in each of two matrices (and a column in a third), and the two rows work together. We
+# let each of the two matrices give up its own weakest row. The rows below a removed row move up by one place. Between the two gaps
+# only one of the matrices has moved, so its rows face the wrong partner, and that is a third of the block. Put an empty row into
+# each gap, and the model is well again.
 #
 # </details>
 
@@ -111,14 +112,15 @@ show(
 # $$\mathrm{MLP}(x) = W_{down}\,a, \qquad a = \mathrm{silu}(W_{gate}\,x) \odot W_{up}\,x$$
 #
 # Two matrices read the same $x$. The results of `up` are contents. `gate`'s results, through SiLU, are the factors by which each
-# content is multiplied; $\odot$ does so number by number. `down` reads the products and leads back. Such an MLP is a **GLU**, a
-# *gated linear unit* (Dauphin et al. 2017), and with SiLU it is called **SwiGLU** (Shazeer 2020). Most open models of today have
+# content is multiplied; $\odot$ does so number by number. SiLU lets large positive numbers through and makes negative ones
+# nearly zero, so a gate can be shut. `down` reads the products and leads back. Such an MLP is a **GLU**, a *gated linear unit*
+# (Dauphin et al. 2017, for convolutions), and with SiLU it is called **SwiGLU** (Shazeer 2020). Most open models of today have
 # one. All three layers are `nn.Linear` and store [out, in].
 #
 # ## Cut it as in lesson 01
 #
-# In lesson 01 we took the columns with the smallest L1 norm out of `c_fc`, and `c_proj` followed. The code below does it here,
-# carefully: a single neuron per block.
+# In lesson 01 we took the columns with the smallest L1 norm out of `c_fc`, and `c_proj` followed. (GPT-2 stores [in, out], so there
+# a neuron is a column; here it is a row.) The code below does it here, carefully: a single neuron per block.
 #
 # **Predict before you run.** Three things could complain: the forward pass, the configuration, the saved file. Which of them
 # will? Because …
@@ -233,19 +235,19 @@ del again, mlp
 # %% [markdown]
 # ## What does it know?
 #
-# Passages of speeches and of Wikipedia judge, as in lesson 01: 8 of each here, 4 in the long experiment, and 48 in the record
-# behind the first figure, so the numbers differ a little. Beside the loss we print the **entropy** of the predictions. It says
-# how unsure a model is: 0 nats if one token has all the probability, and as much as guessing if all tokens have the same. A model
-# that knows its limits loses about as much as its entropy says.
+# We measure on 8 passages of speeches and 8 of Wikipedia. (Behind the first figure are 48 passages of speeches, and the long
+# experiment below uses 4, so the whole model's loss differs by up to half a nat.) Beside the loss we print the **entropy** of the
+# predictions. It says how unsure a model is: 0 nats if one token has all the probability, and as much as guessing if all tokens
+# have the same. If one can trust a model's probabilities, it loses on average as much as its entropy says.
 #
 # **Predict before you run.** You saw that its loss is above guessing. Is this model unsure of everything, or is it sure of
 # something wrong? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Sure of something wrong. If it spread its bets over all tokens, it would lose as much as guessing does. But its entropy on
-# speeches is only 5.23 nats, as for an even choice among 186 tokens, and it loses 12.18. And where does it put the right token?
-# In the median at place 5,075.
+# It is far surer than it should be, and of something wrong. If it spread its bets over all tokens, it would lose as much as guessing
+# does. But its entropy on speeches is only 5.23 nats, as for an even choice among 186 tokens, and it loses 12.18. And where does it
+# put the right token? In the median at place 5,075.
 #
 # </details>
 
@@ -290,7 +292,8 @@ excess = [nats - 2 * entropy for nats, entropy, _ in cuts]
 here("It loses over twice as much as its entropy says.", excess)
 
 # %% [markdown]
-# How can a model be worse than guessing? Only by giving the right tokens, on (geometric) average, less than an even share.
+# How can a model be worse than guessing? It gives the right tokens less than an even share, on average (of the logarithms). The
+# probability went to wrong ones.
 #
 # ## Ask the equality
 #
@@ -449,8 +452,9 @@ show(
 )
 
 # %% [markdown]
-# *Red: places where strangers meet. They begin at one gap and end at the other.* Why a third? The order of neurons means nothing,
-# so the two weakest rows stand anywhere, and two places drawn blindly on a line lie a third of its length apart, on average.
+# *Red: places where strangers meet. They begin at one gap and end at the other.* Why a third? The order of neurons means nothing.
+# If the two weakest rows also have nothing to do with each other, they stand anywhere, and two places drawn blindly on a line lie a
+# third of its length apart, on average.
 #
 # So here is what belongs together:
 
@@ -472,10 +476,9 @@ show(
 #
 # So far this is a suspicion. If it is right, we can turn the harm up and down like the sound of a radio. Now *we* choose the
 # rows. In each block gate loses some row $i$, drawn blindly, and up loses row $i + d$. Every model loses one row of gate and one
-# of up in each block. Only the distance $d$ differs.
+# of up in each block. What differs is the distance $d$, and by chance which rows they are.
 #
-# **Predict before you run.** What does it cost at $d = 0$? And how does the cost go on when $d$ doubles again and again? Because
-# …
+# **Predict before you run.** What does it cost at $d = 0$? And how does the cost go on when $d$ grows? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -530,9 +533,9 @@ by_distance.agg(["min", "max"]).round(2).T
 
 # %% [markdown]
 # The table has the lowest and the highest damage, in nats per token, of three draws of rows $i$ at each distance. It follows the
-# distance. But one could still object: perhaps losing half of two neurons is worse than losing one neuron whole, with no shift
-# involved. So we remove the shift and keep the loss. `mended` lets a function mend each MLP of a broken model, and `judge`
-# measures the damage that is left. (`moved` is for later.)
+# distance. But one could still object: perhaps it is the lost rows, and the far ones just happened to be worse. So we remove the
+# shift and keep the loss. `mended` lets a function mend each MLP of a broken model, and `judge` measures the damage that is left.
+# (`moved` is for later.)
 
 
 # %%
@@ -610,8 +613,9 @@ check_in_step(in_step, judge, careful, gate_lists, up_lists)
 # Are the strangers *actively* harmful, or have a third of the neurons merely stopped working? A third series tells: we
 # **silence** everything between the gaps, by removing all neurons from $i$ to $j$ whole.
 #
-# And does it need a loss at all? In the last two models **nothing is lost**: all rows of our Llama stay. In one of them up's rows
-# between the two places move by one, and nobody else's. In the other all three matrices move alike.
+# And does it need a loss at all? In the last two models **nothing is lost**: all rows of our Llama stay. In one of them up's row at
+# the first place goes behind the one at the last, so those between move up by one, and gate and down stay. In the other all three
+# matrices do so alike.
 #
 # **Predict before you run.** What will each of the four cost: in step, silence, up moved alone, all three moved alike? Because …
 #
@@ -690,21 +694,24 @@ show(
 
 # %% [markdown]
 # *At each distance crosses, dots and stars belong to the same three draws of rows $i$.* A star has lost rows $i$ and $j$, as its
-# cross has; in effect two neurons are gone whole. The blue squares are our own Llama, treated in five ways.
+# cross has; in effect two neurons are gone whole. The blue squares are our own Llama, at the mean of its distances. (With all three
+# moved alike it would lie at 0.)
 #
 # The lost rows were hardly missed. The **shift** was the harm, and it needs no loss: between the gaps, one neuron's gate decides
-# over another neuron's content. Up to a third of the block, silence costs about half as much, because those neurons no longer do
-# their work. Strangers add about as much again, and only with that our model is worse than guessing. (At two thirds we find no
-# difference between the two, and don't know why.)
+# over another neuron's content. (It isn't quite our cut's shift, because there it is sometimes gate that moved, and down with it.)
 #
-# (In step, 0.12 nats remain in our model, but 0.03 at most, on average, where the rows were drawn blindly: L1's weakest rows cost
-# more than random ones. That is the theme of lesson 03.)
+# With the neurons between the gaps silent, our model loses 3.68 nats; with strangers there, 8.04. So about half of the harm is work
+# that isn't done, and half is something wrong that is said. Only together do they pass guessing. (At two thirds of the block we find
+# no difference between the two, and don't know why.)
+#
+# In step 0.12 nats remain in our model. Where the rows were drawn blindly, no distance has more than 0.03 on average. So L1's weakest
+# rows seem to cost more than random ones; that is the theme of lesson 03.
 #
 # ## One list for all three
 #
 # So here is the right cut: one list of neurons, and all three matrices keep it. `prune_neurons` does that for every family,
 # Martra (2024) cuts Llamas so, and LLM-Pruner (Ma et al. 2023) finds by itself which slices go together. Does your test agree?
-# `is_exact` judges three matrices, so we wrap a pruner of whole models: into the one block of a tiny Llama, and out again. Then
+# `prune_neurons` wants a model, so `wrapped` puts the three matrices into a Llama of one block, prunes it, and takes them out. Then
 # we take a tenth of the neurons from ours by L1, once with separate lists and once with one list.
 #
 # **Predict before you run.** With one list the cut is exact. Is it a good one, then? Because …
@@ -774,9 +781,10 @@ claim("The exact cut by L1 beats none of the random cuts.", [0.5 - beaten])
 # ## Rescue a checkpoint
 #
 # Somebody cut a Llama matrix by matrix and threw the original away. Here even `down` didn't follow gate: **all three** matrices
-# have lists of their own, and each lost a twentieth. There is a log with the lists. With zeros in the gaps the model would be as
-# large as before, with places that do nothing. Hand back a *smaller* model, without empty places, that equals the original with
-# some neurons silenced. It is judged on passages that nothing has used so far.
+# have lists of their own, and each lost a twentieth. There is a log with the lists. Exercise 3's zeros would work,
+# but the model would be as large as before. Hand back a *smaller* model, without empty places, that equals the original with some
+# neurons silenced. It is judged on passages that nothing has used so far. (Its blocks keep different numbers of neurons, so a file
+# of it needs `save_pruned`, as in lesson 01.)
 
 # %%
 from course_utils.text import further_rows
@@ -870,6 +878,7 @@ check_rescue(rescue, exam_of)
 # - **The shift is the harm, not the loss.** Same rows gone, the rest in step: little happens. All rows there, but shifted:
 #   disaster.
 # - To have moved does no harm, to have moved *apart* does. Up to a third of a block, strangers cost more than silence.
+# - Slices that are still there can be brought together again. So rescued, the wreck of exercise 4 loses about one nat per token.
 #
 # **On Monday:** wherever two results are multiplied or added place by place, what you cut must have one list. Before you measure
 # a new pruner, run `is_exact` on it; a pruner of whole models you wrap, as we did. It takes a second.
