@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "GLU pruning done right: which neurons must stay"
-#     minutes: 90 to 120 minutes
+#     minutes: 100 to 140 minutes
 #     prerequisites: lesson 01 (hooks, nineteen random cuts, a constant isn't nothing), lesson 02 (a GLU's neuron)
 #     assets: [smollm2, texts, speeches]
 #     concepts: [residual stream, search by halves, needed and enough, attention sink, massive activations, patching]
@@ -16,8 +16,8 @@
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** Two neurons out of 4,590, without which this cut is no disaster. (They need help to make one: a third neuron, and
-# much of the rest of the cut.) They write one giant number into the first token's state. That number keeps the token silent and
+# **Answer.** Two of its 4,590 neurons. Put either of them back, and the disaster is gone. (They need help to make one: a third
+# neuron, and much of the rest of the cut.) They write one giant number into the first token's state. That number keeps the token silent and
 # easy to find, so that attention heads can look there when they have nothing to say. Without it the first token talks.
 #
 # </details>
@@ -131,7 +131,7 @@ base, tokenizer = load_model("llama")
 base.requires_grad_(False)
 pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
 sampled = pool.sample(48, seed=session.seed)  # rows of 64 tokens
-few, others, choosing = sampled[:2], sampled[2:4], sampled[:4]
+few, others, choosing = sampled[:2], sampled[2:4], sampled[:4]  # to search and look
 batches = sampled[10:26].batches(8)
 judging = judging_rows(tokenizer, draw=session.seed)
 judges = {text: rows[:4] for text, rows in judging.items()}
@@ -221,8 +221,8 @@ check_contribution(contribution, base, batches[:1])
 #
 # Now we cut twice by choice instead of blindly: the tenth of each block with the lowest activation, and the tenth with the lowest
 # **L1** norm, as in lesson 01 (for a GLU it adds up the rows of gate and up). Then we count how many *loud* neurons each cut
-# takes. Let us call a neuron loud if it is in the most active twentieth of its block. (Until your own function is right, the
-# course's takes its place. So it is after each exercise.)
+# takes. Let us call a neuron loud if it is in the most active twentieth of its block. (Until yours passes, the course's function
+# is used. The same holds for every exercise.)
 #
 # **Predict before you run.** A cut by L1 and a cut by activation, which is better than the eighteen, which is worse? And does the
 # red cut hold more loud neurons than the other blind ones? Because …
@@ -256,10 +256,12 @@ shares = [taken[seed] for seed in chance]
 print(f"blind cuts: {min(shares):.0%} to {max(shares):.0%} of the loud")
 dearer = np.subtract(costs["L1"], costs["activation"])
 here("A look at text costs less than a look at weights.", dearer)
-more = [taken["L1"] - 2 * max(shares)]
-here("L1 takes over twice as many of the loud as any blind cut.", more)
+more = taken["L1"] - 2 * max(shares)
+here("L1 takes over twice as many of the loud as any blind cut.", [more])
 
 # %% [markdown]
+# (*here: shown* means that the numbers of your own run bear the sentence out. A `claim` keeps them without printing.)
+#
 # Is that why L1 fails? The record has the test, on more rows. L1 cuts again, but it has to spare the loud ones; as a control it
 # spares as many others, drawn blindly.
 
@@ -276,8 +278,8 @@ for text in judges:
     claim(f"On record activation beats each blind cut: {text}.", ahead)
 
 # %% [markdown]
-# If L1 spares the loud ones, most of its damage is gone; if it spares others, hardly any. So L1 is worse than knowing nothing
-# about this model. It is **misleading**, because its small weights belong to many of the loudest neurons. (Why the model builds
+# If L1 spares the loud ones, most of its damage is gone; if it spares others, hardly any. So on this model L1 is worse than drawing
+# blindly. It is **misleading**, because its small weights belong to many of the loudest neurons. (Why the model builds
 # them so, we don't know. The deeper notebook draws them.)
 #
 # But the red cut took no more loud neurons than the other blind cuts. So it isn't *how many* of them it took. Is it *which*?
@@ -293,7 +295,7 @@ for text in judges:
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # A handful, and the next exercise finds the first of them. Had the harm come from many small losses, other cuts would have been
-# nearly as bad. One outlier among nineteen smells of something that is either hit or missed.
+# nearly as bad. One outlier among nineteen looks like something that a cut either hits or misses.
 #
 # </details>
 
@@ -308,9 +310,6 @@ print(f"the median cut: {harms[ranked[9]]:.2f} nats per token", end=", ")
 print(f"worst but one: {harms[next_worst]:.2f}, the worst: {harms[worst]:.2f}")
 more = harms[worst] - 2 * harms[next_worst]
 here("One cut does over twice the damage of every other.", [more])
-
-# %% [markdown]
-# (*here: shown* means that the numbers of your own run bear the sentence out.)
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 8 minutes
@@ -368,36 +367,39 @@ cuts = {
     "the disaster": disaster,
     "the first comes back": set(disaster) - {first},
     "the second comes back": set(disaster) - {second},
+    "both come back": set(disaster) - {first, second},
     "the two alone": pair,
 }
 told = {name: damage(without(base, gone)) for name, gone in cuts.items()}
 told = pd.DataFrame(told, index=list(judges)).T
-print(f"block {first[0]}, neuron {first[1]}; block {second[0]}, neuron {second[1]}")
+print(f"block and neuron: {first} and {second}")
 for name, scores in scored.items():
-    above = [(scores[of] > scores[of][number]).sum().item() for of, number in pair]
-    print(f"by {name} so many of their block score higher: {above}")
+    ranks = [1 + (scores[of] > scores[of][it]).sum().item() for of, it in pair]
+    print(f"by {name} they rank {ranks} in their blocks")
 half = told.loc["the disaster"].to_numpy() / 2
-_, *left, both_alone = told.to_numpy()
+_, *left, _, both_alone = told.to_numpy()
 here("With either of the two back most damage is gone.", np.ravel(half - left))
 here("The two alone do less than half of it.", half - both_alone)
 told.round(2)
 
 # %% [markdown]
-# *Damage in nats per token, on rows that chose nothing.*
+# *Damage in nats per token, on rows that chose nothing. (The same cut costs different amounts on different rows, so these numbers
+# aren't those of the first figure.)*
 #
 # How can two different neurons each be the cure? Because either of them does the job alone. This disaster needs **both** of them
-# gone. A blind tenth takes both with a chance of about one in a hundred, so we were lucky to see it. (A cut by either score would
-# have kept both: they are the loudest of their block, and their weights are large.)
+# gone. A blind tenth takes both with a chance of about one in a hundred. (A cut by either score would have kept both: they are the
+# loudest of their block, and their weights are the largest.)
 #
-# Now look at the last row. Put one of the two back, and there is no disaster. So losing both is *needed*. Cut only the two, and
-# there is no disaster either. So it isn't *enough*. Somebody helped. The last exercise finds out who.
+# Now compare the last two rows. The rest of the cut, with both back, does little. The two alone do little as well. Both together
+# are the disaster, and that is far more than the sum. So losing the two is *needed*, but not *enough*. Somebody helped. The last
+# exercise finds out who.
 #
 # ## What do the two write?
 #
 # Both sit in the same block. We look at the numbers that they hold at the first token of a row.
 #
-# **Predict before you run.** The block's MLP has over a thousand neurons. Of the vector that they all together write into the
-# *first* token's state, how much comes from these two: 2 %, 20 % or nearly all? Because …
+# **Predict before you run.** All neurons of the block, over a thousand, add one vector together to the *first* token's state. What
+# share of it comes from these two: 2 %, 20 % or nearly all? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -423,8 +425,7 @@ down = mlps[place].down.weight
 written = down @ holds[place]  # by all neurons, into each channel
 constant = down[:, numbers] @ holds[place][numbers]  # by the two
 channel = constant.abs().argmax().item()
-told_numbers = holds[place][numbers].round().int().tolist()
-print(f"at the first token neurons {numbers} hold {told_numbers}")
+print(f"at the first token they hold {holds[place][numbers].round().tolist()}")
 share = (constant @ written / written.square().sum()).item()
 print(f"the two together write {share:.0%} of it, most into channel {channel}")
 here("Most of what this MLP writes at the first token is theirs.", [share - 0.5])
@@ -450,8 +451,7 @@ def watch(model, rows):
         hooks.append(layer.self_attn.k_proj.register_forward_hook(keep("keys")))
         hooks.append(layer.self_attn.v_proj.register_forward_hook(keep("values")))
     ids = rows.input_ids.to(model.device)
-    found = model.model(ids, output_attentions=True, use_cache=False)
-    seen["weights"] = found.attentions
+    seen["weights"] = model.model(ids, output_attentions=True).attentions
     for hook in hooks:
         hook.remove()
     model.set_attn_implementation("sdpa")
@@ -492,23 +492,23 @@ show(
 
 # %% [markdown]
 # *Left: what the block adds to the first token, in its six largest channels; nearly all of it comes from the two. Right: the length
-# of the first token's state. In the whole model (black) it begins to grow in block 1 and jumps on in block 2; in the disaster (red)
-# the second jump is missing, and one neuron brings it back.*
+# of the first token's state. In the disaster (red) the rise in block 2 is missing, and the one in block 11 ends far lower. One
+# neuron brings both back.*
 #
-# So the two write **one giant number**, always into the same channel of the first token's state, and a few smaller ones beside
-# it. (It stays there for six blocks. Then it is taken away, and block 11 writes a new one. Lesson 04 tells more of that.) Such
-# numbers are called **massive activations** (Sun et al. 2024). What is this one for?
+# So the two write **one giant number** into one channel of the first token's state, and a few smaller ones beside it. It stays there
+# for six blocks. Then it is taken away, and block 11 writes another one, which is far smaller in the disaster. (Lesson 04 tells more
+# of that.) Such numbers are called **massive activations** (Sun et al. 2024). What is this one for?
 #
 # ## Where a head looks when it has nothing to say
 #
 # Think of an attention head. Its weights must sum to one, so it always has to look *somewhere*, even if nothing there is of use.
-# It needs a place where looking changes little. The first token is the only one that every later token can see, so models use it
-# as that place: the **attention sink** (Xiao et al. 2023).
+# It needs a place where looking changes little. The first token is the only one that all tokens can see, so models use it as that
+# place: the **attention sink** (Xiao et al. 2023).
 #
 # For this to work, the first token must say little, and the giant number can see to that. Before a head reads a state, the state
-# is divided by its length. If nearly all of the length is one giant number, everything else becomes small. And the next matrix
-# that makes values has nearly its shortest column for that channel, so it hardly reads it (the cell below prints how many
-# channels have a shorter one). So the giant number works like a hand over the token's mouth.
+# is divided by its length. If nearly all of the length is one giant number, everything else becomes small. And the giant number
+# itself is hardly read: the matrix that makes the next values has a very short column for that channel (the cell below prints it).
+# So the giant number works like a hand over the token's mouth.
 #
 # **Predict before you run.** Take a head that looks at the first token nearly all of the time. In the disaster, where does it
 # look? Because …
@@ -538,9 +538,10 @@ for name, seen in watched.items():
     print(f"and later gets {looks(seen):.0%} of the attention")
 talks = says["the disaster"] - 1.5 * says["the whole model"]
 here("In the disaster the first token talks.", [talks])
-reads = base.model.layers[place + 1].self_attn.v_proj.weight.norm(dim=0)
-less = (reads < reads[channel]).sum().item()
-print(f"of {len(reads)} channels, the next values read {less} less than {channel}")
+layer = base.model.layers[place + 1]
+reads = (layer.self_attn.v_proj.weight * layer.input_layernorm.weight).norm(dim=0)
+little = reads[channel] / reads.median()
+print(f"values read channel {channel} at {little:.0%} of the median channel")
 
 # %%
 two = list(watched)[:2]  # the whole model, the disaster
@@ -569,8 +570,9 @@ print(f"block {block}, head {head}: of all {drop.numel()} heads the largest drop
 # Each row is a token, and dark is where it looks. Left, the dark column is the sink. Right, the head mixes in what it finds
 # instead.*
 #
-# It is the extreme case; the printed lines before the figure are the average over all heads. Without the giant number the first
-# token says nearly as much as any other, and later heads turn away from it.
+# It is the extreme case; the printed lines before the figure are the average over all heads. They measure two places: what the
+# token says in the eight blocks behind the two, and who looks at it in the second half of the model. So one thing happens after the
+# other. First the token talks. Then the heads of the second half turn away from it. Does the first cause the second?
 #
 # ## Touch it
 #
@@ -585,12 +587,10 @@ print(f"block {block}, head {head}: of all {drop.numel()} heads the largest drop
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The constant heals it, as well as a neuron does. What the two add is nearly the same vector in every row, so one constant can
-# replace them. The one number heals most of it alone. In a channel that values do read, the same number helps little.
+# The constant heals it, as well as a neuron does. So one vector, the same for every row, can replace the two. The one number heals most of it alone. In a channel that values do read, the same number helps little.
 #
-# Two things surprise. On these rows the vector *without* the giant number heals a part, too, so the smaller numbers count. And the
-# sixth token, given the constant, heals most of the disaster. So it needn't be the first token: later tokens seem to need one
-# silent place.
+# Two things surprise. The vector *without* the giant number heals nearly half, too, so the smaller numbers count (on other rows it
+# heals less). And the sixth token, given the constant, heals most of the disaster. So it needn't be the first token.
 #
 # </details>
 
@@ -624,7 +624,7 @@ full, number, _, other, sixth = told.to_numpy()[-5:]
 here("One constant vector at the first token heals half of it.", half - full)
 here("One number heals over a third of it.", half * 4 / 3 - number)
 claim("It heals more than the same number in another channel.", other - number)
-claim("The same vector at the sixth token heals over half of it.", half - sixth)
+claim("At the sixth token it heals over a third.", half * 4 / 3 - sixth)
 told.drop(index=list(cuts)[2:]).round(2)
 
 # %% [markdown]
@@ -682,7 +682,8 @@ check_silence(silence)
 # gone. Silencing the sixth token hardly helps.
 #
 # And the heads come back, for the most part: the first token gets 49 % of their attention again, where the disaster had left it
-# 17 %. (We silenced it in eight early blocks, and these heads sit in the second half of the model.)
+# 17 %. We silenced it in eight early blocks, and these heads sit in the second half of the model. So yes: that it talks early is
+# what makes them turn away later.
 #
 # </details>
 
@@ -710,10 +711,10 @@ here("Once it is silent, heads look at it again.", [back - turned_away])
 silent.round(2)
 
 # %% [markdown]
-# So **the two neurons help to keep the first token silent**, and that is a good part of what they are for. But the constant heals
-# more than silence does. So the giant number does something else as well.
+# So **the two neurons help to keep the first token silent**, and that is a good part of what they are for. But some damage is left.
 #
-# There is one more suspect: the first token's *key*, by which heads find it. It changes as well when the number is gone. So we
+# There is one more suspect. A head compares its *query*, what it looks for, with each token's *key*. So the key of the first token
+# decides how easily it is found, and it changes as well when the number is gone. So we
 # give the disaster the first token's keys of the whole model, then its values, then both, in all blocks behind the two. (It is one
 # key and one value per block, the mean over other rows.)
 #
@@ -766,8 +767,8 @@ given.round(2)
 # ## Who helped?
 #
 # One riddle is left. The two were *needed* for the disaster, and not *enough*. Which of its 4,590 neurons are enough? Until now
-# we asked: who, put back, heals? Now we ask: who, cut alone, ruins? `ruined(gone)` says whether a model that lost only these
-# neurons takes over a third of the disaster's damage.
+# we asked: who, put back, heals? Now we ask: who, cut alone, ruins? `ruined(gone)` says whether losing only these neurons does more
+# than a third of the disaster's damage.
 
 # %%
 from course_utils.text import further_rows
@@ -860,8 +861,8 @@ helper = next(neuron for neuron in writers if neuron not in pair)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# All at once: there is a cliff. With much of the number missing the damage grows slowly. Below about 200 it shoots up, in each of
-# the three models. Without the two, the model stands at the edge, at 182. The helper, neuron 49 of block 1, writes only a little.
+# Not evenly: there is a cliff. While the number is large, the damage hardly changes. Below about 200 it shoots up, in each of the
+# three models. Without the two, the model stands at the edge, at 182. The helper, neuron 49 of block 1, writes only a little.
 # But at the edge a little counts.
 #
 # </details>
@@ -904,9 +905,10 @@ show(
 # model lives on that rest. The disaster lost a part of the rest as well, and a tenth of everything else. Turn the number up, and
 # each of the three models recovers.
 #
-# It isn't the whole story. How much the helper adds depends on the rows: a lot here, little on two further draws. At the same
-# number the three models lose different amounts, because each lost other neurons as well. And the full number (the last mark of
-# the disaster) does a little worse than half of it: the smaller numbers that go with it are still missing.
+# It isn't the whole story. How much the helper adds depends on the rows: on two further draws of text it is about half a nat, a
+# third of what it is here. So "enough" is a matter of rows, too, and another order of the suspects may find other helpers. At the
+# same number the three models lose different amounts, because each lost other neurons as well. And the full number (the last mark
+# of the disaster) does a little worse than half of it. We don't know why.
 #
 # ## Quiz
 
@@ -918,7 +920,7 @@ show(
 # - [x] That without their loss this cut would be no disaster.
 #   > Put back, they heal. That is what the experiment changed, and all that it shows.
 # - [ ] That the other neurons of this cut are useless to the model.
-#   > They still cost something, as the other blind cuts show.
+#   > With both back, the rest of the cut still cost something, as the table shows.
 
 # %% [markdown] tags=["quiz"]
 # Another model is ruined if *either* of two neurons goes, and a cut took both. You put back one half of the cut, then the other. What do you see?
@@ -949,8 +951,8 @@ show(
 # - **The first token is a sink.** Heads look at it when they have nothing to say. A giant number in its state keeps it silent
 #   and easy to find, and a few neurons write that number. Don't cut those.
 #
-# **On Monday:** after any cut, look at how much attention later heads give the first token. It takes one forward pass, and finds
-# a disaster of this kind. (It needn't find others: L1's cut keeps the two.)
+# **On Monday:** after any cut, look at how much attention later heads give the first token. It takes one forward pass, and would
+# have shown this disaster. (It needn't show others: we tried one.)
 #
 # **Next:** lesson 04 takes whole blocks out. One of them is block 11.
 #
