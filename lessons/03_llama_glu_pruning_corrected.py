@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "GLU pruning done right: which neurons must stay"
-#     minutes: 100 to 140 minutes
+#     minutes: 90 to 120 minutes
 #     prerequisites: lesson 01 (hooks, nineteen random cuts, a constant isn't nothing), lesson 02 (a GLU's neuron)
 #     assets: [smollm2, texts, speeches]
 #     concepts: [residual stream, search by halves, needed and enough, attention sink, massive activations, patching]
