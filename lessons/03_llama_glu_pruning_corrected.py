@@ -521,7 +521,7 @@ show(
 # </details>
 
 # %%
-behind = range(place + 1, place + 9)  # the blocks that come next
+behind = range(place + 1, len(base.model.layers))[:8]  # the blocks that come next
 says = {}
 
 
@@ -538,7 +538,7 @@ for name, seen in watched.items():
     print(f"and later gets {looks(seen):.0%} of the attention")
 talks = says["the disaster"] - 1.5 * says["the whole model"]
 here("In the disaster the first token talks.", [talks])
-layer = base.model.layers[place + 1]
+layer = base.model.layers[behind[0] if behind else place]
 reads = (layer.self_attn.v_proj.weight * layer.input_layernorm.weight).norm(dim=0)
 little = reads[channel] / reads.median()
 print(f"values read channel {channel} at {little:.0%} of the median channel")
