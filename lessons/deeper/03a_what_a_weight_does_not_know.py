@@ -13,8 +13,7 @@
 # Activation beats chance, weights alone don't. Which of its two factors does it: what a neuron writes, or how loud it is on text?
 #
 # **Answer.** How loud it is. By loudness alone, a tenth of the neurons costs 0.08 nats on speeches, hardly more than with the column.
-# By any of these five scores of weights it costs over four nats (lesson 03's peak-to-peak, another one, costs two). One row of text is
-# enough to beat nineteen random cuts.
+# By any of these five scores of weights it costs over four nats. One row of text is enough to beat nineteen random cuts.
 
 # %% [markdown] tags=["notes"]
 # **The point:** a criterion is a product of factors, and each can be taken away alone.
@@ -31,13 +30,15 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from course_utils.lessons import here
 from course_utils.measuring import perplexity
 from course_utils.models import describe, load_model, variant
-from course_utils.pruning import neuron_importance, prune_neurons
-from course_utils.support import mark, read_record, safe_dtype, show, start, style
+from course_utils.pruning import neuron_importance, prune_neurons, strongest
+from course_utils.support import log_ticks, mark, read_record, safe_dtype
+from course_utils.support import show, start, style
 from course_utils.text import judging_rows, token_blocks
 
 session = start("03a")
@@ -49,7 +50,7 @@ texts = judging_rows(tokenizer, draw=0)
 
 
 def nats(model):
-    """Loss on each text, nats a token."""
+    """Loss on each text, nats per token."""
     scores = [perplexity(model, rows, batch_size=16) for rows in texts.values()]
     return np.array([score.nll for score in scores])
 
@@ -58,7 +59,7 @@ whole = nats(base)
 
 
 def damage(scores):
-    """What a cut of the lowest tenth costs on each text, nats a token."""
+    """What a cut of the lowest tenth costs on each text, nats per token."""
     model = variant(base)
     prune_neurons(model, scores, ratio=0.1)
     return nats(model) - whole
@@ -100,7 +101,7 @@ for place, (name, values) in enumerate(costs.items()):
 for text, fill in zip(texts, ("full", "none"), strict=True):
     look = mark("random") | {"label": text, "fillstyle": fill, "linestyle": "none"}
     panel.plot(cuts[text], [len(costs)] * len(cuts[text]), **look)
-panel.set(xscale="log", xlabel="nats lost a token")
+panel.set(xscale="log", xlabel="damage (nats per token)")
 panel.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
 panel.set_yticks(range(len(costs) + 1), [*costs, "19 random cuts"])
 panel.invert_yaxis()
@@ -135,9 +136,37 @@ pd.DataFrame(table).T
 # %% [markdown]
 # More weights make it no better: the product of all three is the worst.
 #
+# ## What L1 takes
+#
+# Lesson 03 said that L1 takes many of the loudest neurons. Here they are, in the block where it takes most of the most active
+# twentieth.
+
+# %%
+l1, errors = neuron_importance(base, "l1"), []
+for weights, active in zip(l1, activation, strict=True):
+    loud = active.topk(len(active) // 20).indices.cpu()
+    errors.append((~torch.isin(loud, strongest(weights, 0.1).cpu())).sum().item())
+block = int(np.argmax(errors))
+x, y = l1[block].cpu(), activation[block].cpu()
+stay = torch.isin(torch.arange(len(x)), strongest(x, 0.1))
+_, panel = plt.subplots(figsize=(9, 4.6), layout="constrained")
+for some, how, words in ((stay, "random", "stays"), (~stay, "L1", "L1 cuts it")):
+    look = mark(how) | {"label": words, "linestyle": "none", "marker": "."}
+    panel.plot(x[some], y[some], **look)
+panel.set(xlabel="L1 norm", ylabel="activation (how loud)", yscale="log")
+panel.legend(title=f"a neuron of block {block}")
+log_ticks(panel.yaxis)
+show(
+    "A dot per neuron of a block, activation against L1 norm. The neurons with the "
+    "smallest L1 norms, which L1 cuts, are among the loudest of all."
+)
+
+# %% [markdown]
+# *A dot per neuron. The blue ones, with the smallest weights, go; they are among the loudest.*
+#
 # ## How much text?
 #
-# **Predict before you run.** Lesson 03 read thousands of tokens. How many are enough, and does it matter of which text?
+# **Predict before you run.** Lesson 03 read a thousand tokens. How many are enough, and does it matter of which text?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -173,7 +202,7 @@ for place, (panel, text) in enumerate(zip(panels, texts, strict=True)):
     panel.set(xscale="log", xlabel="tokens read", title=f"judged on {text}")
     panel.set_xticks(AMOUNTS, [f"{amount:,}" for amount in AMOUNTS])
     panel.minorticks_off()
-panels[0].set_ylabel("nats lost a token")
+panels[0].set_ylabel("damage (nats per token)")
 panels[0].set_ylim(0)
 panels[1].legend()
 show(
