@@ -778,8 +778,11 @@ print(f"the exam has {len(exam.tokens)} other prompts")
 # ### Exercise 5 · ●●● · 20 minutes
 #
 # Decide for the prompts of the exam, of which you know `exam.tokens`. Give `left_out`, one of `numbers` for each, so that at least
-# 5 % of the writing time is saved (a bill over all answers together), at no more than **× 0.65** of the harm of one number for all.
-# The exam judges three times only. `log["tokens"].to_numpy()` and `log["answer"].to_numpy()` are yours to learn from.
+# 8 % of the writing time is saved (a bill over all answers together), at no more than **× 0.56** of the harm of one number for all at
+# the same saving. The exam judges three times only.
+#
+# `log["tokens"].to_numpy()` and `log["answer"].to_numpy()` are yours to learn from. They are the prompts of `choose`, in its order, so
+# you can rehearse with `choose.harm` and `at_equal_cost`. On other prompts a rule saves somewhat more or less, so aim higher.
 #
 # <details><summary>Hint</summary>
 #
@@ -801,7 +804,8 @@ def writes(tokens):
     return np.exp(height + slope * np.log(tokens))
 
 
-left_out = by_price(curve, numbers, writes(asked), tenth)(writes(exam.tokens))
+rule = by_price(curve, numbers, writes(asked), 4 / 3 * tenth)  # aims higher
+left_out = rule(writes(exam.tokens))
 # END SOLUTION
 # BEGIN STUB
 # left_out = ...  # how many attentions each prompt of exam.tokens leaves out

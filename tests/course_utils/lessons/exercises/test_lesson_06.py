@@ -113,34 +113,22 @@ test_by_price = cases_of(
 )
 
 
-def a_record(seed):
-    """Prompts of all lengths, each harmed about alike; nobody's name comes twice."""
-    generator, names = np.random.default_rng(seed), np.array([f"{seed} {number}" for number in range(400)])
-    return Record(
-        settings={},
-        choosing=150,
-        kinds=names,
-        documents=names,
-        digests=names,
-        numbers=(0, 1, 3, 5, 8),
-        tokens=np.exp(generator.uniform(0, 7, 400)).astype(int) + 1,
-        harm=np.array([0.0, 0.04, 0.14, 0.19, 0.38]) * generator.uniform(0.7, 1.3, (400, 1)),
-        answer_tokens=generator.integers(40, 64, 400),
-        complexity=np.zeros(400),
-        published=np.array([], dtype=int),
-    )
+RECORD, OTHERS = (Record.load(seed=seed) for seed in (0, 1))
 
 
 def an_exam(**options):
-    return lesson_06.ServerExam(a_record(0), a_record(1), 30, **options)
+    return lesson_06.ServerExam(RECORD, OTHERS, 30, **options)
+
+
+COUNT = len(an_exam().tokens)
 
 
 def by_units(units):
     """The rule with a price, told how many units a prompt of so many tokens has."""
-    curve, numbers = np.array([0.0, 0.04, 0.14, 0.19, 0.38]), np.array([0, 1, 3, 5, 8])
+    curve, numbers = RECORD.split()[0].harm.mean(0), np.array(RECORD.numbers)
 
     def left_out(exam):
-        return by_price(curve, numbers, units(exam, exam.log["tokens"].to_numpy()), 3.0)(units(exam, exam.tokens))
+        return by_price(curve, numbers, units(exam, exam.log["tokens"].to_numpy()), 4.0)(units(exam, exam.tokens))
 
     return left_out
 
@@ -159,12 +147,12 @@ def by_thirds(exam):
     ("attempt", "said"),
     [
         (lambda exam: ..., "not solved yet"),
-        (lambda exam: 3, "Give one number for each of the 250 prompts"),
-        (lambda exam: np.full(250, 2), "choose among them"),
-        (lambda exam: np.zeros(250), "At least 5% must be saved"),
-        (by_units(lambda exam, tokens: tokens + 55.0), "At least 5% must be saved"),  # the rule for the cache
-        (lambda exam: np.full(250, 3), "Who writes how much?"),
-        (lambda exam: np.random.default_rng(0).choice([0, 3, 8], 250), "Who writes how much?"),
+        (lambda exam: 3, f"Give one number for each of the {COUNT} prompts"),
+        (lambda exam: np.full(COUNT, 2), "choose among them"),
+        (lambda exam: np.zeros(COUNT), "At least 8% must be saved"),
+        (by_units(lambda exam, tokens: tokens + 55.0), "At least 8% must be saved"),  # the rule for the cache
+        (lambda exam: np.full(COUNT, 3), "Who writes how much?"),
+        (lambda exam: np.random.default_rng(0).choice([0, 3, 8], COUNT), "Who writes how much?"),
         (by_thirds, "Who writes how much?"),
         (by_units(by_the_log), "correct"),
         (lambda exam: by_units(by_the_log)(exam).tolist(), "correct"),
@@ -179,12 +167,12 @@ def test_left_out(attempt, said, capsys):
 def test_the_exam_judges_a_few_times_only(capsys):
     exam = an_exam(tries=2)
     right = by_units(by_the_log)(exam)
-    verdicts = [lesson_06.check_left_out(left_out, exam) for left_out in (np.zeros(250), np.full(250, 8), right)]
+    verdicts = [lesson_06.check_left_out(left_out, exam) for left_out in (np.zeros(COUNT), np.full(COUNT, 8), right)]
     assert verdicts == [False] * 3
     assert "The exam is over" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_the_exam_has_other_prompts_than_the_lesson():
-    record = a_record(0)
-    assert len(lesson_06.ServerExam(record, record, 30).tokens) == 0
-    assert len(lesson_06.ServerExam(record, None, 30).tokens) == 250
+    used = {*RECORD.digests}
+    assert sum(digest not in used for digest in OTHERS.split()[1].digests) == COUNT
+    assert len(lesson_06.ServerExam(RECORD, None, 30).tokens) == len(RECORD.split()[1].tokens)
