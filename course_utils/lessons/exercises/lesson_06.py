@@ -22,7 +22,7 @@ from course_utils.pruning.attention import bypass_attention
 
 _RANGES: dict[str, Any] = {"log_length": (1.0, 3.0), "variance": (0.5, 1.5)}
 _BLOCKS, _ORDER = 5, (3, 1, 4)  # of the tiny model; its attentions, least important first
-_LEAST, _MOST = 0.08, 0.56  # the exam: of the time that must be saved, and of one number's harm that may be done
+_LEAST, _MOST = 0.08, 0.61  # the exam: of the time that must be saved, and of one number's harm that may be done
 
 
 def _spread(embeddings: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ def check_by_price(attempt: Attempt) -> None:
 
 
 class ServerExam:
-    """A server whose users type a line and want a page, or paste a page and want a line; it judges a few times only.
+    """A server that writes most for prompts of middle length; it judges a few times only.
 
     Its prompts are those of another draw, as far as the lesson hasn't used them. (For a model that no record was made
     of they are the lesson's own.)
@@ -304,14 +304,15 @@ class ServerExam:
 
 
 def _answers(tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """How long answers to prompts of so many tokens are: shorter for longer ones, give or take a half."""
-    return np.maximum(1, np.round(8000 / (tokens + 20) * draw.lognormal(-0.125, 0.5, len(tokens))))
+    """How long answers to prompts of so many tokens are: those of middle length get long ones. All are made up."""
+    expected = 15 + 600 * np.exp(-(np.log(tokens / 110) ** 2) / (2 * 0.8**2))
+    return np.maximum(1, np.round(expected * draw.lognormal(-0.125, 0.5, len(tokens))))
 
 
 @exercise(
     5,
     task="Give `left_out`: for each prompt of the exam how many attentions its answer leaves out.",
-    proved="You asked what the bill counts before you asked the prompt: here the short ones do without.",
+    proved="You asked what the bill counts before you asked the prompt: here those of middle length do without.",
 )
 def check_left_out(left_out: Any, exam: ServerExam) -> None:
     """Check numbers of attentions to leave out for the exam's prompts, by its own bill."""

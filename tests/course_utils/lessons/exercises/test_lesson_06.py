@@ -128,19 +128,19 @@ def by_units(units):
     curve, numbers = RECORD.split()[0].harm.mean(0), np.array(RECORD.numbers)
 
     def left_out(exam):
-        return by_price(curve, numbers, units(exam, exam.log["tokens"].to_numpy()), 4.0)(units(exam, exam.tokens))
+        return by_price(curve, numbers, units(exam, exam.log["tokens"].to_numpy()), 3.0)(units(exam, exam.tokens))
 
     return left_out
 
 
 def by_the_log(exam, tokens):
-    slope, height = np.polyfit(np.log(exam.log["tokens"]), np.log(exam.log["answer"]), 1)
-    return np.exp(height + slope * np.log(tokens))
+    hill = np.polyfit(np.log(exam.log["tokens"]), np.log(exam.log["answer"]), 3)
+    return np.exp(np.polyval(hill, np.log(tokens)))
 
 
-def by_thirds(exam):
+def by_thirds(exam, left_out=(8, 3, 0)):
     """The plausible score's numbers, by length."""
-    return np.array([8, 3, 0])[np.searchsorted(np.quantile(exam.tokens, [1 / 3, 2 / 3]), exam.tokens, side="right")]
+    return np.array(left_out)[np.searchsorted(np.quantile(exam.tokens, [1 / 3, 2 / 3]), exam.tokens, side="right")]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,9 @@ def by_thirds(exam):
         (by_units(lambda exam, tokens: tokens + 55.0), "At least 8% must be saved"),  # the rule for the cache
         (lambda exam: np.full(COUNT, 3), "Who writes how much?"),
         (lambda exam: np.random.default_rng(0).choice([0, 3, 8], COUNT), "Who writes how much?"),
-        (by_thirds, "Who writes how much?"),
+        (by_thirds, "At least 8% must be saved"),
+        (lambda exam: by_thirds(exam, (0, 3, 8)), "Who writes how much?"),
+        (lambda exam: np.where(exam.tokens > 70, 5, 0), "Who writes how much?"),
         (by_units(by_the_log), "correct"),
         (lambda exam: by_units(by_the_log)(exam).tolist(), "correct"),
     ],
