@@ -573,12 +573,12 @@ for name, saves in bills.items():
     ratios[name] |= {"at random, least": min(blind), "at random, most": max(blind)}
 by_cache, by_time = ratios["cache"], ratios["time per token"]
 at_length = by_cache["… shuffled at equal length"]
-here("On the cache bill the plausible score loses to every random deal.",
-     [by_cache["simple lose most"] - by_cache["at random, most"]])  # fmt: skip
+beaten = by_cache["simple lose most"] - by_cache["at random, most"]
+here("On the cache bill the plausible score loses to every random deal.", [beaten])
 here("Turned round it wins, shuffled at equal length too.", [0.9 - at_length])
 here("Shuffled among all it loses.", [by_cache["… shuffled among all"] - 1])
-here("On the time bill every deal loses to one number for all.",
-     [min(by_time.values()) - 0.99])  # fmt: skip
+closest = min(by_time.values()) - 0.99
+here("On the time bill every deal loses to one number for all.", [closest])
 pd.DataFrame(ratios).round(2)
 
 # %% [markdown]
@@ -690,21 +690,17 @@ verdict, chosen = {}, {}
 for told, (units, new) in known.items():
     chosen[told] = by_price(curve, numbers, units, tenth)(new)
     columns = np.searchsorted(numbers, chosen[told])
-    verdict[f"told {told}"] = {
-        "numbers left out": ", ".join(f"{k:.0f}" for k in np.unique(chosen[told])),
-        "saved": f"{outcome(bills[told], columns)[0]:.1f} %",
-        **{f"by {name}": at_equal_cost(judge.harm, saves, columns)
-           for name, saves in bills.items()},
-    }  # fmt: skip
-table = pd.DataFrame(verdict).T
-long_rule = table.loc["told cache"]
-here("On the cache bill its rule does less than half the harm.",
-     [0.5 - long_rule["by cache"]])  # fmt: skip
-here("On the time bill it is no better than one number.",
-     [long_rule["by time per token"] - 0.99])  # fmt: skip
+    own = verdict[f"told {told}"] = {"left out": f"{np.unique(chosen[told])}"}
+    own["saved"] = f"{outcome(bills[told], columns)[0]:.1f} %"
+    for name, saves in bills.items():
+        ratio = at_equal_cost(judge.harm, saves, columns)
+        own[f"by {name}"] = round(ratio, 2)
+on_cache, on_time = [*verdict["told cache"].values()][2:]
+here("On the cache bill its rule does less than half the harm.", [0.5 - on_cache])
+here("On the time bill it is no better than one number.", [on_time - 0.99])
 kinds = len(np.unique(chosen["time per token"]))
 claim("Told equal units, everybody gets one number.", [1.5 - kinds])
-table.map(lambda value: value if isinstance(value, str) else f"{value:.2f}")
+pd.DataFrame(verdict).T
 
 # %% [markdown]
 # *What each rule saves on its own bill, and the harm as a multiple of one number for all at the same saving.*
@@ -767,7 +763,8 @@ here("Counted by tokens, the rule loses.", [counted - 1])
 # %% [markdown]
 # So there is one more thing to name, beside the bill: **whose harm counts, and how much.** The rule is good for an average in which each
 # answer counts the same, and that average hides the few who pay. Weigh each harm by the prompt's $n$ tokens, and the balance becomes
-# $n \, h_k - \lambda \, (n + a) \, k$. For long prompts $n$ is on both sides and cancels, so again all get about the same number.
+# $n \, h_k - \lambda \, (n + a) \, k$. For long prompts $n$ is on both sides and cancels, so they don't stand out any more. (Now
+# the short ones do.)
 #
 # What do the few lose? Lesson 05 tells what to fear: a long prompt is often one that somebody asks about, and to leave attentions out
 # costs copying first. There we found something better for long texts: windows of 64 tokens drop seven eighths of a 512-token cache, at
