@@ -171,9 +171,12 @@ show(
 )
 
 # %% [markdown]
+# *The prompt decides once, while it is read at once (prefill). While the answer is written token by token (decoding), the decision
+# stays.*
+#
 # ## A score for a prompt
 #
-# *Prefill* reads the prompt at once; *decoding* writes token by token. Two things are known before anything runs: how long the prompt
+# Two things are known before anything runs: how long the prompt
 # is, $n$ tokens, and how much their embeddings $e_{tc}$ vary over the tokens $t$ (for each component $c$). Each is scaled so that 0
 # and 1 are the low and the high end of other prompts, and cut off there, $[\cdot]$:
 #
