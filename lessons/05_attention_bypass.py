@@ -1,113 +1,107 @@
 # ---
 # jupyter:
 #   course:
-#     title: "Attention bypass: leaving whole attention layers out"
-#     prerequisites: lesson 04 (residual stream, cache, leave-one-out, calibration draws)
+#     title: "Attention bypass: what is attention for?"
+#     minutes: 90 to 120 minutes
+#     prerequisites: lesson 03 (attention sink, hooks), lesson 04 (single harm, KV cache, a block's constant)
 #     assets: [smollm2, speeches, texts]
-#     concepts: [attention bypass, query heads share KV heads, importance with the residual, equality with a silenced reference, iterative choice]
+#     concepts: [attention bypass, importance, equality with a silenced reference, an attention's constant, text before, window, copying]
 # ---
 
 # %% [markdown]
 # ## The question
 #
-# You left an attention out of a model. Nothing crashed, and the perplexity is fine. Is it out?
+# An attention exists to look at other tokens. Put one fixed vector in its place, and for some attentions hardly anyone notices.
+# What is attention for?
 #
-# **Answer.** Only an equality says so. The bypass that adds its normalised input is wrong and has the better perplexity. The
-# true one costs little in most layers, and over ten times the perplexity in one.
+# <details><summary>The answer, if you want it now</summary>
+#
+# **Answer.** An attention writes three kinds of things. One is a **constant**, which it writes whatever it reads: a fixed vector
+# takes its place, and the dearest attention of this model is mostly that. The second is what **nearby** tokens say: for that it
+# needs the last 64 tokens and the first one, and no more. The third is what **far** tokens say. Running text hardly misses that,
+# but the model can't repeat a passage any more, and only a few attentions can do it. So before you leave attentions out, give
+# them a short window, and find out which of them copy.
+#
+# </details>
 
 # %% [markdown] tags=["notes"]
-# **The point:** a perplexity says how good a model is, not which model it is. An equality with an independent reference says
-# that, on 32 tokens. Then: what halves of blocks are worth, and a score that forgot the residual.
+# **The point:** the loss on short rows of text can't see what attention is for. Three interventions can: a fixed vector, a
+# window, and a passage that comes twice. And before all that: an equality tells which model you have, a perplexity doesn't.
 #
-# **Usual questions:** "So attention is useless?" Some layers are hardly missed on short rows, and a few are the model. "Why not
-# delete the module?" Then nobody counts tokens for the cache, and a reload makes weights up.
+# **Let the room predict first:** all thirty attentions see 64 tokens only. Is that worse than leaving eight of thirty out?
 #
-# **Wrong turns:** returning the input instead of nothing; a missing layer that no longer counts tokens; believing `generate`,
-# which counts by itself.
+# **Usual questions:** "So is attention useless?" On short rows much of it is. "Why not delete the module?" Then nobody counts
+# tokens for the cache. "Do real models have windows?" Mistral's first one, Gemma and many others mix them with whole attentions.
 #
-# **At the end you have** a bypass of your own that adds exactly nothing, proved, and what each half of a block is worth.
+# **Wrong turns:** returning the input instead of nothing; a missing layer that no longer counts tokens; a window without the
+# first token; choosing by text what has to copy.
+#
+# **At the end you have** a bypass of your own that adds exactly nothing, a window that does far less harm and saves more, and the
+# few attentions that copy.
 
 # %% tags=["install"]
 
 # %%
-import itertools
-import math
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from course_utils.lessons import claim, diagrams, here
-from course_utils.support import (
-    log_ticks, mark, ratio_interval, read_record, show, start, style,
-)  # fmt: skip
+from course_utils.support import mark, read_record, show, start, style
 
 session = start("05")
 style()
-record = read_record("leave_out")  # of SmolLM2-135M, the embedded profile's Llama
-record["layers"] = [" ".join(map(str, layers)) for layers in record.layers]
-record["count"] = record.layers.str.split().str.len()
-uncut = record[record.criterion == ""].groupby("text").nats.mean()
-guessing = np.exp(math.log(49_152) - uncut)  # × unpruned, of its vocabulary
-TEXTS, FORMS = ("speeches", "wiki"), record.dtype.unique()
+record = read_record("attention_reach")  # of SmolLM2-135M, on 16 rows per text
+record["count"] = record.layers.map(len)
+TEXTS, BEFORE = ("speeches", "wiki"), (0, 128, 256, 448)
 
 
-def arms(criterion, count, part="attention", dtype="bfloat16"):
-    """What the record has of a criterion's sets of so many layers."""
-    chosen = (record.criterion == criterion) & (record["count"] == count)
-    chosen &= (record.part == part) & (record.dtype == dtype)
-    return record[chosen].set_index(["text", "layers"])
-
-
-def times(rows):
-    """Nats of each row as a ratio of perplexities, with its 95 % interval."""
-    mean, _, low, high = ratio_interval(rows, np.ones(len(rows)))
-    return [math.exp(value) for value in (mean, low, high)]
+def recorded(criterion, how, count=8, before=0):
+    """Harm in the record: the mean of both texts, with some tokens before."""
+    texts = [f"{text}, {before} before" if before else text for text in TEXTS]
+    chosen = (record.criterion == criterion) & (record.how == how)
+    chosen &= (record["count"] == count) & record.text.isin(texts)
+    return record[chosen].damage.mean()
 
 
 # %%
-looks = {"figsize": (14, 4.8), "width_ratios": (1, 1.4, 1.4)}
-_, (left, *panels) = plt.subplots(1, 3, layout="constrained", **looks)
-places = [(count, text) for count in (4, 8) for text in TEXTS]
-for place, (count, text) in enumerate(places):
-    wrong = arms("adds its input", count).rows[text]
-    true = arms("importance", count).rows[text]
-    layers = wrong.index[0]
-    ratio, low, high = times(wrong[layers] - true[layers])
-    ends = [[ratio - low], [high - ratio]]
-    left.errorbar(ratio, place, xerr=ends, capsize=5, **mark("wrong"))
-left.axvline(1, linestyle=":", color=mark("whole")["color"])
-left.set_yticks(range(4), [f"{count} out,\n{text}" for count, text in places])
-left.set(ylim=(3.5, -0.5), xlim=(0.85, 1.02), title="wrong / true bypass")
-left.set_xlabel("ratio of perplexities")
-mlps = mark("neurons") | {"label": "MLPs"}
-for panel, text in zip(panels, TEXTS, strict=True):
-    for part, looks in (("MLP", mlps), ("attention", mark("attentions"))):
-        heights = np.exp(arms("alone", 1, part).damage[text])
-        heights = heights.clip(upper=guessing[text])
-        panel.plot(range(30), heights, linestyle="none", **looks)
-    panel.axhline(guessing[text], **mark("guessing"))
-    panel.annotate("beyond ↑", (1, guessing[text] / 2.5))
-    panel.set(title=f"one half out: {text}", xlabel="block", yscale="log")
-    log_ticks(panel.yaxis)
-panels[0].set_ylabel("perplexity, × unpruned")
-panels[1].legend()
+_, panel = plt.subplots(figsize=(8, 4.8), layout="constrained")
+who = [("dearest", 1), ("importance", 8)]
+for shift, how, look, words in (
+    (-0.2, "bypass", "wrong", "left out"),
+    (0.2, "mean", "whole", "a fixed vector instead"),
+):
+    heights = [recorded(criterion, how, count) for criterion, count in who]
+    places = [place + shift for place in range(2)]
+    panel.bar(places, heights, 0.38, color=mark(look)["color"], label=words)
+    for place, height in zip(places, heights, strict=True):
+        panel.text(place, height, f"{height:.2f}", ha="center", va="bottom")
+panel.set_xticks([0, 1], ["one attention,\nthe dearest", "eight others\nof thirty"])
+panel.set(ylabel="harm (nats per token)")
+panel.legend()
 show(
-    "Left: ratio of the wrong bypass's perplexity to the true one's, for four "
-    "and eight attentions on speeches and wiki, all below 1. Right: perplexity "
-    "without one attention or MLP, by block: near 1 for most, high for a few, "
-    "and beyond guessing for MLP 0."
+    "Two pairs of bars. The dearest attention left out costs over three nats per "
+    "token; with a fixed vector in its place about a tenth of that. Eight "
+    "others left out cost little, and with fixed vectors hardly anything."
 )
 
 # %% [markdown]
-# *Left: below 1, the wrong bypass looks better (bars: 95 %). Right: a mark is one half of one block left out; MLP 0 is beyond guessing.*
+# *Harm on rows of 64 tokens, the mean of speeches and Wikipedia. (Its own vector for each attention.)*
 #
-# ## Half a block
+# One attention of this Llama, left out, costs three nats per token: the model is ruined. Put **one vector** in its place, the same
+# for every token of every text, and nearly all of the harm is gone. Eight others, left out together, cost little, and with a fixed
+# vector each hardly anything.
+#
+# A fixed vector looks at nothing. It doesn't know which tokens came before. But to look at other tokens is the only thing that an
+# attention can do and an MLP can't. So what is it for?
+
+# %% [markdown]
+# ## Leaving it out
 
 # %%
 diagrams.attention_bypass()
@@ -119,227 +113,150 @@ show(
 )
 
 # %% [markdown]
-# A block of a Llama adds to the residual stream twice:
+# A block of a Llama adds to the state twice, first its attention and then its MLP:
 #
 # $$x \leftarrow x + \mathrm{attention}(\mathrm{norm}(x)), \qquad x \leftarrow x + \mathrm{MLP}(\mathrm{norm}(x))$$
 #
-# An **attention bypass** turns the first line into $x \leftarrow x$. The MLP works on, and the cache needs no keys and values of this
-# block. (Our Llama's 9 heads ask with queries of their own; three at a time share one set of keys and values, a **KV head**. All go. A
-# *layer*'s number is its block's.)
+# An **attention bypass** turns the first line into $x \leftarrow x$. What does that buy? Mostly cache: the keys and values of all
+# earlier tokens needn't be kept for this block. (Several query heads of a Llama share one set of them, a **KV head**. Here all
+# heads of a block go.)
 #
-# Which attention can go? He et al. (2024) ask how far it *turns* the stream, the residual included:
+# Which ones may go? Leave-one-out (lesson 04) measures the model without each of them. He et al. 2024 only read text once, and
+# ask how far each attention *turns* the state. They call that its **importance**:
 #
-# $$\mathrm{importance} = 1 - \cos(x, x + \mathrm{attention}(\mathrm{norm}(x)))$$
+# $$1 - \cos\bigl(x,\; x + \mathrm{attention}(\mathrm{norm}(x))\bigr)$$
 #
-# *A common mistake* is to forget the residual and to take $1 - \cos(x, \mathrm{attention}(\mathrm{norm}(x)))$.
-
-# %% [markdown]
-# ### Exercise 1 · ●○○ · 5 minutes
+# We take out the quarter that turns it least. (The library's `select_attention_layers` takes one, measures again in what is left,
+# and takes the next. That is an **iterative** choice.)
 #
-# Write it. You get `x` and what the attention adds, both [rows, length, hidden], and the mask [rows, length], 1 for real
-# tokens. With `residual=True` return the mean over the **real tokens** of 1 − cos(x, x + added), with `residual=False` of
-# 1 − cos(x, added).
+# There are two ways to write an attention that "does nothing". What it returns is added to $x$. So should it return zeros, or
+# return what it was given, like a layer that passes its input on?
 #
-# <details><summary>Hint</summary>
-#
-# Select with `mask.bool()` first. Then only the second argument of `cosine_similarity(…, dim=-1)` depends on `residual`.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_05 import check_importance
-
-
-# BEGIN SOLUTION
-def importance(x, added, mask, residual=True):
-    real = mask.bool()
-    before, added = x[real].float(), added[real].float()
-    after = before + added if residual else added
-    return (1 - cosine_similarity(before, after, dim=-1)).mean()
-
-
-# END SOLUTION
-# BEGIN STUB
-# def importance(x, added, mask, residual=True):
-#     ...  # your code
-# END STUB
-check_importance(importance)
-
-# %% [markdown]
-# ## What the score sees
-#
-# A stream of five numbers, and four things that an attention might add. The whisper is a tenth of the shout.
-#
-# **Predict before you run.** Which of the four may go? And what does a score see that forgets the residual?
+# **Predict before you run.** One of the two is a bypass, the other a mistake. Which of them has the lower loss? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The whisper: it hardly changes the stream. With the residual it scores 0.006 and the shout 0.339. Without it both score 1.000: a
-# direction, and no size. The eraser scores 0.000 like the echo, and halves the stream: no cosine sees everything.
+# The mistake: 0.18 nats against 0.23. If you said "because it passes something on", hold on to that; we shall see what.
 #
 # </details>
-
-# %%
-x = torch.tensor([2.0, 1, 0, -1, 1])
-shout = torch.tensor([0.0, 2, 1, 2, 0])
-names = ["a whisper", "a shout", "an echo", "an eraser"]
-additions = torch.stack([0.1 * shout, shout, 0.5 * x, -0.5 * x])
-columns = {"with the residual": x + additions, "without it": additions}
-toy = {name: 1 - cosine_similarity(x, y, dim=-1) for name, y in columns.items()}
-toy["length after / before"] = (x + additions).norm(dim=-1) / x.norm()
-pd.DataFrame(toy, index=names).abs().round(3)
-
-# %% [markdown]
-# On a real Llama two hooks a block do it: one on the norm, whose input is `x`, and one on the attention. Sixteen rows of
-# speeches choose; other speeches and Wikipedia judge.
 
 # %%
 from course_utils.models import load_model, tiny_llama, variant
 from course_utils.pruning import attention_importance, bypass_attention
-from course_utils.support import safe_dtype
 from course_utils.text import judging_rows, token_blocks
 
-base, tokenizer = load_model("llama", dtype=safe_dtype(session.dtype))
-total = len(base.model.layers)
-few, many = round(total / 8), round(total / 4)  # as in He et al.
+# float32: rounding can't hide a mistake
+base, tokenizer = load_model("llama", dtype=torch.float32)
+base.requires_grad_(False)
+layers, total = base.model.layers, len(base.model.layers)
 pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
-choosing = pool.sample(80, seed=session.seed)[:16]  # the first of five draws
-judging = judging_rows(tokenizer, draw=session.seed)
+few = pool.sample(16, seed=session.seed)  # rows that may choose
+judges = judging_rows(tokenizer, draw=session.seed).values()  # that only judge
+rows = {"short": torch.cat([text.input_ids[:6] for text in judges])}
 
-
-@torch.no_grad()
-def importance_of(model, rows):
-    """1 - cos(x, x + attention(norm(x))) of each attention, mean over tokens."""
-    entered, turned, hooks = [], [], []
-
-    def enter(norm, inputs, output):
-        entered.append(inputs[0].float())  # a 16-bit sum would lose small additions
-
-    def leave(attention, inputs, output):
-        after = entered[-1] + output[0].float()
-        turned.append((1 - cosine_similarity(entered[-1], after, dim=-1)).mean())
-
-    for block in model.model.layers:
-        hooks.append(block.input_layernorm.register_forward_hook(enter))
-        hooks.append(block.self_attn.register_forward_hook(leave))
-    model.model(rows.input_ids.to(model.device), use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(turned).cpu()
-
-
-scores = importance_of(base, choosing)
-theirs = attention_importance(base, choosing.batches(16))
-torch.testing.assert_close(scores, theirs, atol=1e-4, rtol=1e-3)
-order = scores.argsort(stable=True).tolist()  # least important first
-print("importance_of equals attention_importance")
-print(f"the {many} that turn the stream least: {sorted(order[:many])}")
-
-# %% [markdown]
-# ## A bypass adds exactly zero
-#
-# Two ways to write an attention that "does nothing". It is given `norm(x)`, and what it returns is added to `x`:
-#
-# - **return zeros**: the block computes `x + 0`
-# - **return the input**, which looks like doing nothing: `x + norm(x)`. *A common mistake.*
-#
-# The mistake has the lower perplexity. In the record it has, too, for an eighth and a quarter of the attentions, on both texts and
-# in both number formats.
 
 # %%
-from course_utils.measuring import perplexity
-
-
 @contextmanager
-def returning(model, layers, instead):
-    """For a while, these attentions of a Llama return `instead(norm(x))`."""
+def replaced(model, numbers, say):
+    """For a while `say(number, norm(x))` stands in for these attentions."""
 
-    def hook(attention, inputs, named, output):
-        return instead(named["hidden_states"]), None
+    def stand_in(number):
+        def hook(attention, inputs, named, output):
+            return say(number, named["hidden_states"]), None
 
-    chosen = [model.model.layers[layer].self_attn for layer in layers]
-    hooks = [each.register_forward_hook(hook, with_kwargs=True) for each in chosen]
-    yield
-    for handle in hooks:
-        handle.remove()
+        return hook
+
+    hooks = []
+    for number in numbers:
+        attention = model.model.layers[number].self_attn
+        hook = stand_in(number)
+        hooks.append(attention.register_forward_hook(hook, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
 
 
-def nats(model, text):
-    """Nats a token of each row that judges."""
-    score = perplexity(model, judging[text], batch_size=16)
-    return score.row_nll / score.row_tokens
+def zeros(number, states):
+    return torch.zeros_like(states)
 
 
-WAYS = "adds its input", "importance"  # the wrong bypass, the true one
-layers, intervals, ends = order[:many], [], []
-for text in TEXTS:
-    with returning(base, layers, torch.zeros_like):
-        right = nats(base, text)
-    with returning(base, layers, lambda states: states):
-        wrong = nats(base, text)
-    ratio, low, high = times(wrong - right)
-    print(f"{text}, here: input / zeros {ratio:.2f} ({low:.2f} to {high:.2f})")
-    ends += [1 - low, 1 - high]
-    for count, dtype in itertools.product((4, 8), FORMS):
-        wrong, right = (arms(name, count, dtype=dtype).rows[text] for name in WAYS)
-        intervals += [times(wrong[each] - right[each]) for each in wrong.index]
-ratios, _, highs = zip(*intervals, strict=True)
-print(f"record: input / zeros {min(ratios):.2f} to {max(ratios):.2f}", end="")
-print(f", highest end of an interval {max(highs):.2f}")
-here("The wrong bypass has the better perplexity.", ends)
-
-# %% [markdown]
-# **Ask for an equality.** Zeros in an attention's output projection `o_proj` make it add zero, and no forward pass is touched.
-# That is an independent reference, and a right bypass equals it in every bit.
-#
-# **Predict before you run.** Which logits are nearer to the reference: the whole model's, or the mistake's?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# The mistake's: 1.8 apart, the whole model's 8.8. Near isn't equal, and two short rows were enough to see it.
-#
-# </details>
+def the_input(number, states):
+    return states
 
 
 # %%
-def silenced(model, layers):
+@torch.no_grad()
+def nats(ids, judged=64):
+    """Loss in nats per token, of the last tokens of each row."""
+    ids = ids.to(base.device)
+    states = base.model(ids, use_cache=False).last_hidden_state[:, -judged:-1]
+    logits = base.lm_head(states).float().flatten(0, 1)
+    return cross_entropy(logits, ids[:, 1 - judged :].flatten()).item()
+
+
+def harm(numbers, say, name):
+    """What it costs on some rows when something else stands in for attentions."""
+    with replaced(base, numbers, say):
+        return nats(rows[name]) - intact[name]
+
+
+importance = attention_importance(base, few.batches(16))
+eight = importance.topk(round(total / 4), largest=False).indices.tolist()
+intact = {"short": nats(rows["short"])}  # what the whole model loses there
+two_ways = {"zeros": harm(eight, zeros, "short")}
+two_ways["the input"] = harm(eight, the_input, "short")
+print(f"left out: {sorted(eight)}")
+for name, cost in two_ways.items():
+    print(f"attentions that return {name} cost {cost:.2f} nats per token")
+better = two_ways["zeros"] - two_ways["the input"]
+here("To return the input costs less than to return zeros.", [better])
+
+# %% [markdown]
+# To return the input is the mistake: it *adds* $\mathrm{norm}(x)$ to the state, in each of these blocks. And it has the lower
+# loss! We come back to why. For now it is a warning: a loss says how good a model is. It doesn't say *which* model it is.
+#
+# **Ask for an equality instead.** Write zeros into the weights of an attention's last matrix, `o_proj`. Then it adds zero, and
+# nobody has touched the code that runs. That is an independent reference, and a right bypass gives the same logits in every bit.
+
+
+# %%
+def silenced(model, numbers):
     """A variant whose attentions in these blocks add zero: zeros in `o_proj`."""
     quiet = variant(model)
-    for layer in layers:
-        projection = quiet.model.layers[layer].self_attn.o_proj
+    for number in numbers:
+        projection = quiet.model.layers[number].self_attn.o_proj
         projection.weight = nn.Parameter(torch.zeros_like(projection.weight))
     return quiet
 
 
-exact = variant(base).float()  # float32 weights of its own
-ids = judging["speeches"].input_ids[:2, :16].to(exact.device)
-layers = order[:few]
+ids = rows["short"][:2, :16].to(base.device)
 found = {}
 with torch.no_grad():
-    reference = silenced(exact, layers)(ids, use_cache=False).logits
-    found["the whole model"] = exact(ids, use_cache=False).logits
-    with returning(exact, layers, torch.zeros_like):
-        found["return zeros"] = exact(ids, use_cache=False).logits
-    with returning(exact, layers, lambda states: states):
-        found["return the input"] = exact(ids, use_cache=False).logits
-    bypass_attention(exact, layers)  # the library's, in place; [] brings all back
-    found["bypass_attention"] = exact(ids, use_cache=False).logits
-    bypass_attention(exact, [])
-    assert torch.equal(exact(ids, use_cache=False).logits, found["the whole model"])
+    reference = silenced(base, eight)(ids, use_cache=False).logits
+    for name, say in (("zeros", zeros), ("the input", the_input)):
+        with replaced(base, eight, say):
+            found[f"return {name}"] = base(ids, use_cache=False).logits
+    bypass_attention(base, eight)  # the library's, in place
+    found["bypass_attention"] = base(ids, use_cache=False).logits
+    bypass_attention(base, [])  # and back
 for name, logits in found.items():
     same = "equal, bit for bit" if torch.equal(logits, reference) else "NOT equal"
     print(f"{name:<17} {same}, {(logits - reference).abs().max():.2g} apart")
 assert torch.equal(found["bypass_attention"], reference)
 wrong = (found["return the input"] - reference).abs().max()
 claim("The wrong bypass doesn't equal the silenced model.", [wrong.item()])
-del exact
 
 # %% [markdown]
-# ### Exercise 2 · ●●○ · 9 minutes
+# Two short rows were enough. No text could have told.
+
+# %% [markdown]
+# ### Exercise 1 · ●●○ · 9 minutes
 #
-# Write `adds_nothing(model, layer, ids)`: True if the attention of this block of a Llama adds **exactly** zero to the stream
+# Write `adds_nothing(model, layer, ids)`: True if the attention of this block of a Llama adds **exactly** zero to the state
 # while the model reads `ids`, otherwise False. Any module may stand in the attention's place. The check brings right bypasses of
-# several kinds, and wrong ones that a perplexity would let pass.
+# several kinds, and wrong ones that a loss would let pass.
 #
 # <details><summary>Hint</summary>
 #
@@ -375,18 +292,19 @@ def adds_nothing(model, layer, ids):
 check_adds_nothing(adds_nothing)
 
 # %% [markdown]
-# ## The true bypass
+# ## The empty drawer
 #
-# `returning` computes the attention and throws it away. To save anything, another module must stand in its place. The cache has
-# a drawer for each attention (lesson 04), and transformers asks the **first** one how many tokens went by.
+# `replaced` still computes the attention and throws it away. To save anything, another module must stand in its place. The cache
+# has a drawer for each attention (lesson 04). To find out how many tokens went by, transformers looks into the **first** drawer.
 #
-# **Predict before you run.** In a tiny Llama a module that returns zeros stands in for attention 0 or 2. Three tests each: reading
-# at once; token by token with a cache; does `generate` write the same with a cache and without? Which fail?
+# **Predict before you run.** In a tiny Llama a module that returns zeros stands in for attention 0, or for attention 2. We run
+# three tests: reading all at once; reading token by token with a cache; does `generate` write the same with a cache and
+# without? Which of the six tests fail? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# One: attention 0, token by token. Its drawer stays empty, so each new token is read as if it stood at the beginning. No error was raised,
-# and `generate` hides it, because it counts positions by itself.
+# One: attention 0, token by token. Its drawer stays empty, so each new token is read as if it stood at the beginning. No error
+# was raised, and `generate` hides it, because it counts positions by itself.
 #
 # </details>
 
@@ -419,21 +337,16 @@ def tested(model, expected):
 tiny, tiny_ids, outcomes = tiny_llama(), torch.arange(1, 9)[None], {}
 for layer in (0, 2):
     expected = silenced(tiny, [layer])(tiny_ids, use_cache=False).logits
-    stand_in, theirs = variant(tiny), variant(tiny)
+    stand_in = variant(tiny)
     stand_in.model.layers[layer].self_attn = ZeroAttention(layer)
-    bypass_attention(theirs, [layer])
-    outcomes[f"attention {layer}: zeros"] = tested(stand_in, expected)
-    outcomes[f"attention {layer}: library"] = tested(theirs, expected)
+    outcomes[f"attention {layer} returns zeros"] = tested(stand_in, expected)
 outcomes = pd.DataFrame(outcomes).T.replace({True: "right", False: "WRONG"})
-wrong = (outcomes == "WRONG").sum(axis=1)
-print(f"tests that the library's fails: {wrong.filter(like='library').sum()}")
-print(f"WRONG: {wrong.sum()} of all {outcomes.size}")
-empty = outcomes.loc["attention 0: zeros", "token by token"] == "WRONG"
-claim("Only zeros for attention 0 fail.", [empty - 0.5, 1.5 - wrong.sum()])
+wrong = (outcomes == "WRONG").to_numpy()
+claim("Only zeros for attention 0 fail.", [wrong[0, 1] - 0.5, 1.5 - wrong.sum()])
 outcomes
 
 # %% [markdown]
-# ### Exercise 3 · ●●○ · 9 minutes
+# ### Exercise 2 · ●●○ · 9 minutes
 #
 # Your `TrueBypass` is a `ZeroAttention` that also fills its drawer, if there is a cache: for each token that it reads a key and a
 # value, as small as can be. The cache is one of the `named` arguments (its name differs between versions, and there isn't always
@@ -472,288 +385,409 @@ class TrueBypass(ZeroAttention):
 check_true_bypass(TrueBypass, base)
 
 # %% [markdown]
-# ## Saving it
+# ## A constant
 #
-# **Predict before you run.** We save the tiny Llama with `ZeroAttention` 2, and load it with plain transformers. The file has no
-# weights for that attention. What comes back?
+# So now we know how to leave an attention out, and that it is out. What was in it? We leave each attention out alone to find the
+# dearest one. Then we let each say the **mean** of what it says on other rows: one vector per attention, the same for every token.
+#
+# (In lessons 01 and 04 you kept the constants of neurons and of blocks. Those are made for each token by itself. An attention is
+# made to look around, so a constant is the last thing one would expect of it.)
+#
+# **Predict before you run.** Why has the wrong bypass the better loss? We split what it adds, $\mathrm{norm}(x)$, into its mean
+# over tokens and the rest. Which of the two makes it better than zeros? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# A whole `LlamaAttention`, with weights that are made up anew at each load. No error, a line in the log. A checkpoint has to say
-# what is missing: `save_pruned` writes it into the configuration, beside one Python file that builds such a model.
+# The mean. Alone it costs 0.17, about as much as all of $\mathrm{norm}(x)$. The rest alone costs 0.26, more than zeros. So what
+# helps is a constant. The attentions' *own* means help much more: 0.07 is left. And for the dearest attention one vector takes the
+# harm from 3.11 to 0.26.
 #
 # </details>
 
 # %%
-import tempfile
+rows["few"] = few.input_ids[:2]
+intact["few"] = nats(rows["few"])
+numbers = tqdm(range(total), desc="one at a time")
+alone = [harm([number], zeros, "few") for number in numbers]
+dearest = max(range(total), key=alone.__getitem__)
 
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
-from transformers.utils import logging
-
-from course_utils.pruning import save_pruned
-
-logging.set_verbosity_error()  # transformers' line about missing weights
-careless, careful = stand_in, variant(tiny)  # attention 2 is out
-bypass_attention(careful, [0, 2])
-auto, plain = AutoModelForCausalLM.from_pretrained, LlamaForCausalLM.from_pretrained
-with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-    careless.save_pretrained(folder)
-    first, second = (auto(folder).model.layers[2].self_attn for _ in range(2))
-    same = torch.equal(first.q_proj.weight, second.q_proj.weight)
-    print(f"careless: block 2 has a {type(first).__name__}", end=", ")
-    print(f"its weights at two loads are {'the same' if same else 'different'}")
-with (
-    torch.no_grad(),
-    tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-):
-    save_pruned(careful, tokenizer, folder)
-    again = auto(folder, trust_remote_code=True).eval()
-    assert torch.equal(again(tiny_ids).logits, careful(tiny_ids).logits)
-    print("save_pruned, trust_remote_code: equal, bit for bit")
-    try:
-        plain(folder)
-    except Exception as error:  # better no model than another one
-        print(f"save_pruned, plain class: stops, {type(error).__name__}")
-
-# %% [markdown]
-# ## One half at a time
-#
-# What is each half worth? We leave one out, note the nats, and bring it back, for each attention and each MLP.
-#
-# **Predict before you run.** Block 11 was dear in lesson 04. Which half of it is? And in how many of 30 blocks is the attention
-# the cheaper half?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# Its MLP; among the MLPs only 0 is dearer. The attention is the cheaper half in 22 blocks here, in the record in 26 on speeches and in 28
-# on Wikipedia. (It has a third of the MLP's parameters.)
-#
-# </details>
+wiki = token_blocks(tokenizer, "calibration", domain="wiki", tokens=8192, length=64)
+calibration = torch.cat([few.input_ids[:16], wiki.input_ids[:16]]).to(base.device)
+said, inputs_mean, hooks = {}, {}, []
 
 
-# %%
-def silent(half, inputs, output):
-    if isinstance(output, tuple):  # an attention gives its weights as well
-        return torch.zeros_like(output[0]), None
-    return torch.zeros_like(output)
+def listen(number):
+    def note(attention, inputs, named, output):
+        said[number] = output[0][:, 1:].float().mean(dim=(0, 1))
+        inputs_mean[number] = named["hidden_states"][:, 1:].float().mean(dim=(0, 1))
+
+    return note
 
 
-def without(block, part):
-    """Nats a token on 4 rows when one half of a block adds nothing."""
-    half = block.self_attn if part == "attention" else block.mlp
-    hook = half.register_forward_hook(silent)
-    score = perplexity(base, few_rows, batch_size=8).nll
+for number, block in enumerate(layers):
+    attention = block.self_attn
+    hooks.append(attention.register_forward_hook(listen(number), with_kwargs=True))
+with torch.no_grad():
+    base.model(calibration, use_cache=False)
+for hook in hooks:
     hook.remove()
-    return score
 
 
-def tell(place, halves, guess):
-    """The dearest of each kind, how many cost little, which half is cheaper."""
-    for part, damages in halves.items():
-        print(f"{part}, {place}", end=": ")
-        sizes = pd.Series(np.exp(damages)).sort_values(ascending=False)
-        for layer, size in sizes[:3].items():
-            cost = f"× {size:.1f}" if size < guess else "beyond guessing"
-            print(f"{layer} ({cost})", end=", ")
-        print(f"{(sizes < 1.2).sum()} of {len(sizes)} below × 1.2")
-    cheaper = np.less(*halves.values())  # the attention than the MLP
-    print(f"attention the cheaper half, {place}: {cheaper.sum()} of {len(cheaper)}")
+# %%
+def its_mean(number, states):
+    return said[number].to(states).expand_as(states)
 
 
-few_rows, halves = choosing[:4], {"attention": [], "MLP": []}
-intact = perplexity(base, few_rows, batch_size=8).nll
-for block, part in tqdm([*itertools.product(base.model.layers, halves)]):
-    halves[part].append(without(block, part) - intact)
-tell("here", halves, base.config.vocab_size / math.exp(intact))
-sizes = np.exp(halves["attention"])
-here("Most attentions cost less than × 1.2 alone.", [(sizes < 1.2).mean() - 0.5])
-here("One attention alone costs over × 10.", [sizes.max() - 10])
-here("It is mostly the cheaper half.", [np.less(*halves.values()).mean() - 0.5])
-for text, dtype in itertools.product(TEXTS, FORMS):
-    halves = {p: arms("alone", 1, p, dtype).damage[text].tolist() for p in halves}
-    tell(f"record, {text}, {dtype}", halves, guessing[text])
-
-# %% [markdown]
-# ### Exercise 4 · ●○○ · 6 minutes
-#
-# Once an attention is gone, later blocks get another stream, and their scores are no longer true. **Iterative** choice measures
-# again after each removal. Write `choose_iteratively(model, batches, count)`: leave the attention of least importance out,
-# `count` times, and return their numbers in this order. At the end the model is whole again.
-#
-# <details><summary>Hint</summary>
-#
-# `attention_importance(model, batches)` gives all scores, `bypass_attention(model, chosen)` leaves just these out. What does a
-# bypassed attention score?
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_05 import check_choose_iteratively
+def mean_of_norm(number, states):
+    return inputs_mean[number].to(states).expand_as(states)
 
 
-# BEGIN SOLUTION
-def choose_iteratively(model, batches, count):
-    chosen = []
-    for _ in range(count):
-        bypass_attention(model, chosen)
-        turned = attention_importance(model, batches)
-        turned[chosen] = torch.inf  # a bypassed one scores 0: don't take it twice
-        chosen.append(int(turned.argmin()))
-    bypass_attention(model, [])
-    return chosen
+def rest_of_norm(number, states):
+    return states - mean_of_norm(number, states)
 
 
-# END SOLUTION
-# BEGIN STUB
-# def choose_iteratively(model, batches, count):
-#     ...  # your code
-# END STUB
-check_choose_iteratively(choose_iteratively)
+instead = {
+    "zeros": two_ways["zeros"],
+    "norm(x), the mistake": two_ways["the input"],
+    "the mean of norm(x)": harm(eight, mean_of_norm, "short"),
+    "norm(x) without its mean": harm(eight, rest_of_norm, "short"),
+    "their own means": harm(eight, its_mean, "short"),
+}
+none, mistake, mean, rest, own = instead.values()
+lost, kept = (harm([dearest], say, "short") for say in (zeros, its_mean))
+print(f"attention {dearest} is the dearest: {lost:.2f} nats per token", end=", ")
+print(f"with a fixed vector {kept:.2f}")
+here("A fixed vector undoes over two thirds for the dearest.", [lost / 3 - kept])
+here("For the eight it undoes over half.", [none / 2 - own])
+claim("norm(x)'s mean alone is better than zeros.", [none - mean])
+claim("The rest of it is worse than zeros.", [rest - none])
+alike = [inputs_mean[number] @ said[number] for number in eight]
+sizes = [inputs_mean[number].norm() * said[number].norm() for number in eight]
+cosines = sorted((a / b).item() for a, b in zip(alike, sizes, strict=True))
+print("cosines of the two means:", ", ".join(f"{each:.2f}" for each in cosines))
+pd.Series(instead, name="harm of the eight").to_frame().round(2)
 
 # %% [markdown]
-# ## Eight of thirty
+# *Harm in nats per token, by what stands in for each of the eight.*
 #
-# A quarter of the attentions goes, chosen on five draws of calibration text (the record). *Without residual* is nearly exercise 1's
-# `residual=False`: a hook on the attention alone sees $\mathrm{norm}(x)$, not $x$. The control: 19 random sets that spare two
-# blocks at each end, as in lesson 04.
+# So the mistake isn't clever, it is lucky. What the block reads, $\mathrm{norm}(x)$, has a mean over tokens, too. In some of the
+# eight it happens to point the same way as the mean of what the attention says (a cosine of 1 would be exactly the same way).
+# That mean does all the good, and the rest does harm. The attentions' own means do far more good.
 #
-# **Predict before you run.** How many of the 19 does the choice that forgot the residual beat? And if the worst layer that it takes
-# is spared?
+# And the dearest attention of the model? Whatever it looks at, over nine tenths of what it is missed for is one vector that it
+# writes to everybody. So far attention seems to be *for* nothing. But all our rows had 64 tokens.
+#
+# ## With text before
+#
+# Now the **same tokens** are judged, but the model has read 128, 256 or 448 tokens before. That is how models are used.
+#
+# **Predict before you run.** Does it cost more or less to lose eight attentions when there is a long text before? And with their
+# fixed vectors? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# None: on every draw it takes attention 1, the dearest one. With that one spared it beats 1 of 19 at most. With the residual
-# inside, importance beats all 19, and so does leave-one-out, on every draw and on both texts.
+# More, for any choice. Those of least importance cost 0.24 nats alone, and 0.38 with 448 tokens before. Their fixed vectors cost
+# next to nothing alone, 0.05, but 0.29 with the text before.
 #
 # </details>
 
 # %%
-CHOOSERS = (
-    "importance",
-    "importance, again after each",
-    "leave-one-out",
-    "without residual",
-    "without residual, fatal layer spared",
-    "last",
+_, panel = plt.subplots(figsize=(9, 4.8), layout="constrained")
+looks = {"importance": "attentions", "leave-one-out": "leave-one-out"}
+looks["leave-one-out, long"] = "neurons"  # the same, chosen on long rows
+for criterion, look in looks.items():
+    path = [recorded(criterion, "bypass", 8, before) for before in BEFORE]
+    panel.plot(BEFORE, path, **mark(look) | {"label": f"left out, by {criterion}"})
+    told = ", ".join(f"{cost:.2f}" for cost in path)
+    print(f"eight by {criterion}, {BEFORE} tokens before: {told}")
+path = [recorded("importance", "mean", 8, before) for before in (0, 448)]
+look = mark("whole") | {"label": "fixed vectors, by importance"}
+panel.plot((0, 448), path, **look)
+print(f"fixed vectors, by importance: {path[0]:.2f} and {path[1]:.2f}")
+by_short, by_long = (recorded(name, "bypass", 8, 448) for name in [*looks][1:])
+claim("On record eight chosen on long rows cost less.", [by_short - by_long])
+panel.set(xlabel="tokens before the judged ones", ylabel="harm (nats per token)")
+panel.set_ylim(0)
+panel.legend()
+show(
+    "Harm against tokens before the judged ones. Eight attentions left out cost "
+    "more with text before, and most of the rise comes before 128 tokens. "
+    "Those that leave-one-out chose on short rows rise most. Fixed vectors start "
+    "near nothing and rise as well."
 )
 
-
-def costs(text, criterion, dtype="bfloat16"):
-    """Perplexity without each of a criterion's sets of eight, × unpruned."""
-    return np.exp(arms(criterion, 8, dtype=dtype).damage[text])
-
-
-table, least, most = {}, {}, {}
-for criterion in CHOOSERS:
-    row = table[criterion] = {"different sets": len(costs("wiki", criterion))}
-    for text in TEXTS:
-        every, beaten = [], []
-        for dtype in FORMS:
-            dice = costs(text, "random", dtype)
-            for cost in costs(text, criterion, dtype):
-                every.append(cost)
-                beaten.append((dice > cost).sum())
-        told = f"{min(every):.2f} to {max(every):.2f}"
-        beyond = min(every) > guessing[text]
-        row[f"{text}: × unpruned"] = "beyond guessing" if beyond else told
-        row[f"{text}: random beaten"] = f"{min(beaten)} to {max(beaten)} of 19"
-        least[criterion, text], most[criterion, text] = min(beaten), max(beaten)
-forgot, spared = (costs("wiki", name).index for name in CHOOSERS[3:5])
-fatal = {*" ".join(forgot).split()} - {*" ".join(spared).split()}
-print(f"spared in the last but one row: attention {', '.join(fatal)}")
-all_of_them = [least[c, text] - 18.5 for c in CHOOSERS[:3] for text in TEXTS]
-claim("Importance and leave-one-out beat every random set.", all_of_them)
-hardly_any = [1.5 - most[c, text] for c in CHOOSERS[3:5] for text in TEXTS]
-claim("Without the residual the choice beats one random set at most.", hardly_any)
-pd.DataFrame(table).T
+# %% [markdown]
+# *The same judged tokens, with more and more text before them. Leave-one-out took the eight with the smallest single harms: once on
+# rows of 64 tokens, once on rows of 512 ("long").*
+#
+# Every line rises. A fixed vector can't carry what was said before, so its harm grows with the text as well. A row of 64 tokens
+# hides that, because half of its tokens have fewer than 32 others to look at. What leave-one-out chose on short rows is cheapest
+# there and dearest at the end. Chosen on long rows, its eight cost less where it matters. So **choose on rows as long as your
+# texts**, or at least judge on them.
+#
+# What do these attentions take from the text before? Something far away? Look where the curves rise: mostly at the beginning,
+# before 128 tokens. So perhaps a token only wants to see its neighbours. We can test that: let the eight look again, but only at
+# what is near.
 
 # %% [markdown]
-# Measuring again after each changes little here. Leave-one-out is ahead on speeches, which chose it, and not on wiki. The last eight are
-# worse than all random sets.
+# ### Exercise 3 · ●●○ · 8 minutes
 #
-# ## Choose eight yourself
-#
-# `measure([3, 7], "wiki")` gives nats a token on rows to choose by, of `"speeches"` or `"wiki"`, without these attentions.
-
-# %%
-from course_utils.text import further_rows
-
-pool = token_blocks(tokenizer, "calibration", domain="wiki", tokens=8192, length=64)
-to_choose = {"speeches": choosing[:8], "wiki": pool.sample(8, seed=session.seed)}
-exam = further_rows(tokenizer)
-recorded = list(dict.fromkeys(record[record["count"] == 8].layers))
-opponent = order[:many]  # another model's; ours meets leave-one-out, of speeches
-if total == 30:
-    first = arms("leave-one-out", 8).index[0][1]  # as text, such as "8 14 17"
-    opponent = [int(layer) for layer in first.split()]
-
-
-def measure(layers, text):
-    """Nats a token on 8 rows of a text to choose by, without these attentions."""
-    bypass_attention(base, layers)
-    score = perplexity(base, to_choose[text], batch_size=8)
-    bypass_attention(base, [])
-    return score.nll
-
-
-def judge(layers):
-    """What the exam says of these: its score on each text."""
-    bypass_attention(base, layers)
-    scores = {text: perplexity(base, exam[text], batch_size=16) for text in TEXTS}
-    bypass_attention(base, [])
-    return scores
-
-
-for name, layers in {"nothing": [], "leave-one-out's": opponent}.items():
-    told = [f"{measure(layers, text):.2f} nats on {text}" for text in TEXTS]
-    print(f"left out: {name} {layers}:", ", ".join(told))
-
-# %% [markdown]
-# ### Exercise 5 · ●●● · 10 minutes
-#
-# Give `eight`, a list of eight block numbers whose attentions, left out together, beat leave-one-out's. The exam has rows that nothing has
-# used: the ratio of perplexities, yours / theirs, must lie below 1 with its whole interval on one text, and not above 1 on the other. Sets
-# of the record don't count.
+# Write `near(length, window)`: a tensor of True and False, [length, length], that says which tokens each may see. Token *i* sees
+# itself and the tokens before it, `window` in all, and never a later one. It also sees the first token of the row, however far
+# away. You know from lesson 03 why.
 #
 # <details><summary>Hint</summary>
 #
-# Leave-one-out read speeches only, and took each attention out alone. Read both texts. Take the four that are least missed
-# alone, and measure the next ones again in the model that is left.
+# `tokens = torch.arange(length)`, and `tokens[:, None] - tokens` says how far back each token lies, with row *i* for token *i*.
+# Combine three conditions with `&` and `|`.
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_05 import check_eight
+from course_utils.lessons.exercises.lesson_05 import check_near
 
 
 # BEGIN SOLUTION
-def harm(layers):
-    return measure(layers, "speeches") + measure(layers, "wiki")
+def near(length, window):
+    tokens = torch.arange(length)
+    back = tokens[:, None] - tokens  # [who looks, at whom]
+    return (back >= 0) & ((back < window) | (tokens == 0))
 
 
-calm = order[: 3 * many // 2]  # those that turn the stream least
-alone = sorted(calm, key=lambda layer: harm([layer]))
-first, rest = alone[: many // 2], alone[many // 2 :]
-again = sorted(rest, key=lambda layer: harm([*first, layer]))  # in what is left
-eight = first + again[: many - len(first)]
 # END SOLUTION
 # BEGIN STUB
-# eight = ...  # eight numbers of attentions
+# def near(length, window):
+#     ...  # your code
 # END STUB
-check_eight(eight, judge, opponent, recorded)
+check_near(near)
+
+# %% [markdown]
+# ## Only what is near
+#
+# An attention with such a mask has a **window**. Its cache needs 65 entries, however long the text is.
+#
+# **Predict before you run.** Three tries, with 448 tokens before: the eight are left out; the eight have windows of 64 tokens;
+# *all* attentions have windows. Which of them does the most harm? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# To leave out the eight: 0.33 nats. Windows for the eight cost 0.05, and windows for all thirty 0.20. So most of what the eight
+# take from the text before stands within 64 tokens.
+#
+# </details>
+
+# %%
+near = check_near.accepted  # yours, if it is correct
+WINDOW, LONG = 64, 512
+
+
+@contextmanager
+def windows(numbers, first_token=True):
+    """For a while these attentions see the nearest tokens and the first one."""
+
+    def hook(attention, inputs, named):
+        seen = near(named["hidden_states"].shape[1], WINDOW)
+        if not first_token:
+            seen[WINDOW:, 0] = False
+        return inputs, named | {"attention_mask": seen[None, None].to(base.device)}
+
+    hooks = []
+    for number in numbers:
+        attention = layers[number].self_attn
+        hooks.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+def harm_of_windows(numbers, name, first_token=True):
+    with windows(numbers, first_token):
+        return nats(rows[name]) - intact[name]
+
+
+of_each = []
+for domain, tokens in (("speeches", 65_536), ("wiki", 24_576)):
+    some = {"domain": domain, "tokens": tokens, "length": LONG}
+    pool = token_blocks(tokenizer, "evaluation", **some)
+    of_each.append(pool.sample(2, seed=session.seed).input_ids)
+rows["long"] = torch.cat(of_each)
+intact["long"] = nats(rows["long"])
+
+# %%
+tried = {
+    "the eight left out": harm(eight, zeros, "long"),
+    "windows for the eight": harm_of_windows(eight, "long"),
+    "windows for all": harm_of_windows(range(total), "long"),
+    "for all, no first token": harm_of_windows(range(total), "long", False),
+}
+out, eight_near, all_near, sinkless = tried.values()
+here("Windows for the eight undo over half of the harm.", [out / 2 - eight_near])
+here("Windows for all cost less than eight left out.", [out - all_near])
+here("Without the first token windows ruin the model.", [sinkless - 1])
+pd.Series(tried, name="harm").to_frame().round(2)
+
+# %% [markdown]
+# *Harm in nats per token, with 448 tokens before.*
+#
+# So what the eight are missed for lies within 64 tokens. The harm grew because a token in the middle of a text has 64 neighbours
+# to look at, and the first tokens of a short row haven't.
+#
+# And now look at the price. With windows for *all* attentions the cache keeps 65 of 512 tokens, so seven eighths of it are saved.
+# Eight left out save a quarter, and do more harm. Without the first token, though, everything breaks: this is lesson 03's sink
+# (and the finding of Xiao et al. 2023).
+#
+# (Our mask only hides tokens. To save memory the cache has to forget them: it keeps the first key and the last 64.)
+#
+# ## Far away
+#
+# So is far attention good for nothing? We haven't asked for anything that needs it. Take a passage of 64 tokens, then another
+# one, then the first one **again**. A model that can look back knows each word of it the second time. That is called
+# **copying**. The first time lies 128 tokens back, outside of any
+# window.
+#
+# **Predict before you run.** The whole model loses little more than half a nat per token the
+# second time, and 3.7 the first. What do the three models lose: eight
+# left out, windows for the eight, windows for all? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Windows for all cost 3.09 nats: the passage is as new as the first time. But windows for the eight alone already cost 1.12, and
+# to leave them out 1.37. On text the three had cost 0.20, 0.05 and 0.33.
+#
+# </details>
+
+
+# %%
+def twice(passages):
+    """[rows, 192]: each passage, then another one, then the first one again."""
+    return torch.cat([passages, passages.roll(1, dims=0), passages], dim=1)
+
+
+rows["again"] = twice(rows["short"][::2])
+intact["again"] = nats(rows["again"])
+copied = {
+    "the eight left out": harm(eight, zeros, "again"),
+    "windows for the eight": harm_of_windows(eight, "again"),
+    "windows for all": harm_of_windows(range(total), "again"),
+}
+first = nats(rows["again"][:, :64])
+print(f"first time {first:.2f} nats per token, second {intact['again']:.2f}")
+out_again, near_again, all_again = copied.values()
+here("Windows for all take five times more of copying.", [all_again - 5 * all_near])
+here("Eight left out take more of copying as well.", [out_again - out])
+both = pd.DataFrame({"text": tried, "copying": copied})
+both.loc[list(copied)].round(2)
+
+# %%
+_, panels = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharex=True)
+
+
+def curve(how, text):
+    """Cache saved at 512 tokens, and harm, for each number of attentions."""
+    saves = {"bypass": 1, "window": 1 - 65 / 512}[how]
+    sets = record[(record.criterion == "importance") & (record.how == how)]
+    harms = sets[sets.text.isin(text)].groupby("count").damage.mean()
+    return [0, *(100 * saves * harms.index / 30)], [0, *harms]
+
+
+long_texts = [f"{text}, 448 before" for text in TEXTS]
+for panel, text in zip(panels, (long_texts, ["copying"]), strict=True):
+    panel.plot(*curve("bypass", text), **mark("wrong") | {"label": "left out"})
+    panel.plot(*curve("window", text), **mark("L1") | {"label": "windows"})
+    panel.set(xlabel="cache saved at 512 tokens (%)")
+short_curve = curve("bypass", TEXTS)
+panels[0].plot(*short_curve, **mark("random") | {"label": "left out, short rows"})
+panels[0].set(title="text", ylabel="harm (nats per token)")
+panels[1].set(title="a passage the second time")
+panels[0].legend()
+show(
+    "Harm against the share of cache that is saved. On text, windows hardly cost "
+    "anything up to seven eighths of the cache, while leaving attentions out costs "
+    "more and more, and more than short rows show. On a passage that comes again "
+    "both lose nearly everything that there is to lose."
+)
+
+# %% [markdown]
+# *The record's curves, for the attentions of least importance, two to all thirty. Left: text with 448 tokens before. Right:
+# copying.*
+#
+# That is the whole answer in one picture. Short rows (grey) show least harm. With text before it is more. Windows save more cache
+# at less harm, as long as the question is text. And copying is gone either way. A loss on running text doesn't see that, because
+# little of it repeats.
+#
+# And the choice of layers? Here is what the three choices of eight cost on the passage that comes twice:
+
+# %%
+for criterion in looks:
+    chosen = (record.criterion == criterion) & (record.text == "copying")
+    chosen &= (record.how == "bypass") & (record["count"] == 8)
+    cost = record[chosen].damage.item()
+    print(f"eight by {criterion} left out: {cost:.2f} nats of copying")
+
+# %% [markdown]
+# Leave-one-out on short rows did worst, and that is no accident. On short rows nothing repeats. So an attention that copies has
+# nothing to do there, and looks as if it could go.
+#
+# ## Who copies?
+#
+# You want both: windows for the cache, and a model that knows what it has read.
+
+# %%
+from course_utils.lessons.exercises.lesson_05 import CopyingExam
+
+rows["practice"] = twice(calibration[[0, 16]])  # of both texts
+intact["practice"] = nats(rows["practice"])
+
+
+def copying_lost(narrow):
+    """What windows for these attentions cost, on passages to choose by."""
+    return harm_of_windows(narrow, "practice")
+
+
+all_windows = copying_lost(range(total))
+exam = CopyingExam(base, tokenizer, window=WINDOW)
+print(f"windows for all cost {all_windows:.2f} nats of copying")
+
+# %% [markdown]
+# ### Exercise 4 · ●●● · 15 minutes
+#
+# A fifth of the attentions may see everything (six of thirty). All others get windows. Which six? Give their numbers as `whole`,
+# so that on passages that nothing has read at least **four fifths** of copying is left. The exam judges three times only. Before
+# that, `copying_lost([3, 7])` tells what windows for attentions 3 and 7 cost.
+#
+# <details><summary>Hint</summary>
+#
+# Lesson 04's single harm works for any question, not only for text. Give one attention a window at a time, and look at copying.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.lessons.exercises.lesson_05 import check_copiers
+
+# BEGIN SOLUTION
+single = [copying_lost([number]) for number in range(total)]
+dearest_first = sorted(range(total), key=single.__getitem__, reverse=True)
+whole = dearest_first[: round(total / 5)]
+# END SOLUTION
+# BEGIN STUB
+# whole = ...  # six numbers of attentions
+# END STUB
+check_copiers(whole, exam, round(total / 5))
 
 # %% [markdown]
 # ## Quiz
 
 # %% [markdown] tags=["quiz"]
-# A bypass returns the attention's input. Its perplexity is a little better than with zeros. What follows?
+# A bypass returns the attention's input. Its loss is a little lower than with zeros. What follows?
 #
 # - [ ] It is the better bypass of the two, and so the one to be reported.
-#   > It is another model: each block adds `norm(x)` to the stream. You would report a method that you don't use.
+#   > It is another model: each block adds `norm(x)` to the state. You would report a method that you don't use.
 # - [ ] The text is too short, and on more of it the mistake would show.
-#   > On both texts of the record the mistake looks better, with narrow intervals. More text makes it surer.
+#   > A constant helps on long texts, too. More text makes the mistake look surer.
 # - [x] That they are two models, and which of them is the bypass stays open.
-#   > Only a reference tells. Zeros in `o_proj` give one without touching any forward pass.
+#   > Only a reference tells. Zeros in `o_proj` give one without touching any code that runs.
 
 # %% [markdown] tags=["quiz"]
 # Attention 0 is replaced by a module that returns zeros. `generate` writes the same with and without a cache. Is it right?
@@ -765,19 +799,38 @@ check_eight(eight, judge, opponent, recorded)
 # - [ ] No, since a module without weights can't be part of a checkpoint.
 #   > It can be part of a running model. Saving is another test.
 
+# %% [markdown] tags=["quiz"]
+# You leave out the attentions that cost least on rows of 64 tokens. Your users paste long lists and ask about them. What is to be
+# feared?
+#
+# - [ ] Nothing much, because the rows were from the users' own texts.
+#   > The texts may be right, and the rows are still too short to hold anything that repeats.
+# - [ ] That the loss on long texts doubles, which any long row would show.
+#   > It rises somewhat. Running text repeats little, so even a long row shows hardly any of what is lost.
+# - [ ] That the fixed vectors of the missing attentions are from other texts.
+#   > Perhaps they are a little off. But no vector can hold what stands in a list.
+# - [x] That those are gone which find a thing again that was read long ago.
+#   > On short rows they have nothing to do, so they look cheap. Test lists if users paste lists.
+
 # %% [markdown]
 # ## Take-aways
 #
-# - A perplexity says how good a model is, an equality which model it is.
-# - A bypass adds exactly zero, counts its tokens, and its checkpoint says that it is missing.
-# - Most attentions are hardly missed on short rows. Without MLP 0 the model is worse than guessing.
-# - The residual belongs inside the cosine. Forgotten, the score takes the dearest attention; with that one spared it still loses
-#   to chance.
+# - A loss says how good a model is, an equality which model it is. A bypass adds exactly zero, and counts its tokens.
+# - An attention writes a **constant**, what **near** tokens say, and what **far** tokens say. A fixed vector, a window and a
+#   passage that comes twice tell them apart.
+# - Rows of 64 tokens hide most of what attention is for. Choose on rows as long as your texts, and test what your users ask.
+# - A window (with the first token!) saves more cache than a bypass, at less harm to text. A few attentions copy: leave them whole.
 #
-# **The story so far:** a cut is exact or it is wrong. **Next:** must every prompt do without the same attentions? In lesson 06
-# each prompt decides.
+# **On Monday:** before you leave attentions out, paste a passage twice with something between, and compare the loss of its second
+# time with the whole model's.
+#
+# **Next:** must every prompt do without the same attentions? In lesson 06 each prompt decides.
 #
 # ## References
 #
-# - He et al. 2024, *What Matters in Transformers? Not All Attention is Needed*, arXiv 2406.15786
+# - He et al. 2024, *What Matters in Transformers? Not All Attention is Needed*, arXiv 2406.15786: importance, and the bypass
+# - Xiao et al. 2023 (StreamingLLM), arXiv 2309.17453: windows need the first tokens
+# - Olsson et al. 2022, *In-context Learning and Induction Heads*, arXiv 2209.11895: the heads that copy (lesson 12)
+# - Jiang et al. 2023, *Mistral 7B*, arXiv 2310.06825: a model whose attentions all have windows
+# - Beltagy et al. 2020, *Longformer*, arXiv 2004.05150: windows, and a few tokens that see everything
 # - Martra, *Large Language Model Notebooks Course*, section on pruning (the idea of this lesson)

@@ -47,6 +47,9 @@ EXPERIMENTS = {
     "random_cuts": Small("records/random_cuts", {"CUTS": 3, "PROTECTED": (1, 2)}),
     "leave_out": Small("records/leave_out", {
         "CUTS": 2, "DRAWS": 2, "ENDS": 0, "BLOCKS": 2, "RUN": 2, "ATTENTIONS": (1, 2)}),
+    "attention_reach": Small("records/attention_reach", {
+        "ROWS": 2, "JUDGED": 8, "LONG": 24, "BETWEEN": (8,), "WINDOW": 4, "EIGHT": 1,
+        "BYPASSED": (2,), "WINDOWED": (3,)}),
     "plant_and_cut": Small("records/plant_and_cut", {
         "AXES": 1, "RATES": {"down": 1e-3, "attention": 1e-3}, "STEPS": 2, "CHOSEN": 48, "JUDGED": 48, "NEURONS": 2,
         "RANDOM": 1, "RANDOM_REAL": 1}),
@@ -141,7 +144,7 @@ def made_small(name, monkeypatch, folder):
         return lambda *given, **named: {text: some[:count] for text, some in rows(*given, **named).items()}
 
     changed = dict(small.constants)
-    if name in ("keep_the_mean", "random_cuts", "leave_out", "plant_and_cut"):
+    if name in ("keep_the_mean", "random_cuts", "leave_out", "attention_reach", "plant_and_cut"):
         monkeypatch.setattr(models, "_random_configuration", small_configuration)
     if hasattr(script, "judging_rows") and name != "make_a_small_model":
         changed["judging_rows"] = few(script.judging_rows)

@@ -63,6 +63,10 @@ def select_attention_layers(
     meanwhile (34 MB for 512 tokens of Llama-3.2-1B in 16 bits), so that blocks below a change don't run again. They
     never take more than 2 GiB: with more text only every second, third, … block's are kept.
 
+    What a bypass costs on short rows says little about long texts. It costs more there, since a token in the middle of
+    a text has more to look at; and the loss on running text doesn't show that the model can't repeat a passage any more
+    (lesson 05). Judge a choice on rows as long as yours, and on what your users ask.
+
     Args:
         model: any causal language model that ``describe`` knows; it is not changed.
         batches: ``{"input_ids", "attention_mask"}`` mappings, to measure on.

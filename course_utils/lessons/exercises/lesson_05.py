@@ -1,81 +1,42 @@
-"""Checks of lesson 05, attention bypass."""
+"""Checks of lesson 05, attention bypass: is it out, is it counted, what is near, and who copies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.lessons.exercises import (
     Attempt,
     alike,
     exercise,
     expect,
-    number,
     require,
     run,
     true_or_false,
     untouched,
     whole_number,
 )
-from course_utils.lessons.exercises.turns import mistaken_turns, turned
-from course_utils.measuring.evaluation import Perplexity, perplexity_ratio
 from course_utils.measuring.language_modelling import logits_one_by_one
-from course_utils.models.architectures import cache_keyword, describe
+from course_utils.models.architectures import cache_keyword
 from course_utils.models.loading import tiny_llama, variant
-from course_utils.models.reports import with_interval
-from course_utils.pruning.attention import bypass_attention, select_attention_layers
+from course_utils.pruning.attention import bypass_attention
+from course_utils.text.rows import token_blocks
 
 _LAYER = 1  # of the tiny model's three
 _MOST = 0.05  # of a drawer's bytes that a true bypass may keep
-
-
-def _turn(x: Tensor, added: Tensor, mask: Tensor, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What exercise 1 compares: before, after, and the mask."""
-    return x, x + added if residual else added, mask
+_FORGOTTEN = 0.2  # of what all windows take of copying
+_PASSAGE = 64  # tokens
+_UNREAD, _EXAM = 65_536, 512  # tokens of the evaluation split that lessons draw rows from, and the exam's, behind them
 
 
 @exercise(
     1,
-    task="Return one number: the mean over the real tokens of 1 - cos(x, x + added), or of 1 - cos(x, added).",
-    proved="With the residual a small addition matters little; without it only its direction counts.",
-    answer=lambda *given: turned(*_turn(*given)),
-    mistakes=[
-        (lambda x, added, mask, residual: turned(*_turn(x, added, mask, not residual)),
-         "That is the other one. With the residual the second argument is x + added, without it added alone."),
-        (lambda x, added, mask, residual: turned(added, x + added, mask),
-         "You compare the addition with the sum. Compare x, what the stream was, with what it becomes."),
-        *mistaken_turns("Importance", _turn),
-    ],
-)  # fmt: skip
-def check_importance(attempt: Attempt) -> None:
-    """Check a function (x, added, mask, residual) -> importance of an attention."""
-    x, attentions, mask = _states()
-    for residual in (True, False):
-        for added in attentions:
-            attempt.compare(
-                x, added, mask, residual, read=number, where=f"With residual={residual}: ",
-                hint="Take one cosine per token over the last dimension, one minus it, the mean over real tokens.",
-            )  # fmt: skip
-
-
-def _states() -> tuple[Tensor, list[Tensor], Tensor]:
-    """x, what two attentions add to it, and the mask; padded states are large and point elsewhere."""
-    generator = torch.Generator().manual_seed(5)
-    x, other, noise = torch.randn(3, 3, 6, 8, generator=generator)
-    x = x + 1
-    mask = torch.ones(3, 6)
-    mask[0, 2:] = mask[1, 4:] = 0
-    padding = (~mask.bool())[..., None]
-    echo = 2 * x + noise  # long, roughly in x's direction
-    return x, [torch.where(padding, -9 * x + 3 * noise, added) for added in (other + 0.5, echo)], mask
-
-
-@exercise(
-    2,
     task="Return True or False: does the attention of this block add exactly zero?",
     proved="It lets every right bypass pass and stops what a perplexity would not notice. Keep it.",
 )
@@ -140,7 +101,7 @@ _WRONG_BYPASSES: dict[Callable[[LlamaForCausalLM], object], str] = {
 
 
 @exercise(
-    3,
+    2,
     task="Write `forward`: it returns zeros and None, and counts the tokens for the cache.",
     proved="It adds nothing, in the real model too, it counts tokens, and a thirtieth of the drawer is left.",
 )
@@ -229,69 +190,108 @@ def _replaced(model: Any, layers: list[int], stand_in: Callable[[int], nn.Module
     return model
 
 
-def _one_look(model: LlamaForCausalLM, batches: Sequence[Mapping[str, Tensor]]) -> list[int]:
-    """All attentions, least important first, as one look has them."""
-    return select_attention_layers(model, batches, count=describe(model).num_blocks, iterative=False)
+def _near(length, window, *, hidden=lambda back, tokens, window: (back >= window) & (tokens > 0), future=False):
+    """The answer to exercise 3, with switches for mistakes."""
+    tokens = torch.arange(length)
+    back = tokens[:, None] - tokens
+    return ~hidden(back, tokens, window) & (future | (back >= 0))
+
+
+@exercise(
+    3,
+    task="Return a tensor of True and False, [length, length]: row i says what token i may see.",
+    proved="Each token sees the nearest ones and the first, and nobody sees the future.",
+    answer=_near,
+    mistakes=[
+        (partial(_near, future=True), "tokens see the future. Row i may be True in columns 0 to i only."),
+        (partial(_near, hidden=lambda back, tokens, window: back >= window),
+         "the first token is hidden from late ones. Heads look there when they have nothing to say (lesson 03)."),
+        (partial(_near, hidden=lambda back, tokens, window: (back > window) & (tokens > 0)),
+         "that is one token too many: the window counts the token itself."),
+        (partial(_near, hidden=lambda back, tokens, window: (back >= window - 1) & (tokens > 0)),
+         "that is one token too few: the window counts the token itself."),
+        (partial(_near, hidden=lambda back, tokens, window: back < 0), "that is everything before: no window at all."),
+        (lambda length, window: _near(length, window).T, "rows and columns are swapped. Row i is what i may see."),
+        (lambda length, window: ~_near(length, window), "it is the wrong way round: True means that it may be seen."),
+    ],
+)  # fmt: skip
+def check_near(attempt: Attempt) -> None:
+    """Check a function (length, window) -> bool [length, length], what each token may see."""
+
+    def read(answer: Any) -> Tensor:
+        answer = torch.as_tensor(answer)
+        require(
+            answer.dtype == torch.bool,
+            f"Return True and False (torch.bool); yours is {str(answer.dtype).removeprefix('torch.')}.",
+        )
+        return answer.int()
+
+    for length, window in ((7, 3), (4, 6), (6, 1)):
+        attempt.compare(length, window, read=read, where=f"For {length} tokens and a window of {window}: ")
+
+
+class CopyingExam:
+    """Passages that nothing in lesson 05 has read, each of which comes a second time; it judges a few times only.
+
+    Args:
+        model: a Llama.
+        tokenizer: its own.
+        window: how many tokens an attention with a window sees, beside the first one.
+        tries: how often it judges.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, window: int, tries: int = 3) -> None:
+        self._model, self._window, self.left = model, window, tries
+        pool = token_blocks(tokenizer, "evaluation", tokens=_UNREAD + _EXAM, length=_PASSAGE)
+        self._passages = pool.input_ids[-(_EXAM // _PASSAGE) :].to(model.device)
+        self.total = model.config.num_hidden_layers
+
+    @torch.no_grad()
+    def lost(self, whole: Collection[int]) -> float:
+        """Share of copying that is gone when only these attentions see everything: 1 where all have windows."""
+        layers = self._model.model.layers
+        ids = torch.cat([self._passages, self._passages.roll(1, dims=0), self._passages], dim=1)
+        seen = _near(ids.shape[1], self._window)[None, None].to(ids.device)
+
+        def narrow(_attention: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+            return inputs, named | {"attention_mask": seen}
+
+        def loss(narrowed: Iterable[int]) -> float:
+            hooks = [
+                layers[i].self_attn.register_forward_pre_hook(narrow, with_kwargs=True, prepend=True) for i in narrowed
+            ]
+            states = self._model.model(ids, use_cache=False).last_hidden_state[:, -_PASSAGE:-1]
+            for hook in hooks:
+                hook.remove()
+            logits = self._model.lm_head(states).float().flatten(0, 1)
+            return float(cross_entropy(logits, ids[:, -_PASSAGE + 1 :].flatten()))
+
+        intact = loss(())
+        return (loss({*range(self.total)} - {*whole}) - intact) / (loss(range(self.total)) - intact)
 
 
 @exercise(
     4,
-    task="Return the numbers of the attentions in the order in which they are taken.",
-    proved="The same order as `select_attention_layers`: each choice is measured in the model that is left.",
-    answer=lambda model, batches, count: select_attention_layers(model, batches, count=count),
-    mistakes=[
-        (lambda model, batches, count: _one_look(model, batches)[:count],
-         "that is one look, sorted. Measure again after each removal, in the model that is left."),
-        (lambda model, batches, count: _one_look(model, batches)[::-1][:count],
-         "those are the most important ones. Take the least important."),
-        (lambda model, batches, count: sorted(select_attention_layers(model, batches, count=count)),
-         "the right attentions, but sorted. Return them in the order in which they are taken."),
-    ],
-)  # fmt: skip
-def check_choose_iteratively(attempt: Attempt) -> None:
-    """Check a function (model, batches, count) -> attentions, least important first, measured again after each."""
-    model = tiny_llama(blocks=8)
-
-    def numbers(answer: Any) -> list[int]:
-        left = [i for i, attention in enumerate(describe(model).attentions) if attention.skipped]
-        bypass_attention(model, [])
-        require(not left, f"You leave {left} bypassed. Bring the model back at the end: bypass_attention(model, []).")
-        found = [whole_number(each, "Return numbers of attentions, not their scores") for each in answer]
-        require(
-            len(set(found)) == len(found),
-            f"An attention stands twice in {found}: a bypassed one scores 0 and looks least important. Rule it out.",
-        )
-        return found
-
-    for seed, length, count in ((8, 8, 2), (7, 8, 3), (1, 6, 3)):  # on the last two texts one look takes other ones
-        ids = torch.randint(97, (4, length), generator=torch.Generator().manual_seed(seed))
-        batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-        attempt.compare(model, batches, count, read=numbers, where=f"{count} attentions of the check's tiny model: ")
-
-
-@exercise(
-    5,
-    task="Give the numbers of eight attentions.",
-    proved="You chose on text like the work, in the model that is left, and the exam had seen neither.",
+    task="Give the numbers of the attentions that keep seeing everything.",
+    proved="You chose by what they are for: text comes through windows, and the passage is known when it comes again.",
 )
-def check_eight(
-    eight: Any, judge: Callable[[list[int]], Mapping[str, Perplexity]], opponent: list[int], recorded: Collection[str]
-) -> None:
-    """Check eight attentions against the opponent's; ``judge`` tells text -> score, recorded sets are out."""
-    expect(eight, Iterable, f"Give a list of {len(opponent)} numbers")
-    layers = sorted(int(number) for number in eight)
-    different = len(set(layers)) == len(layers) == len(opponent)
-    require(different, f"{len(opponent)} different attentions are asked for; yours are {layers}.")
+def check_copiers(whole: Any, exam: CopyingExam, count: int) -> None:
+    """Check ``count`` attentions that see everything while all others have windows: do they copy?"""
+    expect(whole, Iterable, f"Give a list of {count} numbers")
+    layers = sorted(whole_number(each, "Give numbers of attentions") for each in whole)
+    total = exam.total
     require(
-        " ".join(map(str, layers)) not in recorded,
-        f"{layers} stands in the record. Find a set of your own: `measure` tells what it costs.",
+        len(set(layers)) == len(layers) == count,
+        f"{count} different attentions are asked for; yours are {layers}.",
     )
-    mine, theirs = judge(layers), judge(opponent)
-    ratios = {text: perplexity_ratio(mine[text], theirs[text]) for text in mine}
-    for text, ratio in ratios.items():
-        print(f"  {text}: yours / leave-one-out's, on the exam: {with_interval(*ratio)}")
-    worse = ", ".join(text for text, (_, low, _) in ratios.items() if low > 1)
-    better = ", ".join(text for text, (_, _, high) in ratios.items() if high < 1)
-    require(not worse or better, f"Dearer than leave-one-out's on {worse}, and nowhere cheaper. Measure yours first.")
-    require(not worse, f"Cheaper on {better}, but dearer on {worse}. Choose on rows of both texts.")
-    require(better, "No text shows a difference: both intervals hold 1. Measure the later ones again in what is left.")
+    require(
+        layers[0] >= 0 and layers[-1] < total, f"Attentions have numbers from 0 to {total - 1}; yours are {layers}."
+    )
+    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
+    exam.left -= 1
+    lost = exam.lost(layers)
+    print(f"  exam: {lost:.0%} of copying is lost (tries left: {exam.left})")
+    require(
+        lost < _FORGOTTEN,
+        f"That is over {_FORGOTTEN:.0%}. Measure first, on the passages that may choose: whose window costs copying?",
+    )

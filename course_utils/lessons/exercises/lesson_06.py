@@ -1,20 +1,20 @@
-"""Checks of lesson 06, adaptive attention bypass: the score, the decision, its cost, and the rule with a price."""
+"""Checks of lesson 06, adaptive attention bypass: the score, the decision, equal cost, the price, another bill."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, run, told
-from course_utils.lessons.policies import by_price, cache_saved, length_rule, outcome, static_harm
+from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, run
+from course_utils.lessons.policies import outcome, static_harm
 from course_utils.lessons.prompt_harm import Record
 from course_utils.models.architectures import cache_keyword
 from course_utils.models.loading import tiny_llama, variant
@@ -22,7 +22,7 @@ from course_utils.pruning.attention import bypass_attention
 
 _RANGES: dict[str, Any] = {"log_length": (1.0, 3.0), "variance": (0.5, 1.5)}
 _BLOCKS, _ORDER = 5, (3, 1, 4)  # of the tiny model; its attentions, least important first
-_SHARE = 0.1  # of the cache, that is saved in the last exercise
+_LEAST, _MOST = 0.08, 0.61  # the exam: of the time that must be saved, and of one number's harm that may be done
 
 
 def _spread(embeddings: Tensor) -> Tensor:
@@ -78,10 +78,31 @@ def check_score(attempt: Attempt) -> None:
         attempt.compare(embeddings, read=number, where=f"For a prompt of {_tokens(tokens)}: ", **_RANGES)
 
 
+def _adaptive(model: PreTrainedModel, order: Sequence[int], decide: Callable[[Tensor], int]) -> PreTrainedModel:
+    """The answer to exercise 2."""
+    model, name, now = variant(model), cache_keyword(model), {}
+
+    def before(_backbone: Any, _inputs: tuple, named: Mapping[str, Any]) -> None:
+        cache: Any = named.get(name)
+        fresh = cache is None or cache.get_seq_length() == 0
+        now["left_out"] = decide(named["input_ids"]) if fresh else cache.left_out
+        bypass_attention(model, order[: now["left_out"]])
+
+    def after(_backbone: Any, _inputs: tuple, output: Any) -> None:
+        if output.get(name) is not None:
+            output[name].left_out = now["left_out"]
+
+    backbone: Any = model.base_model
+    backbone.register_forward_pre_hook(before, with_kwargs=True)
+    backbone.register_forward_hook(after)
+    return model
+
+
 @exercise(
     2,
     task="Return a model that decides at an answer's first pass, and keeps the decision in the answer's cache.",
     proved="One decision per answer, carried by its cache: answers can take turns, and each stays what it was.",
+    answer=_adaptive,
 )
 @torch.no_grad()
 def check_adaptive(attempt: Attempt, real: PreTrainedModel) -> None:
@@ -162,139 +183,177 @@ def _static(model: PreTrainedModel, number: int) -> PreTrainedModel:
     return bypassed
 
 
-def _saved(tokens: Sequence[int], left_out: Sequence[int], blocks: int) -> float:
-    """Whole tokens' worth of cache, times the blocks."""
-    return sum(length * number for length, number in zip(tokens, left_out, strict=True))
+def _compared(
+    harm, bill, choice, *, at=lambda bill, choice, saved: saved, static=static_harm, of=lambda own, one: own / one
+):
+    """The answer to exercise 3, with switches for mistakes."""
+    saved, own = outcome(harm, bill, choice)
+    return of(own, float(static(harm, bill, at(bill, choice, saved))))
+
+
+def _neighbours(harm: np.ndarray, bill: np.ndarray, saved: float) -> np.ndarray:
+    return np.interp(saved, bill.sum(0), harm.mean(0))
 
 
 @exercise(
     3,
-    task="Return one number: the share of all prompts' cache that is saved.",
-    proved="The same average number saves little on short prompts and much on long ones.",
-    answer=lambda tokens, left_out, blocks: _saved(tokens, left_out, blocks) / (blocks * sum(tokens)),
+    task="Return one number: the policy's harm, divided by that of the best coin at the same saving.",
+    proved="You compare at equal cost, and you'd find the coin that beats its neighbours.",
+    answer=_compared,
     mistakes=[
-        (lambda tokens, left_out, blocks: sum(left_out) / (len(tokens) * blocks),
-         "that is the mean over prompts. Weight each by its tokens."),
-        (lambda tokens, left_out, blocks: _saved(tokens, left_out, blocks) / sum(tokens),
-         "that is the number of layers for a mean token. Divide by all the blocks."),
-        (lambda tokens, left_out, blocks: 1 - _saved(tokens, left_out, blocks) / (blocks * sum(tokens)),
-         "that is what stays. Return what is saved."),
-        (lambda tokens, left_out, blocks: 100 * _saved(tokens, left_out, blocks) / (blocks * sum(tokens)),
-         "that is in percent. Return a share, from 0 to 1."),
-        (lambda tokens, left_out, blocks: _saved(tokens, left_out, blocks) / blocks,
-         "those are whole tokens' worth. Divide by all the tokens."),
+        (partial(_compared, static=_neighbours),
+         "you mix only neighbouring numbers. A coin between numbers farther apart does less harm here: try all pairs."),
+        (partial(_compared, at=lambda bill, choice, saved: float(bill.sum(0)[choice].mean())),
+         "you compare at the same mean number left out. That isn't the same cost: add up what each prompt saves."),
+        (partial(_compared, of=lambda own, one: one / own), "it is upside down: the policy's harm stands above."),
+        (partial(_compared, of=lambda own, one: own - one), "that is the difference. Divide."),
+        (partial(_compared, of=lambda own, one: own), "that is the policy's harm alone. Divide it by the coin's."),
+        (partial(_compared, of=lambda own, one: one), "that is the coin's harm alone. Divide the policy's harm by it."),
     ],
 )  # fmt: skip
-def check_saved_share(attempt: Attempt) -> None:
-    """Check a function (tokens, left_out, blocks) -> share."""
-    tokens = [10, 20, 1000]
-    for left_out, blocks in (([8, 4, 0], 30), ([0, 4, 8], 16)):
-        where = f"For {tokens} tokens and {left_out} left out of {blocks}, "
-        attempt.compare(tokens, left_out, blocks, read=number, where=where)
+def check_at_equal_cost(attempt: Attempt) -> None:
+    """Check a function (harm, bill, choice) -> the policy's harm over that of the best coin at the same saving."""
+    units, numbers = np.array([10, 20, 30, 200, 1000, 60.0]), np.array([0, 1, 3, 5, 8])
+    bill = units[:, None] * numbers / (30 * units.sum())
+    kinds = {"that bends upwards": [0.0, 0.02, 0.1, 0.22, 0.5], "with a dent": [0.0, 0.06, 0.2, 0.25, 0.5]}
+    for kind, curve in kinds.items():
+        harm = np.array(curve) * np.linspace(0.7, 1.3, len(units))[:, None]
+        for choice in ([4, 2, 0, 1, 2, 0], [0, 0, 1, 3, 4, 2], [2] * 6):
+            where = f"For a harm {kind}, and the columns {choice}: "
+            attempt.compare(harm.copy(), bill.copy(), np.array(choice), read=number, where=where)
 
 
-def _ruled(begins: Callable[..., Any]) -> Callable[..., tuple[list[float], list[float]]]:
-    """The right levels, with thresholds by a mistaken way: from the harm per layer at each level and before it."""
+def _ruled(
+    curve, numbers, units, layers, *, worth=lambda price, units, numbers: price * units * numbers,
+    counted=lambda left_out, units: (left_out * units).sum() / units.sum(),
+):  # fmt: skip
+    """The answer to exercise 4, with switches for mistakes: a function from units to numbers left out."""
+    curve, numbers, units = (np.asarray(given, float) for given in (curve, numbers, units))
 
-    def rule(
-        curve: Sequence[float], numbers: Sequence[int], price: float, answer: float
-    ) -> tuple[list[float], list[float]]:
-        levels, _ = length_rule(curve, numbers, price, answer)
-        harms = np.array([curve[numbers.index(number)] for number in levels])
-        return [*levels], [*begins(harms, np.array(levels), price, answer)]
+    def chosen(price: float, units: Any) -> np.ndarray:
+        return numbers[(curve - worth(price, np.asarray(units, float)[:, None], numbers)).argmin(1)]
 
-    return rule
+    prices = np.geomspace(1e-9, 1e3, 20_001) / units.mean()
+    low, high = 0, len(prices) - 1  # what is left out never falls as the price rises
+    while low < high:
+        middle = (low + high) // 2
+        if counted(chosen(prices[middle], units), units) < layers:
+            low = middle + 1
+        else:
+            high = middle
+    return partial(chosen, prices[high])
 
 
 @exercise(
     4,
-    task="Return two lists: the numbers that ever pay, 0 first, and the prompt lengths at which the next one begins.",
-    proved="Two lists of a few numbers decide as the rule does, for every length.",
-    answer=_ruled(lambda harms, levels, price, answer: np.diff(harms) / np.diff(levels) / price - answer),
+    task="Return a function: from the units of any prompts to how many attentions each leaves out.",
+    proved="One price, and every prompt decides by what it would save. Told another bill, the rule decides otherwise.",
+    answer=_ruled,
     mistakes=[
-        (_ruled(lambda harms, levels, price, answer: np.diff(harms) / np.diff(levels) / price),
-         "you forgot the answer: its tokens fill the cache too, so take them off."),
-        (_ruled(lambda harms, levels, price, answer: np.diff(harms) / price - answer), "take the harm for each layer."),
-        (_ruled(lambda harms, levels, price, answer: harms[1:] / levels[1:] / price - answer),
-         "you take each slope from 0. Take it from the level before."),
-        (_ruled(lambda harms, levels, price, answer: np.diff(harms) / np.diff(levels) * price - answer),
-         "a threshold is a number of tokens: slope / price."),
+        (partial(_ruled, counted=lambda left_out, units: left_out.mean()),
+         "you raise the price until the prompts leave so many out on average. Weight each prompt by its units."),
+        (partial(_ruled, worth=lambda price, units, numbers: price * (0 * units + 1) * numbers),
+         "your rule decides alike for all prompts. What a number is worth is price * units * number."),
+        (partial(_ruled, counted=lambda left_out, units: (left_out * units).sum()),
+         "you compare the units saved in all with a number of layers. Divide by all the units."),
     ],
 )  # fmt: skip
-def check_length_rule(attempt: Attempt) -> None:
-    """Check a function (curve, numbers, price, answer_tokens) -> levels, thresholds."""
-    numbers, answer, price = [0, 1, 3, 5, 8], 50.0, 2e-4
-    curves = {"that bends upwards": [0.0, 0.02, 0.1, 0.22, 0.5], "with a dent": [0.0, 0.06, 0.2, 0.25, 0.5]}
-    for which, curve in curves.items():
-        where = f"For a curve {which}: "
-        pays = [*length_rule(curve, numbers, price, answer)[0]]
+def check_by_price(attempt: Attempt) -> None:
+    """Check a function (curve, numbers, units, layers) -> function (units) -> numbers left out."""
+    draw = np.random.default_rng(0)
+    numbers, curve = np.array([0, 1, 3, 5, 8]), np.array([0.0, 0.04, 0.14, 0.19, 0.38])
+    cases = {
+        "units from 60 to 1,700": np.round(np.exp(draw.uniform(4.1, 7.4, 80))),
+        "units from 1 to 6": draw.integers(1, 7, 70).astype(float),
+    }
+    others = np.array([1, 2, 3, 5, 8, 50, 120, 300, 500, 800, 1200, 3000.0])
+    for name, units in cases.items():
+        for layers in (1.0, 3.0):
 
-        def lists(given: Any, where: str = where, pays: list[int] = pays) -> tuple[list[float], list[float]]:
-            expect(given, Sequence, "Return two lists, levels and thresholds", size=2)
-            levels, thresholds = ([float(value) for value in part] for part in given)
-            require(
-                levels != numbers or pays == numbers,
-                f"{where}you keep every number. With the dent, {[n for n in numbers if n not in pays]} never pay: some "
-                "larger number costs less for each layer. From the last level, take the next of least slope.",
-            )
-            require(levels == pays, f"{where}the levels are {pays}; yours are {told(levels)}.")
-            return levels, thresholds
+            def read(rule: Any, units: np.ndarray = units) -> np.ndarray:
+                require(callable(rule), "Return a function that takes units, not what it gives for these prompts.")
+                found = [np.asarray(run(rule, given.copy())) for given in (units, others)]
+                for left_out, given in zip(found, (units, others), strict=True):
+                    require(
+                        left_out.shape == given.shape,
+                        f"Given {len(given)} prompts' units, your rule returns the shape {[*left_out.shape]}.",
+                    )
+                both = np.concatenate(found).astype(float)
+                require(np.isin(both, numbers).all(), f"The rule chooses among {numbers.tolist()}.")
+                return both
 
-        same = partial(alike, rtol=0, atol=1)  # thresholds may be rounded
-        attempt.compare(curve, numbers, price, answer, read=lists, same=same, where=where)
+            def same(one: Any, other: Any) -> bool:
+                return bool((np.asarray(one) == np.asarray(other)).mean() >= 0.95)  # a price may be found roughly
+
+            where = f"For {name}, {layers:.0f} layers: "
+            attempt.compare(curve.copy(), numbers.copy(), units.copy(), layers, read=read, same=same, where=where,
+                            hint="Take the lowest price at which they leave so many out per unit.")  # fmt: skip
 
 
-def _advantage(record, blocks, answer, *, of=lambda static, rule, tenth: static - rule):
-    """Static's harm less the rule's, if every answer has so many tokens.
+class ServerExam:
+    """A server that writes most for prompts of middle length; it judges a few times only.
 
-    ``of`` says what else of three harms: static's at what the rule saves, the rule's, static's at a tenth.
+    Its prompts are those of another draw, as far as the lesson hasn't used them. (For a model that no record was made
+    of they are the lesson's own.)
+
+    Args:
+        record: the lesson's, whose choosing prompts stand in the log.
+        others: with the prompts of the exam; None for a model without a second record.
+        blocks: of the model.
+        tries: how often it judges.
+
+    Attributes:
+        log: what the server has seen before: tokens of a prompt, and of its answer.
+        tokens: of each prompt of the exam. Nobody knows yet how long the answers will be.
     """
-    alike = replace(record, answer_tokens=np.full(len(record.tokens), answer))
-    _, judge = alike.split()
-    saved = cache_saved(judge, blocks)
-    share, harm = outcome(judge.harm, saved, by_price(alike, blocks, _SHARE)[0])
-    static, tenth = (float(static_harm(judge.harm, saved, at)) for at in (share, _SHARE))
-    return of(static, harm, tenth)
+
+    def __init__(self, record: Record, others: Record | None, blocks: int, *, tries: int = 3) -> None:
+        draw = np.random.default_rng(0)
+        before, judged = record.split()[0], (others or record).split()[1]
+        fresh = np.full(len(judged.tokens), True) if others is None else ~np.isin(judged.digests, record.digests)
+        self.log = pd.DataFrame({"tokens": before.tokens, "answer": _answers(before.tokens, draw)})
+        self.tokens, self._harm = judged.tokens[fresh], judged.harm[fresh]
+        self.numbers, self.left = np.array(record.numbers), tries
+        units = _answers(self.tokens, draw)
+        self._bill = units[:, None] * self.numbers / (blocks * units.sum())
+
+    def judged(self, left_out: np.ndarray) -> tuple[float, float]:
+        """Share of the layers' passes that is saved, and the harm as a multiple of one number's."""
+        choice = np.searchsorted(self.numbers, left_out)
+        saved, own = outcome(self._harm, self._bill, choice)
+        return saved, own / max(float(static_harm(self._harm, self._bill, saved)), 1e-9)
+
+
+def _answers(tokens: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """How long answers to prompts of so many tokens are: those of middle length get long ones. All are made up."""
+    expected = 15 + 600 * np.exp(-(np.log(tokens / 110) ** 2) / (2 * 0.8**2))
+    return np.maximum(1, np.round(expected * draw.lognormal(-0.125, 0.5, len(tokens))))
 
 
 @exercise(
     5,
-    task="Give `advantage`, a function of the answer's tokens, and `enough`, a number of hundreds of tokens.",
-    proved="Long answers make prompts alike in cost, and then their length tells nothing.",
-    answer=_advantage,
-    mistakes=[
-        (partial(_advantage, of=lambda static, rule, tenth: rule - static),
-         "the sign is turned round: static's harm less the rule's."),
-        (partial(_advantage, of=lambda static, rule, tenth: rule),
-         "that is the rule's harm alone. Take it off the harm of one number for all at the same saving."),
-        (partial(_advantage, of=lambda static, rule, tenth: tenth - rule),
-         "the rule doesn't save just a tenth on the prompts that judge. Ask static_harm at what it does save."),
-        (partial(_advantage, of=lambda static, rule, tenth: rule / static), "that is a ratio. Take the difference."),
-        (lambda record, blocks, answer: _advantage(record, blocks, _usual(record)),
-         "it is what it was for the usual answer: take `replace`d answers all through."),
-    ],
-)  # fmt: skip
-def check_enough(attempt: Attempt, enough: Any, record: Record, blocks: int) -> None:
-    """Check a function answer_tokens -> static's harm less the rule's, and where a third of it is left."""
-    advantage, usual = attempt.knowing(record, blocks), _usual(record)
-    for answer in (usual, 200.0, 1000.0):
-        advantage.compare(
-            answer, read=partial(number, what="advantage(…) must return one number"),
-            same=partial(alike, rtol=0.02, atol=2e-4), where=f"For answers of {answer:.0f} tokens: ",
-            hint="Every answer has that many tokens, in the plan and in what is saved.",
-        )  # fmt: skip
-    enough, right = number(enough, "`enough` is a multiple of 100"), advantage.answer
-    require(enough > 0 and enough % 100 == 0, f"`enough` is a multiple of 100; yours is {told(enough)}.")
-    third = right(usual) / 3
-    require(third > 0, "On this model the rule has no advantage at the usual length, so there is nothing to look for.")
-    first = next((answer for answer in range(100, 10_000, 100) if right(float(answer)) < third), 10_000)
+    task="Give `left_out`: for each prompt of the exam how many attentions its answer leaves out.",
+    proved="You asked what the bill counts before you asked the prompt: here those of middle length do without.",
+)
+def check_left_out(left_out: Any, exam: ServerExam) -> None:
+    """Check numbers of attentions to leave out for the exam's prompts, by its own bill."""
+    given = np.asarray(left_out, dtype=float)
     require(
-        enough == first,
-        f"At {enough:.0f} tokens the advantage is {right(enough):.4f}; a third of the usual one is {third:.4f}. "
-        f"{'An earlier hundred is below it already.' if enough > first else 'It must fall below that.'}",
+        given.shape == exam.tokens.shape,
+        f"Give one number for each of the {len(exam.tokens)} prompts of exam.tokens; yours has the shape "
+        f"{[*given.shape]}.",
     )
-
-
-def _usual(record: Record) -> float:
-    """Tokens of an answer, on average over the prompts that choose."""
-    return float(record.split()[0].answer_tokens.mean())
+    require(np.isin(given, exam.numbers).all(), f"Measured are {exam.numbers.tolist()} left out: choose among them.")
+    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
+    exam.left -= 1
+    saved, ratio = exam.judged(given)
+    print(f"  exam: {saved:.1%} of the time saved, × {ratio:.2f} of one number's harm (tries left: {exam.left})")
+    require(
+        saved >= _LEAST,
+        f"At least {_LEAST:.0%} must be saved. Is the time spent on the prompts that you chose?",
+    )
+    require(
+        ratio <= _MOST,
+        f"At most × {_MOST} is asked for. Who writes how much? Count what one layer less saves each prompt, as far "
+        "as it can be known beforehand.",
+    )

@@ -1,25 +1,14 @@
 """Lesson 05's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import numpy as np
+import pytest
 import torch
 from exercise_cases import cases_of
 from torch import nn
 from transformers import Cache
 
 from course_utils.lessons.exercises import lesson_05
-from course_utils.measuring.evaluation import Perplexity
-from course_utils.models.loading import tiny_llama
+from course_utils.models.loading import load_model, tiny_llama
 from course_utils.models.modeling.no_attention import skip_attention
-from course_utils.pruning.attention import attention_importance, bypass_attention
-
-importance = lesson_05.check_importance.answer
-test_importance = cases_of(
-    lesson_05.check_importance,
-    mistakes=[
-        (lambda x, added, mask, residual: importance(x, added, mask, True), "With residual=False: That is the other"),
-        (lambda *states: 2 * importance(*states), "Take one cosine per token"),
-    ],
-)
 
 
 @torch.no_grad()
@@ -65,7 +54,7 @@ class ZeroAttention(nn.Module):
 
 
 def bypass(put=lambda cache, keys, layer: cache.update(keys, keys, layer), *, shape=None, give=None):
-    """A class as exercise 3 asks for: what it puts into the cache, in which shape, and what it returns."""
+    """A class as exercise 2 asks for: what it puts into the cache, in which shape, and what it returns."""
 
     class Bypass(ZeroAttention):
         def forward(self, hidden_states, **named):
@@ -113,67 +102,67 @@ test_true_bypass = cases_of(
 )
 
 
-def choose_iteratively(model, batches, count, *, again=False, bring_back=True):
-    chosen = []
-    for _ in range(count):
-        bypass_attention(model, chosen)
-        scores = attention_importance(model, batches)
-        if not again:
-            scores[chosen] = torch.inf
-        chosen.append(int(scores.argmin()))
-    if bring_back:
-        bypass_attention(model, [])
-    return chosen
+def near(length, window):
+    """Another way: token by token."""
+    rows = [
+        [column <= row and (row - column < window or column == 0) for column in range(length)] for row in range(length)
+    ]
+    return torch.tensor(rows)
 
 
-test_choose_iteratively = cases_of(
-    lesson_05.check_choose_iteratively,
+test_near = cases_of(
+    lesson_05.check_near,
     mistakes=[
-        (lambda *given: choose_iteratively(*given, again=True), "scores 0 and looks least important"),
-        (lambda *given: choose_iteratively(*given, bring_back=False), "Bring the model back at the end"),
-        (lambda model, batches, count: [3, 1, 2][:count], "2 attentions of the check's tiny model: it is ["),
-        (lambda model, batches, count: attention_importance(model, batches), "not their scores"),
+        (lambda length, window: near(length, window).float(), "Return True and False (torch.bool); yours is float32"),
+        (lambda length, window: near(length, 2 * window), "For 7 tokens and a window of 3: "),
     ],
-    answers=[choose_iteratively, lambda *given: torch.tensor(choose_iteratively(*given))],
-)
-
-TEXTS, RECORDED = ("speeches", "wiki"), ["0 1 2 3 4 5 6 7"]
-DAMAGES = {  # nats per token on speeches and on wiki, and their noise, by the first attention that is left out
-    0: (1.0, 1.0, 0.0), 2: (0.9, 1.0, 0.0), 3: (0.9, 1.1, 0.0), 4: (1.1, 1.1, 0.0), 5: (0.99, 0.99, 0.3),
-}  # fmt: skip
-
-
-def judge(layers):
-    *means, noise = DAMAGES[min(layers)]
-    return {text: scored(mean, noise) for text, mean in zip(TEXTS, means, strict=True)}
-
-
-def scored(nll, noise):
-    """A made-up score of eight rows of 10 predictions."""
-    row_nll = 10 * (nll + noise * np.array([1.0, -1.0] * 4))
-    return Perplexity(
-        perplexity=float(np.exp(nll)), bits_per_byte=1.0, nll=nll, tokens=80, ci_low=0.0, ci_high=9.0, row_nll=row_nll,
-        row_tokens=np.full(8, 10), row_bytes=None, dtype="float32", fingerprint="",
-    )  # fmt: skip
-
-
-GIVEN, REST = (judge, list(range(8)), RECORDED), [9, 10, 11, 12, 13, 14, 15]
-test_eight = cases_of(
-    lesson_05.check_eight,
-    *GIVEN,
-    stubs=[[...]],
-    mistakes=[
-        ([2, 9, 10], "8 different attentions are asked for"),
-        ([2, 2, *REST[1:]], "8 different attentions are asked for"),
-        ([7, 6, 5, 4, 3, 2, 1, 0], "stands in the record"),
-        ([4, *REST], "Dearer than leave-one-out's on speeches, wiki"),
-        ([3, *REST], "Cheaper on speeches, but dearer on wiki"),
-        ([5, *REST], "No text shows a difference"),
-    ],
-    answers=[[2, *REST], torch.tensor([*reversed(REST), 2])],
+    answers=[near, lambda *given: near(*given).tolist()],
 )
 
 
-def test_eight_are_told_beside_the_opponents(capsys):
-    lesson_05.check_eight([2, *REST], *GIVEN)
-    assert "  speeches: yours / leave-one-out's, on the exam: 0.90 (0.90 to 0.90)" in capsys.readouterr().out
+class MadeUpExam:
+    """Attentions 2, 3 and 5 copy, a third each."""
+
+    total = 8
+
+    def __init__(self, left=3):
+        self.left = left
+
+    def lost(self, whole):
+        return 1 - len({2, 3, 5} & {*whole}) / 3
+
+
+@pytest.mark.parametrize(
+    ("whole", "said"),
+    [
+        (..., "not solved yet"),
+        ([2, 3], "3 different attentions are asked for; yours are [2, 3]"),
+        ([2, 3, 3], "3 different attentions are asked for"),
+        ([2, 3, 8], "numbers from 0 to 7"),
+        ([2, 3, 0.5], "Give numbers of attentions"),
+        ([2, 3, 4], "That is over 20%"),
+        ([5, 3, 2], "correct"),
+        (torch.tensor([2, 3, 5]), "correct"),
+    ],
+)
+def test_copiers(whole, said, capsys):
+    assert lesson_05.check_copiers(whole, MadeUpExam(), 3) is (said == "correct")
+    assert said in capsys.readouterr().out
+
+
+def test_the_exam_judges_a_few_times_only(capsys):
+    exam = MadeUpExam(left=2)
+    verdicts = [lesson_05.check_copiers(whole, exam, 3) for whole in ([2, 3], [0, 1, 2], [0, 1, 3], [2, 3, 5])]
+    assert verdicts == [False] * 4
+    out = capsys.readouterr().out
+    assert "exam: 67% of copying is lost (tries left: 0)" in out
+    assert "The exam is over" in out.splitlines()[-1]
+
+
+def test_the_exam_loses_all_with_windows_for_all_and_nothing_without(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    model, tokenizer = load_model("llama", device="cpu")
+    exam = lesson_05.CopyingExam(model, tokenizer, window=8)
+    assert exam.lost([]) == pytest.approx(1)
+    assert exam.lost(range(exam.total)) == pytest.approx(0)
+    assert not any(block.self_attn._forward_pre_hooks for block in model.model.layers)

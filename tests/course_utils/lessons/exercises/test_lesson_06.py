@@ -1,19 +1,36 @@
 """Lesson 06's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-from functools import partial
-
 import numpy as np
+import pytest
 from exercise_cases import cases_of
 
 from course_utils.lessons.exercises import lesson_06
-from course_utils.lessons.policies import length_rule
 from course_utils.lessons.prompt_harm import Record
 from course_utils.models.architectures import cache_keyword
 from course_utils.models.loading import tiny_llama, variant
 from course_utils.pruning.attention import bypass_attention
 
+
+def every_coin(harm, bill, choice):
+    """Another way: each pair of numbers, and each weight."""
+    rows, weights = np.arange(len(choice)), np.linspace(0, 1, 20_001)
+    saved, own = bill[rows, choice].sum(), harm[rows, choice].mean()
+    coins = [
+        np.stack([weights * bill[:, i].sum(), weights * harm[:, i].mean()])
+        + np.stack([(1 - weights) * bill[:, j].sum(), (1 - weights) * harm[:, j].mean()])
+        for i in range(bill.shape[1])
+        for j in range(bill.shape[1])
+    ]
+    saves, costs = np.concatenate(coins, axis=1)
+    return own / costs[saves >= saved - 1e-9].min()
+
+
 test_score = cases_of(lesson_06.check_score)
-test_share = cases_of(lesson_06.check_saved_share)
+test_at_equal_cost = cases_of(
+    lesson_06.check_at_equal_cost,
+    mistakes=[(lambda harm, bill, choice: np.ones(2), "Return one number")],
+    answers=[every_coin],
+)
 
 CACHE = cache_keyword(tiny_llama())
 
@@ -74,56 +91,90 @@ test_adaptive = cases_of(
 )
 
 
-def every_number(curve, numbers, price, answer):
-    return numbers, (np.diff(curve) / np.diff(numbers) / price - answer).tolist()
+def by_price(curve, numbers, units, layers, *, finish=lambda rule, units: rule):
+    def at(price, units):
+        return numbers[(curve - price * units[:, None] * numbers).argmin(1)]
+
+    prices = np.geomspace(1e-6, 1e3, 5000) / units.mean()
+    price = next(price for price in prices if (units * at(price, units)).sum() >= layers * units.sum())
+    return finish(lambda units: at(price, units), units)
 
 
-def ruled(change):
-    return lambda *given: change(*length_rule(*given))
-
-
-test_length_rule = cases_of(
-    lesson_06.check_length_rule,
+test_by_price = cases_of(
+    lesson_06.check_by_price,
     mistakes=[
-        (every_number, "you keep every number"),
-        (ruled(lambda levels, begins: (levels, [1.0])), "yours is [[0, 1, 3, 5, 8], [1]]"),
-        (ruled(lambda levels, begins: (levels[1:], begins)), "the levels are"),
-        (ruled(lambda levels, begins: (levels, [begin + 30 for begin in begins])), "it is [["),
+        (lambda *given: by_price(*given, finish=lambda rule, units: rule(units)), "Return a function that takes units"),
+        (lambda *given: by_price(*given, finish=lambda rule, units: lambda _: rule(units)), "your rule returns the"),
+        (lambda *given: lambda units: 0.5 + 0 * units, "The rule chooses among [0, 1, 3, 5, 8]"),
+        (lambda *given: lambda units: 3 + 0 * units, "Take the lowest price"),
+        (lambda *given: lambda units: units[:, 7], "Your code stopped with IndexError"),
     ],
-    answers=[length_rule, ruled(lambda levels, begins: (np.array(levels), np.ceil(begins)))],
+    answers=[by_price],
 )
 
 
-def a_record():
-    generator, names = np.random.default_rng(0), np.array([str(number) for number in range(90)])
-    return Record(
-        settings={},
-        choosing=40,
-        kinds=names,
-        documents=names,
-        digests=names,
-        numbers=(0, 1, 3, 5, 8),
-        tokens=np.exp(generator.uniform(0, 7, 90)).astype(int) + 1,
-        harm=np.array([0.0, 0.04, 0.14, 0.19, 0.38]) * generator.uniform(0.7, 1.3, (90, 1)),
-        answer_tokens=generator.integers(40, 64, 90),
-        complexity=np.zeros(90),
-        published=np.array([], dtype=int),
-    )
+RECORD, OTHERS = (Record.load(seed=seed) for seed in (0, 1))
 
 
-RECORD = a_record()
-advantage = partial(lesson_06.check_enough.answer, RECORD, 30)
-USUAL = lesson_06._usual(RECORD)
-THIRD = next(answer for answer in range(100, 9000, 100) if advantage(answer) < advantage(USUAL) / 3)
-test_enough = cases_of(
-    lambda attempt: lesson_06.check_enough(*((...,) * 2 if attempt is ... else attempt), RECORD, 30),
-    stubs=[(lambda *_: None, ...), (advantage, ...)],
-    mistakes=[
-        *(((partial(wrong, RECORD, 30), THIRD), said) for wrong, said in lesson_06.check_enough.mistakes),
-        ((lambda answer: 2 * advantage(answer), THIRD), "Every answer has that many tokens"),
-        ((advantage, THIRD + 100), "An earlier hundred is below it already"),
-        ((advantage, THIRD - 100), "It must fall below that"),
-        ((advantage, 55), "a multiple of 100"),
+def an_exam(**options):
+    return lesson_06.ServerExam(RECORD, OTHERS, 30, **options)
+
+
+COUNT = len(an_exam().tokens)
+
+
+def by_units(units):
+    """The rule with a price, told how many units a prompt of so many tokens has."""
+    curve, numbers = RECORD.split()[0].harm.mean(0), np.array(RECORD.numbers)
+
+    def left_out(exam):
+        return by_price(curve, numbers, units(exam, exam.log["tokens"].to_numpy()), 3.0)(units(exam, exam.tokens))
+
+    return left_out
+
+
+def by_the_log(exam, tokens):
+    hill = np.polyfit(np.log(exam.log["tokens"]), np.log(exam.log["answer"]), 3)
+    return np.exp(np.polyval(hill, np.log(tokens)))
+
+
+def by_thirds(exam, left_out=(8, 3, 0)):
+    """The plausible score's numbers, by length."""
+    return np.array(left_out)[np.searchsorted(np.quantile(exam.tokens, [1 / 3, 2 / 3]), exam.tokens, side="right")]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        (lambda exam: ..., "not solved yet"),
+        (lambda exam: 3, f"Give one number for each of the {COUNT} prompts"),
+        (lambda exam: np.full(COUNT, 2), "choose among them"),
+        (lambda exam: np.zeros(COUNT), "At least 8% must be saved"),
+        (by_units(lambda exam, tokens: tokens + 55.0), "At least 8% must be saved"),  # the rule for the cache
+        (lambda exam: np.full(COUNT, 3), "Who writes how much?"),
+        (lambda exam: np.random.default_rng(0).choice([0, 3, 8], COUNT), "Who writes how much?"),
+        (by_thirds, "At least 8% must be saved"),
+        (lambda exam: by_thirds(exam, (0, 3, 8)), "Who writes how much?"),
+        (lambda exam: np.where(exam.tokens > 70, 5, 0), "Who writes how much?"),
+        (by_units(by_the_log), "correct"),
+        (lambda exam: by_units(by_the_log)(exam).tolist(), "correct"),
     ],
-    answers=[(advantage, THIRD), (lambda answer: np.float64(advantage(answer)), np.int64(THIRD))],
 )
+def test_left_out(attempt, said, capsys):
+    exam = an_exam()
+    assert lesson_06.check_left_out(attempt(exam), exam) is (said == "correct")
+    assert said in capsys.readouterr().out
+
+
+def test_the_exam_judges_a_few_times_only(capsys):
+    exam = an_exam(tries=2)
+    right = by_units(by_the_log)(exam)
+    verdicts = [lesson_06.check_left_out(left_out, exam) for left_out in (np.zeros(COUNT), np.full(COUNT, 8), right)]
+    assert verdicts == [False] * 3
+    assert "The exam is over" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_exam_has_other_prompts_than_the_lesson():
+    used = {*RECORD.digests}
+    assert sum(digest not in used for digest in OTHERS.split()[1].digests) == COUNT
+    assert len(lesson_06.ServerExam(RECORD, None, 30).tokens) == len(RECORD.split()[1].tokens)
