@@ -393,7 +393,7 @@ check_true_bypass(TrueBypass, base)
 # (In lessons 01 and 04 you kept the constants of neurons and of blocks. Those are made for each token by itself. An attention is
 # made to look around, so a constant is the last thing one would expect of it.)
 #
-# **Predict before you run.** Why has the wrong bypass the better loss? We split what it adds, $\mathrm{norm}(x)$, into its mean
+# **Predict before you run.** Why has the wrong bypass the better loss? We divide what it adds, $\mathrm{norm}(x)$, into its mean
 # over tokens and the rest. Which of the two makes it better than zeros? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
@@ -572,7 +572,7 @@ check_near(near)
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # To leave out the eight: 0.33 nats. Windows for the eight cost 0.05, and windows for all thirty 0.20. So most of what the eight
-# take from the text before stands within 64 tokens.
+# take from the text before stands near.
 #
 # </details>
 
@@ -701,7 +701,8 @@ short_curve = curve("bypass", TEXTS)
 panels[0].plot(*short_curve, **mark("random") | {"label": "left out, short rows"})
 panels[0].set(title="text", ylabel="harm (nats per token)")
 panels[1].set(title="a passage the second time")
-panels[0].legend()
+panels[0].legend(loc="upper right")
+panels[0].set_ylim(top=1.1)
 show(
     "Harm against the share of cache that is saved. On text, windows hardly cost "
     "anything up to seven eighths of the cache, while leaving attentions out costs "
@@ -710,11 +711,11 @@ show(
 )
 
 # %% [markdown]
-# *The record's curves, for the attentions of least importance, two to all thirty. Left: text with 448 tokens before. Right:
-# copying.*
+# *The record's curves for the attentions of least importance: four to twelve left out, eight to all thirty with windows. Left: text
+# with 448 tokens before (grey: without). Right: copying.*
 #
-# That is the whole answer in one picture. Short rows (grey) show least harm. With text before it is more. Windows save more cache
-# at less harm, as long as the question is text. And copying is gone either way. A loss on running text doesn't see that, because
+# That is the answer in one picture. Short rows (grey) show less harm than there is once a text stands before (red). Windows save
+# more of the cache, and text hardly suffers. But copying goes either way. The loss on running text doesn't see that, because
 # little of it repeats.
 #
 # And the choice of layers? Here is what the three choices of eight cost on the passage that comes twice:
@@ -753,9 +754,9 @@ print(f"windows for all cost {all_windows:.2f} nats of copying")
 # %% [markdown]
 # ### Exercise 4 · ●●● · 15 minutes
 #
-# A fifth of the attentions may see everything (six of thirty). All others get windows. Which six? Give their numbers as `whole`,
-# so that on passages that nothing has read at least **four fifths** of copying is left. The exam judges three times only. Before
-# that, `copying_lost([3, 7])` tells what windows for attentions 3 and 7 cost.
+# A fifth of the attentions may see everything (six of thirty). All others get windows, which saves seven tenths of the cache at
+# 512 tokens. Which six? Give their numbers as `whole`, so that at least **four fifths** of copying is left on passages that nothing
+# has read. The exam judges three times only. Before that, `copying_lost([3, 7])` tells what windows for attentions 3 and 7 cost.
 #
 # <details><summary>Hint</summary>
 #
