@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Attention bypass: what is attention for?"
-#     minutes: 90 to 120 minutes
+#     minutes: 85 to 115 minutes
 #     prerequisites: lesson 03 (attention sink, hooks), lesson 04 (single harm, KV cache, a block's constant)
 #     assets: [smollm2, speeches, texts]
 #     concepts: [attention bypass, importance, equality with a silenced reference, an attention's constant, text before, window, copying]
