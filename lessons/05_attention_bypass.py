@@ -631,25 +631,23 @@ pd.Series(tried, name="harm").to_frame().round(2)
 # %% [markdown]
 # *Harm in nats per token, with 448 tokens before.*
 #
-# So what the eight are missed for lies within 64 tokens. The harm grew because a token in the middle of a text has 64 neighbours
-# to look at, and the first tokens of a short row haven't.
+# So most of what the eight are missed for lies within 64 tokens. That also fits the last figure: a token in the middle of a text
+# has 64 neighbours to look at, and the first tokens of a short row haven't.
 #
 # And now look at the price. With windows for *all* attentions the cache keeps 65 of 512 tokens, so seven eighths of it are saved.
 # Eight left out save a quarter, and do more harm. Without the first token, though, everything breaks: this is lesson 03's sink
 # (and the finding of Xiao et al. 2023).
 #
-# (Our mask only hides tokens. To save memory the cache has to forget them: it keeps the first key and the last 64.)
+# (Our mask only hides tokens. To save memory the cache has to forget them: it keeps the entry of the first token and the last 64.)
 #
 # ## Far away
 #
-# So is far attention good for nothing? We haven't asked for anything that needs it. Take a passage of 64 tokens, then another
-# one, then the first one **again**. A model that can look back knows each word of it the second time. That is called
-# **copying**. The first time lies 128 tokens back, outside of any
-# window.
+# So is far attention good for nothing? We haven't asked for anything that needs it. Take a passage of 64 tokens, then another one,
+# then the first one **again**. A model that can look back knows each word of it the second time. That is called **copying**. The
+# first time lies 128 tokens back, outside of any window.
 #
-# **Predict before you run.** The whole model loses little more than half a nat per token the
-# second time, and 3.7 the first. What do the three models lose: eight
-# left out, windows for the eight, windows for all? Because …
+# **Predict before you run.** The whole model loses 3.7 nats per token the first time, and little more than half a nat the second
+# time. How much more do three others lose the second time: eight left out, windows for the eight, windows for all? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -728,8 +726,8 @@ for criterion in looks:
     print(f"eight by {criterion} left out: {cost:.2f} nats of copying")
 
 # %% [markdown]
-# Leave-one-out on short rows did worst, and that is no accident. On short rows nothing repeats. So an attention that copies has
-# nothing to do there, and looks as if it could go.
+# Leave-one-out on short rows did worst. On short rows hardly anything repeats. So an attention that copies has nothing to do there,
+# and looks as if it could go. On long rows some words do come again, and some of those attentions were spared.
 #
 # ## Who copies?
 #
