@@ -455,14 +455,13 @@ instead = {
     "norm(x) without its mean": harm(eight, rest_of_norm, "short"),
     "their own means": harm(eight, its_mean, "short"),
 }
-none, mistake, mean, rest, own = instead.values()
+none, _, mean, _, own = instead.values()
 lost, kept = (harm([dearest], say, "short") for say in (zeros, its_mean))
 print(f"attention {dearest} is the dearest: {lost:.2f} nats per token", end=", ")
 print(f"with a fixed vector {kept:.2f}")
 here("A fixed vector undoes over two thirds for the dearest.", [lost / 3 - kept])
 here("For the eight it undoes over half.", [none / 2 - own])
 claim("norm(x)'s mean alone is better than zeros.", [none - mean])
-claim("Without its mean norm(x) is no better than zeros.", [rest - none])
 pd.Series(instead, name="harm of the eight").to_frame().round(2)
 
 # %% [markdown]
@@ -809,8 +808,8 @@ panels[1].set_ylabel("harm (nats per token)")
 show(
     "Two rows of thirty bars. Above, what leaving each attention out costs on "
     "short rows: most are low, two leave the figure. Below, what a window for "
-    "each costs copying: one tower, a few small ones, a flat floor. The six highest "
-    "below are low above."
+    "each costs copying: one tower, a few small ones, a flat floor. Five of the "
+    "six highest below are low above."
 )
 print(f"windows cost copying most for {sorted(six)}")
 for criterion in looks:
