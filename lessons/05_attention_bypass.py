@@ -758,7 +758,7 @@ exam = CopyingExam(base, tokenizer, window=WINDOW)
 print(f"windows for all cost {all_windows:.2f} nats of copying")
 
 # %% [markdown]
-# ### Exercise 4 · ●●○ · 12 minutes
+# ### Exercise 4 · ●●○ · 15 minutes
 #
 # A fifth of the attentions may see everything (six of thirty). All others get windows, which saves seven tenths of the cache at
 # 512 tokens. Which six? Give their numbers as `whole`, so that on passages that nothing has read at most **a fifth** of copying is
