@@ -6,12 +6,14 @@ The same 63 predictions of each row are judged alone and with 448 tokens before 
 on speeches and wiki; a third text is a passage that comes a second time, after another one. Attentions are left out
 ("bypass"), say the mean of what they said on calibration rows ("mean"), or see the nearest 64 tokens and the first one
 ("window"). Which ones: by importance, four to all thirty; by leave-one-out on short and on long calibration rows,
-eight; the one that is dearest alone. Float32; half an hour on one idle core. Killed, it goes on where it was.
+eight; the one that is dearest alone; and, on copying, each alone with a window. Float32; half an hour on one idle core.
+Killed, it goes on where it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -143,6 +145,10 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Path) 
         return Arm(key, partial(changed, base, layers, how, means), texts, judged([*between, LONG - JUDGED]))
 
     yield arm("", "", (), *BETWEEN)
+    # Who copies? A window for each alone. Its text is short, where a window hides nothing.
+    for layer in range(base.config.num_hidden_layers):
+        one = arm("alone", "window", (layer,))
+        yield replace(one, texts={"speeches": texts["speeches"]}, tasks={"copying": one.tasks["copying"]})
     chosen = kept(work / "choices.json", partial(choices, base, tokenizer))
     for criterion in ("importance", "leave-one-out"):
         eight = chosen[criterion][:EIGHT]
@@ -161,7 +167,7 @@ def main() -> None:
     args = command(__doc__, "records/attention_reach").parse_args()
     settings = {"model": LLAMA, "calibration": "speeches: 16 rows of 64 tokens (short), 4 of 512 (long)"}
     base, tokenizer = load_model("llama", dtype=torch.float32)
-    write_record(arms(base, tokenizer, args.work), args.out, work=args.work, settings=settings, total=15)
+    write_record(arms(base, tokenizer, args.work), args.out, work=args.work, settings=settings, total=45)
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def _beside(name: str) -> str:
 def checks_of(lesson: Lesson, root: Path) -> str:
     """The source of a lesson's checks and of what several lessons' checks share, in the clone at `root`."""
     folder = root / "course_utils" / "lessons" / "exercises"
-    names = (f"lesson_{lesson.number[:2]}", "cuts", "turns")
+    names = (f"lesson_{lesson.number[:2]}", "cuts")
     return "\n".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in names)
 
 

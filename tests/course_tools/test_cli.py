@@ -334,7 +334,7 @@ def test_pack_goes_through_its_steps(course, monkeypatch, capsys):
 def test_slides_are_written(course, monkeypatch, capsys):
     checks = course / "course_utils" / "lessons" / "exercises"
     checks.mkdir(parents=True)
-    for name in ("lesson_01", "cuts", "turns"):
+    for name in ("lesson_01", "cuts"):
         (checks / f"{name}.py").write_text("def check_double(attempt):\n    pass\n")
     for part in ("dist/reveal.js", "plugin/notes/notes.js", "LICENSE"):
         (course / "reveal" / part).parent.mkdir(parents=True, exist_ok=True)

@@ -245,29 +245,32 @@ class CopyingExam:
         pool = token_blocks(tokenizer, "evaluation", tokens=_UNREAD + _EXAM, length=_PASSAGE)
         self._passages = pool.input_ids[-(_EXAM // _PASSAGE) :].to(model.device)
         self.total = model.config.num_hidden_layers
+        self._ends: tuple[float, ...] = ()
 
-    @torch.no_grad()
     def lost(self, whole: Collection[int]) -> float:
         """Share of copying that is gone when only these attentions see everything: 1 where all have windows."""
-        layers = self._model.model.layers
-        ids = torch.cat([self._passages, self._passages.roll(1, dims=0), self._passages], dim=1)
+        numbers = range(self.total)
+        if not self._ends:  # nobody and everybody has a window; measured once
+            self._ends = self._loss(()), self._loss(numbers)
+        intact, gone = self._ends
+        return (self._loss({*numbers} - {*whole}) - intact) / (gone - intact)
+
+    @torch.no_grad()
+    def _loss(self, narrowed: Iterable[int]) -> float:
+        """Nats per token of the passages' second time, where these attentions have windows."""
+        layers, passages = self._model.model.layers, self._passages
+        ids = torch.cat([passages, passages.roll(1, dims=0), passages], dim=1)
         seen = _near(ids.shape[1], self._window)[None, None].to(ids.device)
 
         def narrow(_attention: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
             return inputs, named | {"attention_mask": seen}
 
-        def loss(narrowed: Iterable[int]) -> float:
-            hooks = [
-                layers[i].self_attn.register_forward_pre_hook(narrow, with_kwargs=True, prepend=True) for i in narrowed
-            ]
-            states = self._model.model(ids, use_cache=False).last_hidden_state[:, -_PASSAGE:-1]
-            for hook in hooks:
-                hook.remove()
-            logits = self._model.lm_head(states).float().flatten(0, 1)
-            return float(cross_entropy(logits, ids[:, -_PASSAGE + 1 :].flatten()))
-
-        intact = loss(())
-        return (loss({*range(self.total)} - {*whole}) - intact) / (loss(range(self.total)) - intact)
+        hooks = [layers[i].self_attn.register_forward_pre_hook(narrow, with_kwargs=True) for i in narrowed]
+        states = self._model.model(ids, use_cache=False).last_hidden_state[:, -_PASSAGE:-1]
+        for hook in hooks:
+            hook.remove()
+        logits = self._model.lm_head(states).float().flatten(0, 1)
+        return float(cross_entropy(logits, ids[:, -_PASSAGE + 1 :].flatten()))
 
 
 @exercise(
