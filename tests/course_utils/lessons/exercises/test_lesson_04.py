@@ -1,5 +1,6 @@
 """Lesson 04's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -7,6 +8,7 @@ from exercise_cases import cases_of
 from torch import nn
 
 from course_utils.lessons.exercises import lesson_04
+from course_utils.models.loading import tiny_llama
 
 
 def take_out(model, gone, *, renumber=True, tell=True):
@@ -109,35 +111,56 @@ test_turn_down = cases_of(
 )
 
 
-def judge(blocks, number=0):
-    """Made-up losses: blocks 5 and 7 write the same 300, and 6 does so on one text."""
-    losses = {}
-    for text in ("speeches", "wiki"):
-        writers = {5, 7, 6} if text == "wiki" else {5, 7}
-        missing = 5 if len(writers & {*blocks}) > 1 else 0
-        losses[text] = 4 + 0.2 * len(blocks) + missing * abs(1 - number / 300)
-    return losses
+def test_a_disguised_llama_predicts_the_same():
+    for tied in (True, False):
+        model = tiny_llama(blocks=3)
+        for module in model.modules():
+            if hasattr(module, "variance_epsilon"):
+                module.variance_epsilon = 0.0  # beside a tiny model's tiny states it would count
+        if tied:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        ids = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            before = model(ids).logits
+            torch.testing.assert_close(lesson_04.disguised(model)(ids).logits, before, rtol=1e-4, atol=1e-5)
+            assert torch.equal(model(ids).logits, before)
 
 
-test_stand_ins = cases_of(
-    lambda given, *rest: (
-        lesson_04.check_stand_ins(*given, *rest) if given is not ... else lesson_04.check_stand_ins(..., ..., *rest)
-    ),
+HEALTHY = tiny_llama(blocks=6)
+PATIENT = lesson_04.patient_of(HEALTHY, torch.tensor([0.0, 1, 90, 80, -100, 0]), known=(3, 2))
+
+
+def test_the_patient_lacks_two_of_the_three_that_write_most():
+    kept = [HEALTHY.model.layers[number].mlp.up_proj.weight for number in (0, 1, 2, 5)]
+    assert all(
+        torch.equal(block.mlp.up_proj.weight, weight) for block, weight in zip(PATIENT.model.layers, kept, strict=True)
+    )
+
+
+def judge(model, constants=()):
+    """Made-up losses: 6 in channel 5, behind block 1 or 2, is what the patient lacks."""
+    if len(model.model.layers) == 6:
+        return {"speeches": 4.0, "wiki": 3.0}
+    put = sum(constants[block][5].item() for block in constants if block in (1, 2))
+    return {"speeches": 4 + abs(6 - put), "wiki": 3 + abs(5 - put)}
+
+
+test_treatment = cases_of(
+    lesson_04.check_treatment,
+    PATIENT,
+    HEALTHY,
     judge,
-    [3, 4],
-    torch.tensor([0, 0, 0, 100, 100, 150, 130, 150, 0.0]),
     mistakes=[
-        ((5, 300), "yours is of type int"),
-        (([3, 4, 5], 300), "yours has 3"),
-        (((3.5, 5), 300), "yours are [3.5, 5]"),
-        (((5, 5), 300), "block 5 twice"),
-        (((4, 3), 300), "The lesson names these two"),
-        (((5, 9), 300), "numbers from 0 to 8; yours are [5, 9]"),
-        (((5, 4), 250), "On speeches the two cost 0.40 nats, and 0.40 one by one"),
-        (((5, 6), 280), "On speeches the two cost 0.40 nats"),
-        (((5, 7), 200), "Your number isn't what these two write"),
-        (((6, 8), 130), "On speeches the two cost 0.40 nats"),
-        (((5, 7), [1, 2]), "Give one number"),
+        (5, "yours is of type int"),
+        ((1, 5), "You give 2"),
+        ((1.5, 5, 6), "The block is a whole number"),
+        ((4, 5, 6), "from 0 to 3; yours is 4"),
+        ((1, 99, 6), "yours is 99"),
+        ((1, 5, math.inf), "must be finite"),
+        ((1, 4, 6), "Where do the two models part?"),
+        ((3, 5, 6), "Behind block 3, this number in channel 5 doesn't help"),
+        ((1, 5, -6), "doesn't help"),
+        ((1, 5, 3), "over a third of the harm is left"),
     ],
-    answers=[((5, 7), 300), (torch.tensor([7, 5]), torch.tensor(290.0))],
+    answers=[(1, 5, 6), torch.tensor([2, 5, 5.5])],
 )
