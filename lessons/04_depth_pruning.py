@@ -5,7 +5,7 @@
 #     minutes: 90 to 120 minutes
 #     prerequisites: lesson 01 (a constant isn't nothing), lesson 03 (residual stream, the first token's giant number, hooks)
 #     assets: [smollm2, speeches, texts]
-#     concepts: [depth pruning, KV cache, single harm, a block's constant, volume, stand in and undo, block influence, paired interval]
+#     concepts: [depth pruning, KV cache, single harm, a block's constant, volume, redundant blocks, a block that undoes, block influence, paired interval]
 # ---
 
 # %% [markdown]
@@ -19,7 +19,8 @@
 # large number to one channel of every token. That number sets the volume for everything after it. One writer can go, because the
 # others still write it. Take six blocks out and with them most of the number, and the model is worse than guessing; put that one
 # number back, and most of the harm is gone. Another number, in the first token, is erased by some blocks and written again by
-# one. So keep the constant of what you remove, and try the whole set before you decide.
+# one. A bias can keep the first number but not the second, because a bias writes to every token. So keep the constant of what you
+# remove, spare the block that writes to the first token alone, and try the whole set before you decide.
 #
 # </details>
 
@@ -87,8 +88,8 @@ show(
 )
 
 # %% [markdown]
-# Each pair of bars is about the same Llama of thirty blocks. The left bar stacks what six neighbours cost when only *one* of them
-# is left out at a time. The right bar is what all six cost together.
+# Each pair of bars is about the same Llama of thirty blocks. Left, each of six neighbours is left out alone, and the six harms
+# are stacked. Right, all six are left out together.
 #
 # The six blocks on the left look cheap: 1.4 nats in sum. Together they ruin the model: it would do better if it knew nothing.
 #
@@ -210,8 +211,8 @@ del exact, removed
 #
 # What a block costs when it alone is missing is its **single harm**. (The method is called *leave-one-out*.) We measure that for
 # each block, and then for every third run of six neighbours, on six short rows. (The figure above is about 48 rows, so its
-# numbers differ a little.) We spare two blocks at each end, because the first ones make the state and the last ones are what the
-# head reads.
+# numbers differ a little, and its second run falls between ours.) We spare two blocks at each end, because the first ones make
+# the state and the last ones are what the head reads.
 #
 # A model without block 20 is the same model up to block 20. So we keep the states in front of each block, and start where
 # something changes.
@@ -266,14 +267,15 @@ runs = [tuple(range(first, first + fifth)) for first in starts]
 of_run = {run: choosing.harm(run) for run in tqdm(runs, desc="runs")}
 excess = {run: of_run[run] - sum(alone[block] for block in run) for run in runs}
 worst = max(excess, key=excess.get)
+sum_of_singles = of_run[worst] - excess[worst]
 dearest = max(alone, key=alone.get)
 print(f"blocks {worst[0]} to {worst[-1]}:", end=" ")
-print(f"sum {of_run[worst] - excess[worst]:.1f}, together {of_run[worst]:.1f}")
+print(f"sum {sum_of_singles:.1f}, together {of_run[worst]:.1f}")
 print(f"block {dearest} alone: {alone[dearest]:.1f}. The runs that hold it:")
 holding = [run for run in runs if dearest in run]
 for run in holding:
     print(f"    {run[0]} to {run[-1]}: {of_run[run]:.1f}")
-here("A run can cost over twice its sum.", [2 * excess[worst] - of_run[worst]])
+here("A run can cost over twice its sum.", [of_run[worst] - 2 * sum_of_singles])
 cheapest = min(of_run[run] for run in holding)
 here("A run can cost less than one of its blocks.", [alone[dearest] - cheapest])
 
@@ -285,16 +287,16 @@ here("A run can cost less than one of its blocks.", [alone[dearest] - cheapest])
 # token of each row out of the average, because you know from lesson 03 that its state is unlike all others.
 
 # %% [markdown]
-# ### Exercise 2 · ●●○ · 10 minutes
+# ### Exercise 2 · ●○○ · 6 minutes
 #
-# Write `constants(model, rows)`: a tensor [blocks, channels], the mean of what each block *adds* (its output minus its input),
-# over all rows and all tokens but the first of each row. `rows` is a tensor of token ids [rows, tokens]. Take your hooks off at
-# the end.
+# Write `constants(model, rows)`: a tensor [blocks, channels], the mean of what each block *adds* (the state behind it minus the
+# state in front of it), over all rows and all tokens but the first of each row. `rows` is a tensor of token ids [rows, tokens].
+# `states_of(model, rows)` from above gives you the states.
 #
 # <details><summary>Hint</summary>
 #
-# A forward hook on each of `model.model.layers` gets `(block, inputs, output)`, and `inputs[0]` is the state before the block.
-# Both are [rows, tokens, channels]. Take the difference in float32.
+# There is one state more than there are blocks. `torch.stack(states)` has the shape [states, rows, tokens, channels], and `.diff`
+# takes each from the next. Do it in float32.
 #
 # </details>
 
@@ -303,18 +305,10 @@ from course_utils.lessons.exercises.lesson_04 import check_constants
 
 
 # BEGIN SOLUTION
+@torch.no_grad()
 def constants(model, rows):
-    found = []
-
-    def note(block, inputs, output):
-        added = output.float() - inputs[0].float()
-        found.append(added[:, 1:].mean(dim=(0, 1)))
-
-    hooks = [block.register_forward_hook(note) for block in model.model.layers]
-    model.model(rows, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(found)
+    states = torch.stack(states_of(model, rows)).float()
+    return states.diff(dim=0)[:, :, 1:].mean(dim=(1, 2))
 
 
 # END SOLUTION
@@ -334,8 +328,8 @@ check_constants(constants)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# On speeches nearly nine tenths, on wiki nearly eight tenths. So what the six blocks *compute* for each single token is worth one
-# or two nats. The rest of the harm was a constant that went missing.
+# On speeches nearly nine tenths, on wiki nearly eight tenths. With constants in their place, what the six blocks *compute* for
+# each single token is missed by one or two nats only.
 #
 # </details>
 
@@ -405,14 +399,17 @@ here("One number undoes over half of that.", both / 2 - healed)
 costs.assign(writes=pd.Series(writes).round()).rename_axis("out")
 
 # %% [markdown]
-# Each of the two **stands in** for the other. But why should half of a number be nearly as good as the whole, and nothing of it a
-# ruin? We can see that in the *whole* model, with all blocks in place. We take away from the channel as much as one of the two
-# writes, or both, or all six, and nothing else.
-
+# The two are **redundant**: the model can do without either of them, but not without both. Why does it hardly miss half of the
+# number, and break without all of it? We can see that in the *whole* model, with all blocks in place. Behind the last of the six
+# we take away from the channel what one of the two writes, or both, or all six, and nothing else. So only the last two blocks and
+# the head can miss it.
 
 # %%
 last = worst[-1]
-amounts = [*sorted(writes.values()), number]
+into = kept[:, channel]  # what each block writes into the channel
+sets = [[two[1]], [two[0]], two, list(worst)]
+sets = sorted(sets, key=lambda blocks: into[blocks].sum())
+amounts = [into[blocks].sum().item() for blocks in sets]
 dose = [harm([], {last: only(-amount)})["speeches"] for amount in amounts]
 claim("Taking both numbers costs more than their sum.", [dose[2] - sum(dose[:2])])
 claim("Without the number the whole model is hurt.", [dose[-1] - 1])
@@ -429,29 +426,29 @@ left.set(xlabel="after block", title=f"number in channel {channel} of the state"
 look = mark("whole") | {"label": "only the number"}
 right.plot([0, *amounts], [0, *dose], **look)
 measured = sorted([one_out[0], other_out[0], both[0], cut[0]])
-look = mark("wrong") | {"label": "the blocks", "linestyle": "none"}
-right.plot(amounts, measured, **look)
+names = [", ".join(map(str, blocks)) for blocks in sets[:-1]] + ["all six"]
+for x, y, name in zip(amounts, measured, names, strict=True):
+    right.annotate(name, (x - 8, y), ha="right", va="bottom")
 right.set(xlabel="number that is missing", title="harm (nats per token)")
 right.legend()
 show(
     "Left: the number in channel 17 of all tokens but the first, after each block. "
-    "It is near zero for twenty blocks, jumps at block 24 and goes on rising; its "
-    "spread over tokens is small. Right: harm against how much of it is missing. "
-    "The curve is flat at first and then steep. The crosses lie above it: two "
-    "blocks low alone, both far higher, all six near eight."
+    "It is near zero for twenty blocks, jumps at block 24 and goes on rising. "
+    "Right: harm against how much of it is missing. The curve is flat at first and "
+    "then steep. The crosses lie near it for one block, above it for two and six."
 )
 
 # %% [markdown]
 # *Left: the band shows how much the number differs from token to token (one standard deviation). Right: the black line takes away
-# nothing but the number; the crosses are the blocks themselves, 24 and 27, both, and all six.*
+# nothing but the number; the crosses are the blocks themselves, each named.*
 #
 # Two things are to be seen on the right. The black curve bends: a first part of the number is hardly missed, and then each
-# further part hurts more. So two blocks that each stay on the flat part can be on the steep part together. That is why their
-# harms don't add. (Papers on *self-repair* find such stand-ins in many models: Rushing and Nanda 2024.)
+# further part hurts more. So two blocks that each stay on the flat part can be on the steep part together. That is one reason why
+# harms don't add.
 #
-# And the crosses lie above the curve. Blocks do more than write the number, and when two of them are out, the blocks between them
-# already miss it. So the curve isn't everything. But one number put back mended the model, and that is the answer to the first
-# riddle. Why does the model need it?
+# And the crosses of two and six blocks lie above the curve, so the number isn't all that they lose. (Blocks do other work, too,
+# and later blocks even change what they write when earlier ones are missing: Rushing and Nanda 2024 call that *self-repair*.) But
+# one number put back mended most of it. Why does the model need it?
 #
 # ## The number sets the volume
 #
@@ -461,8 +458,8 @@ show(
 #
 # Now suppose that one channel is giant. Then it makes up much of $\mathrm{rms}(x)$, so *all other* channels are smaller after the
 # division. For example, $(1, 1, 1, 1)$ stays as it is. Make the first number ten times as large, and the other three come out at
-# a fifth. So a giant number in one channel is a **volume** knob for the rest. (In lesson 03 it was channel 507, at the first token.
-# Beside it, all else became almost zero.)
+# a fifth. So a giant number in one channel is a **volume** knob for the rest. (In lesson 03 it was channel 507, at the first
+# token. Beside it, all else became almost zero.)
 #
 # How much more quietly are the other channels heard because of channel 17?
 
@@ -541,25 +538,28 @@ check_turn_down(turn_down)
 turn_down = check_turn_down.accepted  # yours, if it is correct
 
 
-def at_volume(factor, gone):
+def at_volume(factor, gone, first=last + 1):
     """Harm on speeches at another volume, without some blocks."""
-    hooks = turn_down(base, last + 1, factor)
+    hooks = turn_down(base, first, factor)
     with skipping(base, gone):
-        found = speeches.nats(min([last + 1, *gone])) - speeches.whole
+        found = speeches.nats(min([first, *gone])) - speeches.whole
     for each in hooks:
         each.remove()
     return found
 
 
 down, up = at_volume(volume, worst), at_volume(1 / volume, [])
-other_harm = at_volume(volume, [dearest])  # does it mend any broken model?
+before_head = at_volume(volume, worst, first=total)
+other, other_down = speeches.harm([dearest]), at_volume(volume, [dearest])
 print(f"six blocks out: {cut[0]:.1f} nats, at volume {volume:.2f} {down:.1f}")
-print(f"block {dearest} out, turned down as well: {other_harm:.1f}")
+print(f"turned down in front of the head alone: {before_head:.1f}")
 print(f"whole: without the number {dose[-1]:.1f}, turned up instead {up:.1f}")
+print(f"block {dearest} out: {other:.1f}, turned down as well {other_down:.1f}")
 here("Turning the volume down undoes over two thirds.", [cut[0] / 3 - down])
 claim("Turned up, the whole model breaks.", [up - 1])
 claim("That is over half of what the missing number costs.", [up - dose[-1] / 2])
-claim("Another broken model isn't mended so.", [other_harm - alone[dearest] / 2])
+claim("In front of the head alone it undoes less.", [before_head - down])
+claim("Another broken model isn't mended so.", [other_down - other / 2])
 
 # %%
 _, panel = plt.subplots(figsize=(9, 4.2), layout="constrained")
@@ -589,12 +589,14 @@ show(
 # %% [markdown]
 # *Above: the third bar puts nothing back and turns the volume down. Below: the last bar takes nothing away and turns it up.*
 #
-# In the third bar the six blocks are out with all that they wrote, and nobody can read a number that isn't there. Only the volume
-# is lower, and most of the harm is gone. So what the number does, it does mostly through the division: it makes the last blocks
-# and the head hear everything else more quietly. Without it they hear everything too loudly, and break.
+# In the third bar the six blocks are out with all that they wrote. Nothing is put back that anybody could read. Only the volume
+# is lower, and most of the harm is gone. So the number works mostly through the division: it makes the last blocks and the head
+# hear everything else more quietly.
 #
-# (In another channel the number had helped a little. It turned the volume down from there as well, but that channel is read. And
-# the knob doesn't mend just any broken model, as the printed line about block 11 shows.)
+# Three checks stand in the printed lines. Does a lower volume just soften the predictions of a model that is too sure? Only in
+# front of the head it would do just that, and there it helps little: the last two blocks have to hear less, too. Does it mend any
+# broken model? No, it hardly helps without block 11. And in another channel the number had undone over a third of the harm. From
+# there it turns the volume down as well, but that channel is read.
 #
 # ## Erased, and written again
 #
@@ -638,9 +640,10 @@ show(
 # *Block 2 writes, blocks 8 to 10 erase, block 11 writes again.* (The first two blocks and the last two aren't drawn.)
 #
 # If this is the reason, then losing block 11 is mended by a number, not by what else it computes. We test that with block 11 out:
-# we give the first token the number that is missing, or a tenth of it. Then, with the eraser still in, we give back only what it
-# erases. As a control we give the number to another channel. The last column says how much of their attention later heads give to
-# the first token.
+# we give the first token the number that is missing, or a tenth of it. Then block 9 stays in, and behind it we add back what it
+# took away. As controls we give the number to another channel, and we leave out a block that doesn't erase.
+#
+# The last column says how much of their attention later heads give to the first token.
 
 # %%
 giant = steps[dearest - 1].item()  # what block 11 writes
@@ -669,6 +672,7 @@ for name, gone, put in (
     ("whole", [], {}),
     (f"{dearest} out", [dearest], {}),
     (f"{eraser} and {dearest} out", [eraser, dearest], {}),
+    (f"{eraser - 2} and {dearest} out", [eraser - 2, dearest], {}),
     ("its number put back", [dearest], {dearest: at_first(sink, giant)}),
     ("a tenth of it put back", [dearest], {dearest: at_first(sink, giant / 10)}),
     (f"what {eraser} erases put back", [dearest], {eraser: at_first(sink, erased)}),
@@ -678,12 +682,14 @@ for name, gone, put in (
     riddle[name]["look at the first"] = looks_at_first(gone, put)
 base.set_attn_implementation("sdpa")
 riddle = pd.DataFrame(riddle).T
-_, tower, pair, back, tenth, unerased, wrong = riddle[list(passages)].to_numpy()
-intact_look, lost_look, _, back_look, *_ = riddle["look at the first"]
+of_texts = riddle[list(passages)].to_numpy()
+_, tower, pair, other, back, tenth, unerased, wrong = of_texts
+intact_look, lost_look, _, _, back_look, *_ = riddle["look at the first"]
 print(f"block {dearest} writes {giant:.0f}, block {eraser} erases {erased:.0f}")
 here("Two blocks out cost less than one of them.", tower - pair)
+claim("With a block that doesn't erase they cost more.", other - pair)
 here("One number at the first token undoes over two thirds.", tower / 3 - back)
-claim("So does a tenth of it.", tower / 2 - tenth)
+claim("A tenth of it undoes over half.", tower / 2 - tenth)
 claim("What was erased, put back, undoes a part.", tower - unerased)
 claim("In another channel the number makes things worse.", wrong - tower)
 claim("Without it later heads hardly look there.", [intact_look / 4 - lost_look])
@@ -691,19 +697,25 @@ claim("With the number they look there again.", [back_look - intact_look / 2])
 riddle.round(2)
 
 # %% [markdown]
-# One number for one token, and nearly all of block 11's harm is gone. Later heads look at the first token again, and as you know
-# from lesson 03, it must be a *silent* place: with the number in another channel they look there too, and the harm grows. The
-# number needn't even be giant; a tenth does as well. And with the little that block 9 erases, about half of the harm is gone, as
-# much as when block 9 is left out. That answers the second riddle: one block can **undo** what another has written. If it isn't
-# erased, losing the block that writes it again hurts less.
+# One number for one token, and nearly all of the harm is gone; a tenth of it does as well. With the little that block 9 erases, a
+# good part of the harm is gone, as it is when block 9 is left out. So one block can **undo** what another has written: if the
+# number hasn't been erased, losing the block that writes it again hurts less. That answers the second riddle for two blocks.
 #
-# (The attention isn't the whole story. With blocks 9 and 11 both out, heads hardly look at the first token, and still the model
-# is better than without block 11 alone. What else this number is for, we don't know.)
+# (Look back at the runs that hold block 11: the one with the eraser in it costs less than block 11 alone, the one without costs
+# more.)
+#
+# Looking isn't enough: with the number in another channel, heads look at the first token as well, find something loud there, and
+# the harm grows. Nor is it all: with both blocks out they hardly look there, and still the model is better than without block 11
+# alone. What else this number is for, we don't know.
 #
 # ## Keep the constant
 #
 # Don't add up single harms. And keep the constant of what you take out: it costs next to nothing. `remove_blocks` puts it into a
 # bias of the block before, which a Llama's configuration allows (`mlp_bias`), so plain transformers loads the result.
+#
+# But a bias writes to every token alike. It can hold channel 17's number, and not the one that block 11 writes to the first token
+# alone. So spare a block like block 11. `kept.norm(dim=1)` shows you the first kind, and the first token's own states show you
+# the second.
 #
 # Which six would you take? Here are three ways to choose. **Block influence** (Men et al. 2024) reads text once and asks how far
 # a block turns the state: one minus the cosine between its input and its output. Or we take the six with the smallest single
@@ -723,18 +735,18 @@ chosen["cheapest run, nothing kept"] = chosen["cheapest run"]
 final = judging_rows(tokenizer, draw=session.seed).items()
 final = {text: rows[6:14] for text, rows in final}
 intact = {text: Passages(rows).whole for text, rows in final.items()}
-table, losses = {}, {}
+losses = {}
 for name, blocks in tqdm(chosen.items(), desc="three ways"):
     model, means = variant(base), None if "nothing" in name else kept
     remove_blocks(model, blocks, means=means)
-    table[name] = {"blocks": ", ".join(map(str, sorted(blocks)))}
     for text, rows in final.items():
         found = perplexity(model, rows, batch_size=8)
         losses[name, text] = found.row_nll / found.row_tokens
-        table[name][text] = round(found.nll - intact[text], 2)
     del model
-table = pd.DataFrame(table).T
-table
+harms = pd.DataFrame(losses).mean().unstack() - pd.Series(intact)
+ahead = harms.loc["least influence"] - harms.loc["cheapest run"]
+here("The cheapest run costs less than influence's six.", ahead)
+harms.round(2).assign(blocks=pd.Series(chosen).astype(str)).loc[list(chosen)]
 
 # %% [markdown]
 # *Harm of six blocks in nats per token, with their constants kept; the last line is the cheapest run without them.* Is the run
@@ -748,32 +760,31 @@ table
 # (Later lessons and most papers also tell **perplexity**, $e$ to the loss. A nat more multiplies it by 2.7.)
 
 # %%
-texts = list(final)
-for text in texts:
-    d = losses["cheapest run", text] - losses["cheapest alone", text]  # per row
-    half_width = 2 * d.std(ddof=1) / len(d) ** 0.5
-    print(f"{text}: run minus cheapest alone {d.mean():+.2f} nats", end=" ")
-    print(f"({d.mean() - half_width:+.2f} to {d.mean() + half_width:+.2f})")
-ahead = table.loc["least influence", texts] - table.loc["cheapest run", texts]
-here("The cheapest run costs less than influence's six.", ahead.astype(float))
+for rival in ("cheapest alone", "cheapest run, nothing kept"):
+    for text in final:
+        d = losses["cheapest run", text] - losses[rival, text]
+        half = 2 * d.std(ddof=1) / len(d) ** 0.5
+        print(f"{text}, minus {rival}: {d.mean():+.2f}", end=" ")
+        print(f"({d.mean() - half:+.2f} to {d.mean() + half:+.2f})")
 
 # %% [markdown]
-# On wiki the run is better than the six that are cheapest alone. On speeches the interval holds 0, so these rows can't tell. To
-# go further than runs, take out one block, measure all the others again, take out the next, and so on (SLEB, Song et al. 2024).
+# Compare the run with the six that are cheapest alone: on wiki the run is better, and on speeches the interval holds 0, so these
+# rows can't tell. To go further than runs, take out one block, measure all the others again, take out the next, and so on (SLEB,
+# Song et al. 2024).
 #
-# In the middle of this model the constants are small, so keeping them helps these six only a little. It is the giant ones that
-# kill. `kept.norm(dim=1)` shows which those are, for one pass over some text.
+# In the middle of this model the constants are small, so keeping them helps this run only a little. Losing a giant one is what
+# ruins a model.
 #
 # Papers about larger models find that runs near the end cost least (Gromov et al. 2024, who heal them afterwards; Lu et al. 2024
-# train a few layers). Here such a run is the worst, and now you know what one has to look for.
+# train a few layers). Here such a run is the worst.
 #
 # ## A patient
 #
 # A colleague sends two files: a `healthy` Llama that you have never seen, and a `patient`, which is the same model after somebody
-# took out two blocks that stand in for each other. Nobody knows any more which ones.
+# took out two redundant blocks. Nobody knows any more which ones.
 #
 # (The healthy one is ours in a disguise, and predicts what ours predicts. But its channels stand in another order, and its state
-# is half as large. So no number of this lesson helps.)
+# has another size. So the lesson's channels and numbers don't help.)
 
 # %%
 from course_utils.lessons.exercises.lesson_04 import disguised, patient_of
@@ -781,19 +792,7 @@ from course_utils.text import further_rows
 
 healthy = disguised(base)
 patient = patient_of(healthy, kept[:, channel], two)
-exam = further_rows(tokenizer).items()
-exam = {text: rows[:4].input_ids.to(base.device) for text, rows in exam}
-
-
-@torch.no_grad()
-def judge(model, constants=()):
-    """Loss on rows that nothing has used; constants are added behind blocks."""
-    found = {}
-    with skipping(model, [], constants):
-        for text, ids in exam.items():
-            found[text] = model(ids, labels=ids, use_cache=False).loss.item()
-    return found
-
+exam = {text: rows[:4] for text, rows in further_rows(tokenizer).items()}
 
 # %% [markdown]
 # ### Exercise 4 · ●●● · 18 minutes
@@ -806,7 +805,8 @@ def judge(model, constants=()):
 # <details><summary>Hint</summary>
 #
 # Until the first gap the two models are the same. Where do their mean states part, and in which channel most? Leave the first
-# token out. Then look again in front of the last block, where the second gap counts as well.
+# token out. The number should come in at the gap, in front of the block that differs. How much is missing once both gaps are
+# passed?
 #
 # </details>
 
@@ -824,13 +824,14 @@ missing = well[-2] - ill[-2]  # in front of the last block
 channel = missing.abs().argmax().item()
 shared = min(len(well), len(ill))
 off = (well[:shared, channel] - ill[:shared, channel]).abs()
-gap = (off > off.max() / 4).nonzero()[0].item()  # the first state that differs
-treatment = gap - 1, channel, missing[channel].item()
+parted = (off > off.max() / 4).nonzero()[0].item()  # the first state that differs
+block = parted - 2  # the missing block wrote in front of the patient's next one
+treatment = block, channel, missing[channel].item()
 # END SOLUTION
 # BEGIN STUB
 # treatment = ...  # (block, channel, number), for instance (3, 100, 2.5)
 # END STUB
-check_treatment(treatment, patient, healthy, judge)
+check_treatment(treatment, patient, healthy, exam)
 
 # %% [markdown]
 # ## Quiz
@@ -845,7 +846,7 @@ check_treatment(treatment, patient, healthy, judge)
 # - [ ] At least 0.2 nats, since two holes are worse than one.
 #   > One may undo what the other writes. Then the second hole mends the first.
 # - [x] Perhaps 0.05 nats, perhaps 2: that depends on what they write.
-#   > Two that write the same stand in for each other. One that erases what the other writes undoes it. Take both out, and measure.
+#   > Two that write the same number are redundant. One that erases what the other writes undoes it. Take both out, and measure.
 
 # %% [markdown] tags=["quiz"]
 # A giant number stands in one channel of every token, and suppose that no matrix reads that channel. It goes missing. What changes?
@@ -872,10 +873,10 @@ check_treatment(treatment, patient, healthy, judge)
 # ## Take-aways
 #
 # - Blocks add to one state, so any of them can go and the rest still runs. `layer_idx` and `num_hidden_layers` must follow.
-# - Harms don't add. A block can **stand in** for another (together they cost more than their sum), and a block can **undo** what
+# - Harms don't add. Two blocks can be **redundant** (together they cost more than their sum), and a block can **undo** what
 #   another writes (together they cost less).
-# - A giant constant in one channel sets the **volume** of all others, through the norm. What looked like six blocks' knowledge
-#   was mostly one number.
+# - A giant constant in one channel sets the **volume** of all others, through the norm. One number undid most of the harm of six
+#   blocks.
 # - Keep the constant of what you remove. Choose by taking the whole set out, and measure it.
 #
 # **On Monday:** after removing blocks, compare the mean state (of all tokens but the first) with the whole model's, block by

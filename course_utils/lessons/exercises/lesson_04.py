@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,10 @@ from course_utils.lessons.exercises import Attempt, exercise, expect, number, re
 from course_utils.measuring.language_modelling import logits_one_by_one
 from course_utils.models.loading import tiny_llama, variant
 from course_utils.pruning.depth import remove_blocks
+from course_utils.text.rows import TokenBlocks
 
 _UNHEARD, _HEALED = 0.8, 1 / 3  # shares of the patient's harm that a number leaves: useless above, enough below
+_LARGER = 4  # a disguised model's state; a power of two, so that no number is rounded
 _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below has its own symptom
 
 
@@ -183,9 +185,9 @@ def check_turn_down(attempt: Attempt) -> None:
 
 @torch.no_grad()
 def disguised(model: PreTrainedModel) -> PreTrainedModel:
-    """The same Llama with its channels in another order and a state half as large: it predicts what the first predicts.
+    """The same Llama with its channels in another order and a larger state: it predicts what the first predicts.
 
-    Each norm divides by the size of the state, so half a state is read as the whole. Only rounding differs.
+    Each norm divides by the size of the state, so a larger one is read as before. Only rounding differs.
     """
     disguise = variant(model)
     core, size = disguise.model, model.config.hidden_size
@@ -195,22 +197,24 @@ def disguised(model: PreTrainedModel) -> PreTrainedModel:
         module.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
 
     tied = disguise.lm_head.weight is core.embed_tokens.weight
-    give(core.embed_tokens, core.embed_tokens.weight[:, order] / 2)
-    give(core.norm, core.norm.weight[order] * (2 if tied else 1))  # a tied head was halved with the embedding
+    give(core.embed_tokens, core.embed_tokens.weight[:, order] * _LARGER)
+    give(core.norm, core.norm.weight[order] / (_LARGER if tied else 1))  # a tied head grew with the embedding
     if tied:
         disguise.lm_head.weight = core.embed_tokens.weight
     else:
         give(disguise.lm_head, disguise.lm_head.weight[:, order])
+    core.norm.variance_epsilon *= _LARGER**2
     for block in core.layers:
         attention, mlp = block.self_attn, block.mlp
         for norm in (block.input_layernorm, block.post_attention_layernorm):
             give(norm, norm.weight[order])
+            norm.variance_epsilon *= _LARGER**2
         for reader in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
             give(reader, reader.weight[:, order])
         for writer in (attention.o_proj, mlp.down_proj):
-            give(writer, writer.weight[order] / 2)
+            give(writer, writer.weight[order] * _LARGER)
             if writer.bias is not None:
-                writer.bias = nn.Parameter(writer.bias[order] / 2, requires_grad=False)
+                writer.bias = nn.Parameter(writer.bias[order] * _LARGER, requires_grad=False)
     return disguise
 
 
@@ -233,11 +237,12 @@ def patient_of(healthy: PreTrainedModel, writes: Tensor, known: Sequence[int]) -
     task="Give three numbers: a block of the patient, a channel, and the number that is missing there.",
     proved="You found out what was missing, where, and how much of it, in a model that you had never seen.",
 )
+@torch.no_grad()
 def check_treatment(
     treatment: Any,
     patient: PreTrainedModel,
     healthy: PreTrainedModel,
-    judge: Callable[..., Mapping[str, float]],
+    exam: Mapping[str, TokenBlocks],
 ) -> None:
     """Check one number for one channel of all tokens that heals a model without two of its blocks.
 
@@ -245,7 +250,7 @@ def check_treatment(
         treatment: (block of the patient, channel, number), to be added behind that block.
         patient: the model without the blocks.
         healthy: the model with them.
-        judge: (model, constants as {block: [channels]}) -> text -> loss in nats per token.
+        exam: rows of each text that nothing has used.
     """
     expect(treatment, Iterable, "Give three numbers, such as (3, 100, 2.5)")
     given = treatment.tolist() if isinstance(treatment, Tensor) else [*treatment]
@@ -257,9 +262,18 @@ def check_treatment(
     require(0 <= block <= last, f"The patient's blocks have numbers from 0 to {last}; yours is {block}.")
     require(0 <= channel < size, f"The channels have numbers from 0 to {size - 1}; yours is {channel}.")
     require(math.isfinite(missing), f"The number must be finite; yours is {missing}.")
-    constant = torch.zeros(size)
-    constant[channel] = missing
-    well, ill, treated = judge(healthy), judge(patient), judge(patient, {block: constant})
+
+    def treat(_block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[..., channel] += missing
+        return output
+
+    well, ill = (_losses(model, exam) for model in (healthy, patient))
+    handle = patient.model.layers[block].register_forward_hook(treat)
+    try:
+        treated = _losses(patient, exam)
+    finally:
+        handle.remove()
     left = max((treated[text] - well[text]) / (ill[text] - well[text]) for text in well)
     require(
         left < _UNHEARD,
@@ -272,6 +286,14 @@ def check_treatment(
         "It helps, but over a third of the harm is left. Is that all of the number that is missing, and does it come "
         "as early as it is needed?",
     )
+
+
+def _losses(model: PreTrainedModel, exam: Mapping[str, TokenBlocks]) -> dict[str, float]:
+    losses = {}
+    for text, rows in exam.items():
+        ids = rows.input_ids.to(model.device)
+        losses[text] = model(ids, labels=ids, use_cache=False).loss.item()
+    return losses
 
 
 def _ids() -> Tensor:

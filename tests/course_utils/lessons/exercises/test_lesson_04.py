@@ -9,6 +9,7 @@ from torch import nn
 
 from course_utils.lessons.exercises import lesson_04
 from course_utils.models.loading import tiny_llama
+from course_utils.text.rows import TokenBlocks
 
 
 def take_out(model, gone, *, renumber=True, tell=True):
@@ -126,41 +127,48 @@ def test_a_disguised_llama_predicts_the_same():
             assert torch.equal(model(ids).logits, before)
 
 
-HEALTHY = tiny_llama(blocks=6)
-PATIENT = lesson_04.patient_of(HEALTHY, torch.tensor([0.0, 1, 90, 80, -100, 0]), known=(3, 2))
+@torch.no_grad()
+def healthy_llama():
+    """Blocks 2 and 4 write a giant number into channel 5 of every token."""
+    model = tiny_llama(blocks=6)
+    for number in (2, 4):
+        bias = torch.zeros(32)
+        bias[5] = 30
+        model.model.layers[number].mlp.down_proj.bias = nn.Parameter(bias)
+    return model
+
+
+HEALTHY = healthy_llama()
+PATIENT = lesson_04.patient_of(HEALTHY, torch.tensor([0.0, 1, 90, 80, -100, 0]), known=(2, 3))
+OWN = HEALTHY.generate(torch.arange(1, 13)[:, None], max_new_tokens=9, do_sample=False)  # what it would say itself
+EXAM = {
+    text: TokenBlocks(rows, torch.ones(6, dtype=torch.int64), text, "evaluation")
+    for text, rows in zip(("speeches", "wiki"), OWN.split(6), strict=True)
+}
 
 
 def test_the_patient_lacks_two_of_the_three_that_write_most():
-    kept = [HEALTHY.model.layers[number].mlp.up_proj.weight for number in (0, 1, 2, 5)]
+    kept = [HEALTHY.model.layers[number].mlp.up_proj.weight for number in (0, 1, 3, 5)]
     assert all(
         torch.equal(block.mlp.up_proj.weight, weight) for block, weight in zip(PATIENT.model.layers, kept, strict=True)
     )
-
-
-def judge(model, constants=()):
-    """Made-up losses: 6 in channel 5, behind block 1 or 2, is what the patient lacks."""
-    if len(model.model.layers) == 6:
-        return {"speeches": 4.0, "wiki": 3.0}
-    put = sum(constants[block][5].item() for block in constants if block in (1, 2))
-    return {"speeches": 4 + abs(6 - put), "wiki": 3 + abs(5 - put)}
 
 
 test_treatment = cases_of(
     lesson_04.check_treatment,
     PATIENT,
     HEALTHY,
-    judge,
+    EXAM,
     mistakes=[
         (5, "yours is of type int"),
         ((1, 5), "You give 2"),
-        ((1.5, 5, 6), "The block is a whole number"),
-        ((4, 5, 6), "from 0 to 3; yours is 4"),
-        ((1, 99, 6), "yours is 99"),
+        ((1.5, 5, 60), "The block is a whole number"),
+        ((4, 5, 60), "from 0 to 3; yours is 4"),
+        ((1, 99, 60), "yours is 99"),
         ((1, 5, math.inf), "must be finite"),
-        ((1, 4, 6), "Where do the two models part?"),
-        ((3, 5, 6), "Behind block 3, this number in channel 5 doesn't help"),
-        ((1, 5, -6), "doesn't help"),
-        ((1, 5, 3), "over a third of the harm is left"),
+        ((1, 4, 60), "Where do the two models part?"),
+        ((1, 5, -60), "doesn't help"),
+        ((1, 5, 1.5), "over a third of the harm is left"),
     ],
-    answers=[(1, 5, 6), torch.tensor([2, 5, 5.5])],
+    answers=[(1, 5, 60), torch.tensor([2, 5, 55.0])],
 )
