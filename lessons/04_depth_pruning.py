@@ -399,9 +399,9 @@ here("One number undoes over half of that.", both / 2 - healed)
 costs.assign(writes=pd.Series(writes).round()).rename_axis("out")
 
 # %% [markdown]
-# The two are **redundant**: the model can do without either of them, but not without both. Why does it hardly miss half of the
-# number, and break without all of it? We can see that in the *whole* model, with all blocks in place. Behind the last of the six
-# we take away from the channel what one of the two writes, or both, or all six, and nothing else. So only the last two blocks and
+# The two are **redundant**: the model can do without either of them, but not without both. Why does losing 210 cost half a nat,
+# and losing 330 two and a half? We can see that in the *whole* model, with all blocks in place. Behind the last of the six we
+# take away from the channel what one of the two writes, or both, or all six, and nothing else. So only the last two blocks and
 # the head can miss it.
 
 # %%
@@ -427,6 +427,7 @@ look = mark("whole") | {"label": "only the number"}
 right.plot([0, *amounts], [0, *dose], **look)
 measured = sorted([one_out[0], other_out[0], both[0], cut[0]])
 names = [", ".join(map(str, blocks)) for blocks in sets[:-1]] + ["all six"]
+right.scatter(amounts, measured, color=six, marker="x", label="the blocks")
 for x, y, name in zip(amounts, measured, names, strict=True):
     right.annotate(name, (x - 8, y), ha="right", va="bottom")
 right.set(xlabel="number that is missing", title="harm (nats per token)")
@@ -435,7 +436,7 @@ show(
     "Left: the number in channel 17 of all tokens but the first, after each block. "
     "It is near zero for twenty blocks, jumps at block 24 and goes on rising. "
     "Right: harm against how much of it is missing. The curve is flat at first and "
-    "then steep. The crosses lie near it for one block, above it for two and six."
+    "then steep. The crosses lie above it, most for two blocks and for all six."
 )
 
 # %% [markdown]
@@ -446,9 +447,10 @@ show(
 # further part hurts more. So two blocks that each stay on the flat part can be on the steep part together. That is one reason why
 # harms don't add.
 #
-# And the crosses of two and six blocks lie above the curve, so the number isn't all that they lose. (Blocks do other work, too,
-# and later blocks even change what they write when earlier ones are missing: Rushing and Nanda 2024 call that *self-repair*.) But
-# one number put back mended most of it. Why does the model need it?
+# The crosses of two and six blocks lie above the curve, so the bend is a part of the answer and not all. When block 24 is out,
+# blocks 25 to 27 miss the number, too, and blocks do other work as well. (Later blocks even change what they write when earlier
+# ones are missing: Rushing and Nanda 2024 call that *self-repair*.) But one number put back mended most of it. Why does the model
+# need it?
 #
 # ## The number sets the volume
 #
@@ -467,14 +469,14 @@ show(
 # %%
 def loudness(states):
     """How loud all other channels are, beside a state without the giant one."""
-    rest = states.clone()
+    rest = states.float().clone()
     rest[..., channel] = 0
-    return (rest.norm(dim=-1) / states.norm(dim=-1)).mean().item()
+    return (rest.norm(dim=-1) / states.float().norm(dim=-1)).mean().item()
 
 
-typical = states[last][:, 1:]  # all tokens but the first
+typical = choosing.states[last + 1][:, 1:]  # all tokens but the first
 volume = loudness(typical)
-without_six = states_of(base, speeches.ids, worst)[last + 1].float()[:, 1:]
+without_six = states_of(base, choosing.ids, worst)[last + 1][:, 1:]
 print(f"the other channels are heard at {volume:.0%} of their volume", end=", ")
 print(f"without the six blocks at {loudness(without_six):.0%}")
 
@@ -538,52 +540,54 @@ check_turn_down(turn_down)
 turn_down = check_turn_down.accepted  # yours, if it is correct
 
 
-def at_volume(factor, gone, first=last + 1):
+def at_volume(factor, gone=(), constants=(), first=last + 1):
     """Harm on speeches at another volume, without some blocks."""
     hooks = turn_down(base, first, factor)
-    with skipping(base, gone):
+    with skipping(base, gone, constants):
         found = speeches.nats(min([first, *gone])) - speeches.whole
     for each in hooks:
         each.remove()
     return found
 
 
-down, up = at_volume(volume, worst), at_volume(1 / volume, [])
+down, up = at_volume(volume, worst), at_volume(1 / volume)
+rescued = at_volume(volume, constants={last: only(-number)})
 before_head = at_volume(volume, worst, first=total)
-other, other_down = speeches.harm([dearest]), at_volume(volume, [dearest])
-print(f"six blocks out: {cut[0]:.1f} nats, at volume {volume:.2f} {down:.1f}")
-print(f"turned down in front of the head alone: {before_head:.1f}")
-print(f"whole: without the number {dose[-1]:.1f}, turned up instead {up:.1f}")
-print(f"block {dearest} out: {other:.1f}, turned down as well {other_down:.1f}")
+lost, lost_down = speeches.harm([dearest]), at_volume(volume, [dearest])
+print(f"turned down in front of the head alone: {before_head:.1f} nats")
+print(f"block {dearest} out: {lost:.1f}, turned down as well {lost_down:.1f}")
 here("Turning the volume down undoes over two thirds.", [cut[0] / 3 - down])
 claim("Turned up, the whole model breaks.", [up - 1])
 claim("That is over half of what the missing number costs.", [up - dose[-1] / 2])
+here("Turned down, it hardly misses the number.", [dose[-1] / 3 - rescued])
 claim("In front of the head alone it undoes less.", [before_head - down])
-claim("Another broken model isn't mended so.", [other_down - other / 2])
+claim("Another broken model isn't mended so.", [lost_down - lost / 2])
 
 # %%
 _, panel = plt.subplots(figsize=(9, 4.2), layout="constrained")
-colors = [six, one, one, six, one]
+colors = [six, one, one, six, one, six]
 bars = {
     "nothing put back": cut[0],
     "the number put back": one_number[0],
     f"nothing put back, volume {volume:.2f}": down,
     "the number taken away": dose[-1],
+    f"the number taken away, volume {volume:.2f}": rescued,
     f"nothing taken away, volume {1 / volume:.2f}": up,
 }
-places = [0, 1, 2, 3.6, 4.6]
+places = [0, 1, 2, 3.6, 4.6, 5.6]
 drawn = panel.barh(places, bars.values(), color=colors)
 panel.bar_label(drawn, fmt="%.1f", padding=4)
 panel.set_yticks(places, bars)
-for place, name in ((1, "without the\nsix blocks"), (4.1, "the whole\nmodel")):
+for place, name in ((1, "without the\nsix blocks"), (4.6, "the whole\nmodel")):
     panel.text(8.5, place, name, ha="right", va="center")
 panel.set(xlabel="harm on speeches (nats per token)", xlim=(0, 8.7))
 panel.invert_yaxis()
 show(
-    "Five bars in two groups. Without the six blocks: eight nats of harm, little "
+    "Six bars in two groups. Without the six blocks: eight nats of harm, little "
     "over one when the number is put back, and nearly as little when nothing is "
-    "but the volume is lower. The whole model: three nats when the number is "
-    "taken away, over two when nothing is but the volume is higher."
+    "but the volume is lower. The whole model: three nats when the number is taken "
+    "away, hardly any when the volume is lower as well, and over two when nothing "
+    "is taken away but the volume is higher."
 )
 
 # %% [markdown]
@@ -593,10 +597,13 @@ show(
 # is lower, and most of the harm is gone. So the number works mostly through the division: it makes the last blocks and the head
 # hear everything else more quietly.
 #
-# Three checks stand in the printed lines. Does a lower volume just soften the predictions of a model that is too sure? Only in
-# front of the head it would do just that, and there it helps little: the last two blocks have to hear less, too. Does it mend any
-# broken model? No, it hardly helps without block 11. And in another channel the number had undone over a third of the harm. From
-# there it turns the volume down as well, but that channel is read.
+# Below you see the same from the other side. Take the number away from the whole model and turn the volume down as well: the harm
+# is gone. Turn the volume up and take nothing away: the harm is there.
+#
+# Does a lower volume just soften the predictions of a model that is too sure? In front of the head alone it would do exactly
+# that, and there it helps little. So the last two blocks must hear less, too. Does it mend any broken model? It hardly helps
+# without block 11. (And why had the number helped a little in another channel? From there it turns the volume down as well, but
+# it also disturbs whoever reads that channel.)
 #
 # ## Erased, and written again
 #
@@ -616,9 +623,9 @@ show(
 
 # %%
 ids = choosing.ids
-start = torch.stack(choosing.states)[1:, :, 0].mean(dim=1).float()
-sink = start[dearest].abs().argmax().item()  # the giant channel
-steps = start[:, sink].diff()  # what the blocks after block 0 write into it
+first_token = torch.stack(choosing.states)[1:, :, 0].mean(dim=1).float()
+sink = first_token[dearest].abs().argmax().item()  # the giant channel
+steps = first_token[:, sink].diff()  # what the blocks after block 0 write into it
 eraser = steps[: dearest - 1].argmin().item() + 1
 _, panel = plt.subplots(figsize=(9, 4.6), layout="constrained")
 for gone, how in (((), "whole"), ((dearest,), "wrong"), ((eraser, dearest), "L1")):
@@ -641,9 +648,8 @@ show(
 #
 # If this is the reason, then losing block 11 is mended by a number, not by what else it computes. We test that with block 11 out:
 # we give the first token the number that is missing, or a tenth of it. Then block 9 stays in, and behind it we add back what it
-# took away. As controls we give the number to another channel, and we leave out a block that doesn't erase.
-#
-# The last column says how much of their attention later heads give to the first token.
+# took away. As controls we give the number to another channel, we leave out a block that doesn't erase, and we keep the constant
+# of block 11 as a bias would: for every token the same.
 
 # %%
 giant = steps[dearest - 1].item()  # what block 11 writes
@@ -657,56 +663,39 @@ def at_first(channel, number):
     return constant
 
 
-@torch.no_grad()
-def looks_at_first(gone, put):
-    """Attention of later heads to the first token, mean over tokens."""
-    with skipping(base, gone, put):
-        weights = base.model(ids[:3], output_attentions=True).attentions
-    return torch.stack(weights[dearest + 1 :])[..., 8:, 0].mean().item()
-
-
 # %%
 riddle = {}
-base.set_attn_implementation("eager")  # the one that shows its weights
 for name, gone, put in (
-    ("whole", [], {}),
     (f"{dearest} out", [dearest], {}),
     (f"{eraser} and {dearest} out", [eraser, dearest], {}),
     (f"{eraser - 2} and {dearest} out", [eraser - 2, dearest], {}),
+    ("its constant kept", [dearest], {dearest: kept[dearest]}),
     ("its number put back", [dearest], {dearest: at_first(sink, giant)}),
     ("a tenth of it put back", [dearest], {dearest: at_first(sink, giant / 10)}),
     (f"what {eraser} erases put back", [dearest], {eraser: at_first(sink, erased)}),
     ("in another channel", [dearest], {dearest: at_first(usual, giant)}),
 ):
-    riddle[name] = harm(gone, put) if gone else dict.fromkeys(passages, 0.0)
-    riddle[name]["look at the first"] = looks_at_first(gone, put)
-base.set_attn_implementation("sdpa")
+    riddle[name] = harm(gone, put)
 riddle = pd.DataFrame(riddle).T
-of_texts = riddle[list(passages)].to_numpy()
-_, tower, pair, other, back, tenth, unerased, wrong = of_texts
-intact_look, lost_look, _, _, back_look, *_ = riddle["look at the first"]
+tower, pair, control, biased, back, tenth, unerased, wrong = riddle.to_numpy()
 print(f"block {dearest} writes {giant:.0f}, block {eraser} erases {erased:.0f}")
 here("Two blocks out cost less than one of them.", tower - pair)
-claim("With a block that doesn't erase they cost more.", other - pair)
+claim("With a block that doesn't erase they cost more.", control - pair)
 here("One number at the first token undoes over two thirds.", tower / 3 - back)
 claim("A tenth of it undoes over half.", tower / 2 - tenth)
 claim("What was erased, put back, undoes a part.", tower - unerased)
 claim("In another channel the number makes things worse.", wrong - tower)
-claim("Without it later heads hardly look there.", [intact_look / 4 - lost_look])
-claim("With the number they look there again.", [back_look - intact_look / 2])
+claim("Its constant in a bias leaves over half.", biased - tower / 2)
 riddle.round(2)
 
 # %% [markdown]
-# One number for one token, and nearly all of the harm is gone; a tenth of it does as well. With the little that block 9 erases, a
-# good part of the harm is gone, as it is when block 9 is left out. So one block can **undo** what another has written: if the
-# number hasn't been erased, losing the block that writes it again hurts less. That answers the second riddle for two blocks.
+# One number for one token, and nearly all of the harm is gone; a tenth of it does as well. (Even a tenth silences all else in the
+# first token's state, and you know from lesson 03 that heads need one silent place.) With the little that block 9 erases, a good
+# part of the harm is gone, as it is when block 9 is left out. So one block can **undo** what another has written: if the number
+# hasn't been erased, losing the block that writes it again hurts less. That answers the second riddle for two blocks.
 #
-# (Look back at the runs that hold block 11: the one with the eraser in it costs less than block 11 alone, the one without costs
-# more.)
-#
-# Looking isn't enough: with the number in another channel, heads look at the first token as well, find something loud there, and
-# the harm grows. Nor is it all: with both blocks out they hardly look there, and still the model is better than without block 11
-# alone. What else this number is for, we don't know.
+# Without block 11 and with block 9, the number climbs back by itself to nearly the same height (the red line). So why a part of
+# the harm stays with block 9 in, and goes with block 9 out, may be decided within a few blocks. We don't know.
 #
 # ## Keep the constant
 #
@@ -714,8 +703,7 @@ riddle.round(2)
 # bias of the block before, which a Llama's configuration allows (`mlp_bias`), so plain transformers loads the result.
 #
 # But a bias writes to every token alike. It can hold channel 17's number, and not the one that block 11 writes to the first token
-# alone. So spare a block like block 11. `kept.norm(dim=1)` shows you the first kind, and the first token's own states show you
-# the second.
+# alone: that is the row "its constant kept". So spare a block like block 11.
 #
 # Which six would you take? Here are three ways to choose. **Block influence** (Men et al. 2024) reads text once and asks how far
 # a block turns the state: one minus the cosine between its input and its output. Or we take the six with the smallest single
@@ -757,7 +745,7 @@ harms.round(2).assign(blocks=pd.Series(chosen).astype(str)).loc[list(chosen)]
 #
 # $$\bar d \;\pm\; 2\, s_d / \sqrt{n}$$
 #
-# (Later lessons and most papers also tell **perplexity**, $e$ to the loss. A nat more multiplies it by 2.7.)
+# (Later lessons and most papers report **perplexity**, $e$ to the loss. A nat more multiplies it by 2.7.)
 
 # %%
 for rival in ("cheapest alone", "cheapest run, nothing kept"):
@@ -769,14 +757,11 @@ for rival in ("cheapest alone", "cheapest run, nothing kept"):
 
 # %% [markdown]
 # Compare the run with the six that are cheapest alone: on wiki the run is better, and on speeches the interval holds 0, so these
-# rows can't tell. To go further than runs, take out one block, measure all the others again, take out the next, and so on (SLEB,
-# Song et al. 2024).
-#
-# In the middle of this model the constants are small, so keeping them helps this run only a little. Losing a giant one is what
-# ruins a model.
+# rows can't tell. Keeping its constants helps the run on speeches; on wiki these rows can't tell. What is kept there is small.
+# The constants that ruin a model when they go are the giant ones.
 #
 # Papers about larger models find that runs near the end cost least (Gromov et al. 2024, who heal them afterwards; Lu et al. 2024
-# train a few layers). Here such a run is the worst.
+# train a few layers). Here such a run ruins the model.
 #
 # ## A patient
 #
@@ -825,7 +810,7 @@ channel = missing.abs().argmax().item()
 shared = min(len(well), len(ill))
 off = (well[:shared, channel] - ill[:shared, channel]).abs()
 parted = (off > off.max() / 4).nonzero()[0].item()  # the first state that differs
-block = parted - 2  # the missing block wrote in front of the patient's next one
+block = parted - 2  # state n is behind block n - 1; the gap is in front of that one
 treatment = block, channel, missing[channel].item()
 # END SOLUTION
 # BEGIN STUB
@@ -890,7 +875,7 @@ check_treatment(treatment, patient, healthy, exam)
 # - Kim et al. 2024, *Shortened LLaMA*, arXiv 2402.02834: leave-one-out
 # - Gromov et al. 2024, *The Unreasonable Ineffectiveness of the Deeper Layers*, arXiv 2403.17887: runs of neighbours, healed
 #   afterwards
-# - Song et al. 2024, *SLEB*, arXiv 2402.09025: one block at a time, measured again
+# - Song et al. 2024, *SLEB*, arXiv 2402.09025: take out one block, measure all others again, take out the next
 # - Sun et al. 2024, *Massive Activations in Large Language Models*, arXiv 2402.17762: giant numbers act as constants
 # - Kovaleva et al. 2021, *BERT Busters*, arXiv 2105.06990: a few giant channels, without which a model breaks
 # - Rushing and Nanda 2024, *Explorations of Self-Repair in Language Models*, arXiv 2402.15390
