@@ -531,8 +531,8 @@ check_turn_down(turn_down)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Turned down, the model without the six blocks gets nearly as well as with the number put back. Turned up, the whole model
-# suffers over two thirds of what the missing number costs it, although all its blocks are in place and nothing is missing.
+# Turned down, the model without the six blocks gets nearly as well as with the number put back. Turned up, the whole model loses
+# nearly as much as the missing number costs it, although all its blocks are in place and nothing is missing.
 #
 # </details>
 
