@@ -602,8 +602,8 @@ show(
 #
 # Does a lower volume just soften the predictions of a model that is too sure? In front of the head alone it would do exactly
 # that, and there it helps little. So the last two blocks must hear less, too. Does it mend any broken model? It hardly helps
-# without block 11. (And why had the number helped a little in another channel? From there it turns the volume down as well, but
-# it also disturbs whoever reads that channel.)
+# without block 11. (And why had the number helped in another channel? From there it turns the volume down as well, but it also
+# disturbs whoever reads that channel.)
 #
 # ## Erased, and written again
 #
@@ -694,8 +694,8 @@ riddle.round(2)
 # part of the harm is gone, as it is when block 9 is left out. So one block can **undo** what another has written: if the number
 # hasn't been erased, losing the block that writes it again hurts less. That answers the second riddle for two blocks.
 #
-# Without block 11 and with block 9, the number climbs back by itself to nearly the same height (the red line). So why a part of
-# the harm stays with block 9 in, and goes with block 9 out, may be decided within a few blocks. We don't know.
+# (Without block 11, the number climbs back by itself within a few blocks: the red line. So either the harm is done in between, or
+# a few hundred aren't enough. We don't know which.)
 #
 # ## Keep the constant
 #
@@ -867,7 +867,7 @@ check_treatment(treatment, patient, healthy, exam)
 # **On Monday:** after removing blocks, compare the mean state (of all tokens but the first) with the whole model's, block by
 # block, as you did for the patient. A channel that has lost a giant number is the first thing to put back.
 #
-# **Next:** lesson 05 takes out half a block, the attention. How do you know that it is out?
+# **Next:** lesson 05 takes out half a block, the attention, and asks what attention is for.
 #
 # ## References
 #
