@@ -276,8 +276,6 @@ holding = [run for run in runs if dearest in run]
 for run in holding:
     print(f"    {run[0]} to {run[-1]}: {of_run[run]:.1f}")
 here("A run can cost over twice its sum.", [of_run[worst] - 2 * sum_of_singles])
-cheapest = min(of_run[run] for run in holding)
-here("A run can cost less than one of its blocks.", [alone[dearest] - cheapest])
 
 # %% [markdown]
 # ## What does a block write to everybody?
