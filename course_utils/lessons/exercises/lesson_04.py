@@ -1,24 +1,26 @@
-"""Checks of lesson 04, depth pruning: surgery, constants of blocks, a lower volume, and two that stand in."""
+"""Checks of lesson 04, depth pruning: surgery, constants of blocks, a lower volume, and a patient to heal."""
 
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
-from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, untouched
+from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, untouched, whole_number
 from course_utils.measuring.language_modelling import logits_one_by_one
-from course_utils.models.loading import tiny_llama
+from course_utils.models.loading import tiny_llama, variant
+from course_utils.pruning.depth import remove_blocks
+from course_utils.text.rows import TokenBlocks
 
-_STRONGLY = 2.5  # how many times their single harms two blocks must cost that stand in for each other
-_NEAR = 0.2  # a number may be off by so much of itself
+_UNHEARD, _HEALED = 0.8, 1 / 3  # shares of the patient's harm that a number leaves: useless above, enough below
+_LARGER = 4  # a disguised model's state; a power of two, so that no number is rounded
 _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below has its own symptom
 
 
@@ -181,53 +183,117 @@ def check_turn_down(attempt: Attempt) -> None:
         attempt.compare(model, 2, 0.5, read=logits, where="On a tiny Llama ")
 
 
-@exercise(
-    4,
-    task="Give the numbers of two blocks, and one number.",
-    proved="They stand in for each other: each alone is missed little, both are missed much, and one number tells why.",
-)
-def check_stand_ins(
-    pair: Any, left: Any, judge: Callable[..., Mapping[str, float]], known: Sequence[int], writes: Tensor
-) -> None:
-    """Check two blocks, other than ``known``, that write the same number, and how much of it is missing without them.
+@torch.no_grad()
+def disguised(model: PreTrainedModel) -> PreTrainedModel:
+    """The same Llama with its channels in another order and a larger state: it predicts what the first predicts.
+
+    Each norm divides by the size of the state, so a larger one is read as before. Only rounding differs.
+    """
+    disguise = variant(model)
+    core, size = disguise.model, model.config.hidden_size
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(4)).to(model.device)
+
+    def give(module: nn.Module, weight: Tensor) -> None:
+        module.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+
+    tied = disguise.lm_head.weight is core.embed_tokens.weight
+    give(core.embed_tokens, core.embed_tokens.weight[:, order] * _LARGER)
+    give(core.norm, core.norm.weight[order] / (_LARGER if tied else 1))  # a tied head grew with the embedding
+    if tied:
+        disguise.lm_head.weight = core.embed_tokens.weight
+    else:
+        give(disguise.lm_head, disguise.lm_head.weight[:, order])
+    core.norm.variance_epsilon *= _LARGER**2
+    for block in core.layers:
+        attention, mlp = block.self_attn, block.mlp
+        for norm in (block.input_layernorm, block.post_attention_layernorm):
+            give(norm, norm.weight[order])
+            norm.variance_epsilon *= _LARGER**2
+        for reader in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+            give(reader, reader.weight[:, order])
+        for writer in (attention.o_proj, mlp.down_proj):
+            give(writer, writer.weight[order] * _LARGER)
+            if writer.bias is not None:
+                writer.bias = nn.Parameter(writer.bias[order] * _LARGER, requires_grad=False)
+    return disguise
+
+
+def patient_of(healthy: PreTrainedModel, writes: Tensor, known: Sequence[int]) -> PreTrainedModel:
+    """The healthy Llama without two blocks that stand in for each other.
 
     Args:
-        pair: two numbers of blocks.
-        left: what both write into the channel.
-        judge: (blocks, number) -> text -> loss in nats per token, without these blocks, the number put back.
-        known: the pair that the lesson names.
-        writes: [blocks], what each block writes into the channel.
+        healthy: stays as it is.
+        writes: [blocks], what each block writes into the giant channel.
+        known: the pair that the lesson names; the second of them stays.
     """
-    expect(pair, Iterable, "Give two numbers, such as (3, 7)")
-    blocks = pair.tolist() if isinstance(pair, Tensor) else [*pair]
-    require(len(blocks) == 2, f"A pair has two blocks; yours has {len(blocks)}.")
+    writers = writes.abs().topk(3).indices.tolist()
+    patient = variant(healthy)
+    remove_blocks(patient, sorted({*writers} - {known[1]}))
+    return patient
+
+
+@exercise(
+    4,
+    task="Give three numbers: a block of the patient, a channel, and the number that is missing there.",
+    proved="You found out what was missing, where, and how much of it, in a model that you had never seen.",
+)
+@torch.no_grad()
+def check_treatment(
+    treatment: Any,
+    patient: PreTrainedModel,
+    healthy: PreTrainedModel,
+    exam: Mapping[str, TokenBlocks],
+) -> None:
+    """Check one number for one channel of all tokens that heals a model without two of its blocks.
+
+    Args:
+        treatment: (block of the patient, channel, number), to be added behind that block.
+        patient: the model without the blocks.
+        healthy: the model with them.
+        exam: rows of each text that nothing has used.
+    """
+    expect(treatment, Iterable, "Give three numbers, such as (3, 100, 2.5)")
+    given = treatment.tolist() if isinstance(treatment, Tensor) else [*treatment]
+    require(len(given) == 3, f"Three numbers are asked for: block, channel, number. You give {len(given)}.")
+    block = whole_number(given[0], "The block is a whole number")
+    channel = whole_number(given[1], "The channel is a whole number")
+    missing = number(given[2], "The last one is a number")
+    last, size = len(patient.model.layers) - 1, patient.config.hidden_size
+    require(0 <= block <= last, f"The patient's blocks have numbers from 0 to {last}; yours is {block}.")
+    require(0 <= channel < size, f"The channels have numbers from 0 to {size - 1}; yours is {channel}.")
+    require(math.isfinite(missing), f"The number must be finite; yours is {missing}.")
+
+    def treat(_block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[..., channel] += missing
+        return output
+
+    well, ill = (_losses(model, exam) for model in (healthy, patient))
+    handle = patient.model.layers[block].register_forward_hook(treat)
+    try:
+        treated = _losses(patient, exam)
+    finally:
+        handle.remove()
+    left = max((treated[text] - well[text]) / (ill[text] - well[text]) for text in well)
     require(
-        all(isinstance(block, Integral) and not isinstance(block, bool) for block in blocks),
-        f"Give the numbers of two blocks, such as (3, 7); yours are {blocks}.",
+        left < _UNHEARD,
+        f"Behind block {block}, this number in channel {channel} doesn't help. Where do the two models part? Compare "
+        "their mean states block by block, over all tokens but the first. And mind the last block: it writes "
+        "anew into many channels, so behind it the two differ in things that nobody missed.",
     )
-    blocks = sorted(map(int, blocks))
-    require(blocks[0] != blocks[1], f"That is block {blocks[0]} twice. Give two different ones.")
-    most = len(writes) - 1
-    require(blocks[0] >= 0 and blocks[1] <= most, f"The blocks have numbers from 0 to {most}; yours are {blocks}.")
-    require(blocks != sorted(known), "The lesson names these two. Who else writes the number?")
-    left, theirs = number(left, "Give one number, what both write into the channel"), float(writes[blocks].sum())
     require(
-        abs(left - theirs) <= _NEAR * abs(theirs),
-        "Your number isn't what these two write into the giant channel. How much is it for each of them?",
+        left < _HEALED,
+        "It helps, but over a third of the harm is left. Is that all of the number that is missing, and does it come "
+        "as early as it is needed?",
     )
-    whole, both, kept = judge([]), judge(blocks), judge(blocks, left)
-    alone = [judge([block]) for block in blocks]
-    for text, base in whole.items():
-        apart, together = sum(one[text] - base for one in alone), both[text] - base
-        require(
-            together > _STRONGLY * apart,
-            f"On {text} the two cost {together:.2f} nats, and {apart:.2f} one by one: that isn't over {_STRONGLY:g} "
-            "times as much. Which blocks write most into the giant channel?",
-        )
-        require(
-            kept[text] - base < together / 2,
-            f"The pair is right, but on {text} your number leaves over half of the harm.",
-        )
+
+
+def _losses(model: PreTrainedModel, exam: Mapping[str, TokenBlocks]) -> dict[str, float]:
+    losses = {}
+    for text, rows in exam.items():
+        ids = rows.input_ids.to(model.device)
+        losses[text] = model(ids, labels=ids, use_cache=False).loss.item()
+    return losses
 
 
 def _ids() -> Tensor:

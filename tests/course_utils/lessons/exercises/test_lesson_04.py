@@ -1,5 +1,6 @@
 """Lesson 04's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -7,6 +8,8 @@ from exercise_cases import cases_of
 from torch import nn
 
 from course_utils.lessons.exercises import lesson_04
+from course_utils.models.loading import tiny_llama
+from course_utils.text.rows import TokenBlocks
 
 
 def take_out(model, gone, *, renumber=True, tell=True):
@@ -109,35 +112,63 @@ test_turn_down = cases_of(
 )
 
 
-def judge(blocks, number=0):
-    """Made-up losses: blocks 5 and 7 write the same 300, and 6 does so on one text."""
-    losses = {}
-    for text in ("speeches", "wiki"):
-        writers = {5, 7, 6} if text == "wiki" else {5, 7}
-        missing = 5 if len(writers & {*blocks}) > 1 else 0
-        losses[text] = 4 + 0.2 * len(blocks) + missing * abs(1 - number / 300)
-    return losses
+def test_a_disguised_llama_predicts_the_same():
+    for tied in (True, False):
+        model = tiny_llama(blocks=3)
+        for module in model.modules():
+            if hasattr(module, "variance_epsilon"):
+                module.variance_epsilon = 0.0  # beside a tiny model's tiny states it would count
+        if tied:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        ids = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            before = model(ids).logits
+            torch.testing.assert_close(lesson_04.disguised(model)(ids).logits, before, rtol=1e-4, atol=1e-5)
+            assert torch.equal(model(ids).logits, before)
 
 
-test_stand_ins = cases_of(
-    lambda given, *rest: (
-        lesson_04.check_stand_ins(*given, *rest) if given is not ... else lesson_04.check_stand_ins(..., ..., *rest)
-    ),
-    judge,
-    [3, 4],
-    torch.tensor([0, 0, 0, 100, 100, 150, 130, 150, 0.0]),
+@torch.no_grad()
+def healthy_llama():
+    """Blocks 2 and 4 write a giant number into channel 5 of every token."""
+    model = tiny_llama(blocks=6)
+    for number in (2, 4):
+        bias = torch.zeros(32)
+        bias[5] = 30
+        model.model.layers[number].mlp.down_proj.bias = nn.Parameter(bias)
+    return model
+
+
+HEALTHY = healthy_llama()
+PATIENT = lesson_04.patient_of(HEALTHY, torch.tensor([0.0, 1, 90, 80, -100, 0]), known=(2, 3))
+OWN = HEALTHY.generate(torch.arange(1, 13)[:, None], max_new_tokens=9, do_sample=False)  # what it would say itself
+EXAM = {
+    text: TokenBlocks(rows, torch.ones(6, dtype=torch.int64), text, "evaluation")
+    for text, rows in zip(("speeches", "wiki"), OWN.split(6), strict=True)
+}
+
+
+def test_the_patient_lacks_two_of_the_three_that_write_most():
+    kept = [HEALTHY.model.layers[number].mlp.up_proj.weight for number in (0, 1, 3, 5)]
+    assert all(
+        torch.equal(block.mlp.up_proj.weight, weight) for block, weight in zip(PATIENT.model.layers, kept, strict=True)
+    )
+
+
+test_treatment = cases_of(
+    lesson_04.check_treatment,
+    PATIENT,
+    HEALTHY,
+    EXAM,
     mistakes=[
-        ((5, 300), "yours is of type int"),
-        (([3, 4, 5], 300), "yours has 3"),
-        (((3.5, 5), 300), "yours are [3.5, 5]"),
-        (((5, 5), 300), "block 5 twice"),
-        (((4, 3), 300), "The lesson names these two"),
-        (((5, 9), 300), "numbers from 0 to 8; yours are [5, 9]"),
-        (((5, 4), 250), "On speeches the two cost 0.40 nats, and 0.40 one by one"),
-        (((5, 6), 280), "On speeches the two cost 0.40 nats"),
-        (((5, 7), 200), "Your number isn't what these two write"),
-        (((6, 8), 130), "On speeches the two cost 0.40 nats"),
-        (((5, 7), [1, 2]), "Give one number"),
+        (5, "yours is of type int"),
+        ((1, 5), "You give 2"),
+        ((1.5, 5, 60), "The block is a whole number"),
+        ((4, 5, 60), "from 0 to 3; yours is 4"),
+        ((1, 99, 60), "yours is 99"),
+        ((1, 5, math.inf), "must be finite"),
+        ((1, 4, 60), "Where do the two models part?"),
+        ((1, 5, -60), "doesn't help"),
+        ((1, 5, 1.5), "over a third of the harm is left"),
     ],
-    answers=[((5, 7), 300), (torch.tensor([7, 5]), torch.tensor(290.0))],
+    answers=[(1, 5, 60), torch.tensor([2, 5, 55.0])],
 )
