@@ -285,7 +285,7 @@ here("A run can cost over twice its sum.", [of_run[worst] - 2 * sum_of_singles])
 # token of each row out of the average, because you know from lesson 03 that its state is unlike all others.
 
 # %% [markdown]
-# ### Exercise 2 · ●○○ · 6 minutes
+# ### Exercise 2 · ●○○ · 7 minutes
 #
 # Write `constants(model, rows)`: a tensor [blocks, channels], the mean of what each block *adds* (the state behind it minus the
 # state in front of it), over all rows and all tokens but the first of each row. `rows` is a tensor of token ids [rows, tokens].
