@@ -460,7 +460,7 @@ lost, kept = (harm([dearest], say, "short") for say in (zeros, its_mean))
 print(f"attention {dearest} is the dearest: {lost:.2f} nats per token", end=", ")
 print(f"with a fixed vector {kept:.2f}")
 here("A fixed vector undoes over two thirds for the dearest.", [lost / 3 - kept])
-here("For the eight it undoes over half.", [none / 2 - own])
+here("For the eight it undoes over a third.", [none * 2 / 3 - own])
 claim("norm(x)'s mean alone is better than zeros.", [none - mean])
 pd.Series(instead, name="harm of the eight").to_frame().round(2)
 
