@@ -476,7 +476,7 @@ show(
 #
 # So far this is a suspicion. If it is right, we can turn the harm up and down like the sound of a radio. Now *we* choose the
 # rows. In each block gate loses some row $i$, drawn blindly, and up loses row $i + d$. Every model loses one row of gate and one
-# of up in each block. What differs is the distance $d$, and by chance which rows they are.
+# of up in each block. What differs is the distance $d$, and which rows are drawn.
 #
 # **Predict before you run.** What does it cost at $d = 0$? And how does the cost go on when $d$ grows? Because …
 #

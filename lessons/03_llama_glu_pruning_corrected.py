@@ -282,6 +282,9 @@ for text in judges:
 # blindly. It is **misleading**, because its small weights belong to many of the loudest neurons. (Why the model builds
 # them so, we don't know. The deeper notebook draws them.)
 #
+# (A third score, **peak-to-peak** (Martra 2024), looks only at the largest and the smallest weight of each row. In the record it costs
+# more than every blind cut but the red one. Lesson 07 heals a model that was cut so.)
+#
 # But the red cut took no more loud neurons than the other blind cuts. So it isn't *how many* of them it took. Is it *which*?
 #
 # ## Find the culprit
