@@ -17,8 +17,8 @@
 # <details><summary>The answer, if you want it now</summary>
 #
 # **Answer.** Two of its 4,590 neurons. Put either of them back, and the disaster is gone. (They need help to make one: a third
-# neuron, and much of the rest of the cut.) They write one giant number into the first token's state. That number keeps the token silent and
-# easy to find, so that attention heads can look there when they have nothing to say. Without it the first token talks.
+# neuron, and much of the rest of the cut.) They write one giant number into the first token's state. That number keeps the token
+# silent and easy to find, so that attention heads can look there when they have nothing to say. Without it the first token talks.
 #
 # </details>
 
@@ -278,12 +278,12 @@ for text in judges:
     claim(f"On record activation beats each blind cut: {text}.", ahead)
 
 # %% [markdown]
-# If L1 spares the loud ones, most of its damage is gone; if it spares others, hardly any. So on this model L1 is worse than drawing
-# blindly. It is **misleading**, because its small weights belong to many of the loudest neurons. (Why the model builds
+# If L1 spares the loud ones, most of its damage is gone; if it spares others, hardly any. So on this model L1 is worse than
+# drawing blindly. It is **misleading**, because its small weights belong to many of the loudest neurons. (Why the model builds
 # them so, we don't know. The deeper notebook draws them.)
 #
-# (A third score, **peak-to-peak** (Martra 2024), looks only at the largest and the smallest weight of each row. In the record it costs
-# more than every blind cut but the red one. Lesson 07 heals a model that was cut so.)
+# (A third score, **peak-to-peak** (Martra 2024), looks only at the largest and the smallest weight of each row. In the record it
+# costs more than every blind cut but the red one. Lesson 07 heals a model that was cut so.)
 #
 # But the red cut took no more loud neurons than the other blind cuts. So it isn't *how many* of them it took. Is it *which*?
 #
@@ -390,8 +390,8 @@ told.round(2)
 # aren't those of the first figure.)*
 #
 # How can two different neurons each be the cure? Because either of them does the job alone. This disaster needs **both** of them
-# gone. A blind tenth takes both with a chance of about one in a hundred. (A cut by either score would have kept both: they are the
-# loudest of their block, and their weights are the largest.)
+# gone. A blind tenth takes both with a chance of about one in a hundred. (A cut by either score would have kept both: they are
+# the loudest of their block, and their weights are the largest.)
 #
 # Now compare the last two rows. The rest of the cut, with both back, does little. The two alone do little as well. Both together
 # are the disaster, and that is far more than the sum. So losing the two is *needed*, but not *enough*. Somebody helped. The last
@@ -401,8 +401,8 @@ told.round(2)
 #
 # Both sit in the same block. We look at the numbers that they hold at the first token of a row.
 #
-# **Predict before you run.** All neurons of the block, over a thousand, add one vector together to the *first* token's state. What
-# share of it comes from these two: 2 %, 20 % or nearly all? Because …
+# **Predict before you run.** All neurons of the block, over a thousand, add one vector together to the *first* token's state.
+# What share of it comes from these two: 2 %, 20 % or nearly all? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -494,13 +494,13 @@ show(
 )
 
 # %% [markdown]
-# *Left: what the block adds to the first token, in its six largest channels; nearly all of it comes from the two. Right: the length
-# of the first token's state. In the disaster (red) the rise in block 2 is missing, and the one in block 11 ends far lower. One
-# neuron brings both back.*
+# *Left: what the block adds to the first token, in its six largest channels; nearly all of it comes from the two. Right: the
+# length of the first token's state. In the disaster (red) the rise in block 2 is missing, and the one in block 11 ends far lower.
+# One neuron brings both back.*
 #
-# So the two write **one giant number** into one channel of the first token's state, and a few smaller ones beside it. It stays there
-# for six blocks. Then it is taken away, and block 11 writes another one, which is far smaller in the disaster. (Lesson 04 tells more
-# of that.) Such numbers are called **massive activations** (Sun et al. 2024). What is this one for?
+# So the two write **one giant number** into one channel of the first token's state, and a few smaller ones beside it. It stays
+# there for six blocks. Then it is taken away, and block 11 writes another one, which is far smaller in the disaster. (Lesson 04
+# tells more of that.) Such numbers are called **massive activations** (Sun et al. 2024). What is this one for?
 #
 # ## Where a head looks when it has nothing to say
 #
@@ -510,8 +510,8 @@ show(
 #
 # For this to work, the first token must say little, and the giant number can see to that. Before a head reads a state, the state
 # is divided by its length. If nearly all of the length is one giant number, everything else becomes small. And the giant number
-# itself is hardly read: the matrix that makes the next values has a very short column for that channel (the cell below prints it).
-# So the giant number works like a hand over the token's mouth.
+# itself is hardly read: the matrix that makes the next values has a very short column for that channel (the cell below prints
+# it). So the giant number works like a hand over the token's mouth.
 #
 # **Predict before you run.** Take a head that looks at the first token nearly all of the time. In the disaster, where does it
 # look? Because …
@@ -574,8 +574,8 @@ print(f"block {block}, head {head}: of all {drop.numel()} heads the largest drop
 # instead.*
 #
 # It is the extreme case; the printed lines before the figure are the average over all heads. They measure two places: what the
-# token says in the eight blocks behind the two, and who looks at it in the second half of the model. So one thing happens after the
-# other. First the token talks. Then the heads of the second half turn away from it. Does the first cause the second?
+# token says in the eight blocks behind the two, and who looks at it in the second half of the model. So one thing happens after
+# the other. First the token talks. Then the heads of the second half turn away from it. Does the first cause the second?
 #
 # ## Touch it
 #
@@ -590,10 +590,11 @@ print(f"block {block}, head {head}: of all {drop.numel()} heads the largest drop
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The constant heals it, as well as a neuron does. So one vector, the same for every row, can replace the two. The one number heals most of it alone. In a channel that values do read, the same number helps little.
+# The constant heals it, as well as a neuron does. So one vector, the same for every row, can replace the two. The one number
+# heals most of it alone. In a channel that values do read, the same number helps little.
 #
-# Two things surprise. The vector *without* the giant number heals nearly half, too, so the smaller numbers count (on other rows it
-# heals less). And the sixth token, given the constant, heals most of the disaster. So it needn't be the first token.
+# Two things surprise. The vector *without* the giant number heals nearly half, too, so the smaller numbers count (on other rows
+# it heals less). And the sixth token, given the constant, heals most of the disaster. So it needn't be the first token.
 #
 # </details>
 
@@ -714,12 +715,13 @@ here("Once it is silent, heads look at it again.", [back - turned_away])
 silent.round(2)
 
 # %% [markdown]
-# So **the two neurons help to keep the first token silent**, and that is a good part of what they are for. But some damage is left.
+# So **the two neurons help to keep the first token silent**, and that is a good part of what they are for. But some damage is
+# left.
 #
-# There is one more suspect. A head compares its *query*, what it looks for, with each token's *key*. So the key of the first token
-# decides how easily it is found, and it changes as well when the number is gone. So we
-# give the disaster the first token's keys of the whole model, then its values, then both, in all blocks behind the two. (It is one
-# key and one value per block, the mean over other rows.)
+# There is one more suspect. A head compares its *query*, what it looks for, with each token's *key*. So the key of the first
+# token decides how easily it is found, and it changes as well when the number is gone. So we give the disaster the first token's
+# keys of the whole model, then its values, then both, in all blocks behind the two. (It is one key and one value per block, the
+# mean over other rows.)
 #
 # **Predict before you run.** What does each of them heal? And with the keys alone, where will heads look? Because …
 #
@@ -764,14 +766,14 @@ given.round(2)
 # %% [markdown]
 # *Damage in nats per token, and the share of later attention that the first token gets.*
 #
-# So a good sink is **silent and easy to find**: it has a value that says little, and a key that draws the heads there. Silence comes
-# first, because a token that is found and talks still does harm. Without the giant number the first token has lost both.
+# So a good sink is **silent and easy to find**: it has a value that says little, and a key that draws the heads there. Silence
+# comes first, because a token that is found and talks still does harm. Without the giant number the first token has lost both.
 #
 # ## Who helped?
 #
 # One riddle is left. The two were *needed* for the disaster, and not *enough*. Which of its 4,590 neurons are enough? Until now
-# we asked: who, put back, heals? Now we ask: who, cut alone, ruins? `ruined(gone)` says whether losing only these neurons does more
-# than a third of the disaster's damage.
+# we asked: who, put back, heals? Now we ask: who, cut alone, ruins? `ruined(gone)` says whether losing only these neurons does
+# more than a third of the disaster's damage.
 
 # %%
 from course_utils.text import further_rows
@@ -865,8 +867,8 @@ helper = next(neuron for neuron in writers if neuron not in pair)
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # Not evenly: there is a cliff. While the number is large, the damage hardly changes. Below about 200 it shoots up, in each of the
-# three models. Without the two, the model stands at the edge, at 182. The helper, neuron 49 of block 1, writes only a little.
-# But at the edge a little counts.
+# three models. Without the two, the model stands at the edge, at 182. The helper, neuron 49 of block 1, writes only a little. But
+# at the edge a little counts.
 #
 # </details>
 
@@ -909,9 +911,10 @@ show(
 # each of the three models recovers.
 #
 # It isn't the whole story. How much the helper adds depends on the rows: on two further draws of text it is about half a nat, a
-# third of what it is here. So "enough" is a matter of rows, too, and another order of the suspects may find other helpers. At the
-# same number the three models lose different amounts, because each lost other neurons as well. And the full number (the last mark
-# of the disaster) does a little worse than half of it. We don't know why.
+# third of what it is here. So "enough" is a matter of rows, too, and another order of the suspects may find other helpers. We
+# chose the two rows of the search because it finds few there; on other pairs of rows it finds far longer lists. At the same
+# number the three models lose different amounts, because each lost other neurons as well. And the full number (the last mark of
+# the disaster) does a little worse than half of it. We don't know why.
 #
 # ## Quiz
 
@@ -951,8 +954,8 @@ show(
 # - In this Llama small weights mislead. A look at a little text beats every blind choice.
 # - A disaster can have a small cause. Searching by halves finds it in two runs per step.
 # - *Needed* and *enough* are two questions. Put it back, and cut it alone.
-# - **The first token is a sink.** Heads look at it when they have nothing to say. A giant number in its state keeps it silent
-#   and easy to find, and a few neurons write that number. Don't cut those.
+# - **The first token is a sink.** Heads look at it when they have nothing to say. A giant number in its state keeps it silent and
+#   easy to find, and a few neurons write that number. Don't cut those.
 #
 # **On Monday:** after any cut, look at how much attention later heads give the first token. It takes one forward pass, and would
 # have shown this disaster. (It needn't show others: we tried one.)
