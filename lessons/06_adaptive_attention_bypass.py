@@ -75,7 +75,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from course_utils.lessons import claim, diagrams, here
+from course_utils.lessons import claim, here
 from course_utils.lessons.policies import by_level, static_harm
 from course_utils.lessons.prompt_harm import Record, cases, measure_record
 from course_utils.models import describe, load_model, variant
@@ -162,18 +162,7 @@ show(
 # the right panel the winner lies above the line. Nothing that we dealt beats one number for all. But nobody's answer has changed! Why does the
 # bill decide? First we need the tools: a score, a decision that lasts, and a harm.
 
-# %%
-diagrams.adaptive_decision()
-show(
-    "A flow chart: the prompt gives a complexity, the complexity a level, the "
-    "level the attention layers that are left out; the prefill decides once and "
-    "decoding keeps the decision."
-)
-
 # %% [markdown]
-# *The prompt decides once, while it is read at once (prefill). While the answer is written token by token (decoding), the decision
-# stays.*
-#
 # ## A score for a prompt
 #
 # Two things are known before anything runs: how long the prompt
@@ -217,6 +206,9 @@ check_score(score)
 
 # %% [markdown]
 # ## Where the decision must live
+#
+# A model reads the prompt at once (*prefill*), and then writes the answer token by token (*decoding*). The decision should be made
+# once, in the prefill, and stay.
 #
 # A tiny Llama shall leave 2 attentions out for prompts below 6 tokens and none for others. It gets a prompt of 10 tokens and writes 6.
 # A **pre-hook** on the Llama's inner model, `model.model`, decides: it runs before each call. With `with_kwargs=True` it gets the
@@ -567,11 +559,10 @@ def shuffled(columns, groups):
 turned = dealt["complex lose most"]
 dealt["… shuffled at equal length"] = shuffled(turned, by_length)
 dealt["… shuffled among all"] = shuffled(turned, [rows])
-ratios = {
-    name: {arm: at_equal_cost(judge.harm, saves, own) for arm, own in dealt.items()}
-    for name, saves in bills.items()
-}
+ratios = {}
 for name, saves in bills.items():
+    told = {arm: at_equal_cost(judge.harm, saves, dealt[arm]) for arm in dealt}
+    ratios[name] = told
     blind = [at_equal_cost(judge.harm, saves, columns) for columns in at_random]
     ratios[name] |= {"at random, least": min(blind), "at random, most": max(blind)}
 by_cache, by_time = ratios["cache"], ratios["time per token"]

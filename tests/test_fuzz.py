@@ -33,6 +33,7 @@ LEFT_OUT = {
     "exercise": "gets whatever a learner wrote, and its own tests try that",
     "fetch": "downloads; what it refuses at once is tried below",
     "log_ticks": "axes of matplotlib",
+    "patient_of": "a lesson's own Llama and what its blocks write; its own test tries it",
     "measure_record": "prompts and measure, which are tried, and takes a minute",
     "require": "stops what is left out above",
     "safe_dtype": "the machine; what it refuses at once is tried below",

@@ -118,27 +118,6 @@ def attention_bypass() -> Axes:
     return ax
 
 
-def adaptive_decision() -> Axes:
-    """One decision a prompt: complexity picks a level, the level says which attentions answer, the cache keeps it."""
-    ax = _canvas(9, 3.8, "One decision for each prompt")
-    _box(ax, (1.1, 3.0), "prompt", width=1.2)
-    _box(ax, (3.1, 3.0), "complexity\nlength, variance", width=1.9, height=0.8)
-    _box(ax, (5.2, 3.0), "level\n0 · 1 · 2", width=1.1, height=0.8, colour=MARK)
-    _box(ax, (7.6, 3.0), "attention layers\nthat are left out", width=1.8, height=0.8, colour=MARK)
-    for start, end in ((1.7, 2.15), (4.05, 4.65), (5.75, 6.7)):
-        _arrow(ax, (start, 3.0), (end, 3.0))
-    _box(ax, (3.1, 1.3), "prefill: decides once", width=2.3, height=0.6)
-    _box(ax, (6.8, 1.3), "decoding: the same for every token", width=4.0, height=0.6)
-    _arrow(ax, (4.27, 1.3), (4.78, 1.3))
-    _arrow(ax, (5.2, 2.6), (3.5, 1.6))
-    _note(
-        ax,
-        (4.5, 0.4),
-        "The choice is kept with the cache: a block without keys for the prompt can't attend to it later.",
-    )
-    return ax
-
-
 def reading_and_generating() -> Axes:
     """Where a pass's seconds go: reading a prompt shares one reading of the weights, generating repeats it a token."""
     ax = _canvas(9, 4.7, "What the machine does in each phase")
