@@ -202,7 +202,6 @@ OWN = {
     "best": {"scores": always(torch.arange(8.0))},
     "by_halves": {"suspects": always([3, 5, 8]), "harm": lambda: lambda back: float(5 not in back)},
     "by_level": {"left_out": always((2, 0))},
-    "by_price": {"share": always(0.1)},
     "candidates": {
         "budget": lambda: Budget(22e3), "blocks": always([2, 3]), "hidden": always([32]), "groups": always([2]),
         "multiple_of": always(8), "tolerance": always(0.3),
