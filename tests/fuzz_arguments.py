@@ -219,7 +219,6 @@ OWN = {
     "judging_rows": BYTES,
     "knock_out": {"pairs": few_pairs},
     "leave_one_out": {"score": lambda: lambda: 1.0},
-    "length_rule": {"numbers": always([0, 1])},
     "licence_of": {"model": always("SmolLM2-135M-Instruct")},
     "load_model": {"name": always("gpt2")},
     "load_pruned": {"folder": saved_folder},
