@@ -173,34 +173,3 @@ def by_price(record: Record, blocks: int, share: float) -> tuple[np.ndarray, flo
 
     price = price_for(*tables(choose.tokens), share * blocks * (choose.tokens + answer).sum())
     return cheapest_guess(*tables(judge.tokens), price), price
-
-
-@check_types
-def length_rule(
-    curve: Sequence[float], numbers: Sequence[int], price: float, answer_tokens: float
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The numbers that ever pay, and the prompt lengths from which each does.
-
-    One number pays better than another for a prompt of t tokens if the harm that it adds is below the price of the
-    cache that it saves: ``price * (t + answer_tokens)`` for each attention. So what pays at some length are the corners
-    of the curve's lower hull, and each begins where the price reaches the slope that leads to it.
-
-    Args:
-        curve: expected harm of each number; 0 for the first.
-        numbers: attentions left out, rising from 0.
-        price: as ``by_price`` gives it, above 0.
-        answer_tokens: expected of the answer.
-
-    Returns:
-        How many attentions each level leaves out, and the tokens of a prompt at which the next level begins.
-    """
-    numbers = checks.whole_numbers("numbers", numbers)
-    if list(numbers) != sorted(set(numbers)) or numbers[:1] != (0,) or len(numbers) != len(curve):
-        raise ValueError(f"'numbers' must rise from 0 and be as many as 'curve' has; got {list(numbers)}.")
-    if checks.number("price", price) <= 0:
-        raise ValueError(f"'price' must be above 0; got {price}.")
-    checks.number("answer_tokens", answer_tokens)
-    levels, harms = _lower_hull(np.array(numbers), np.array(curve))
-    slopes = np.diff(harms) / np.diff(levels)
-    # A slope below 0 would leave more out for less harm: it begins before any prompt.
-    return tuple(map(int, levels)), tuple((slopes / price - answer_tokens).tolist())

@@ -6,8 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from course_utils.lessons.policies import (
     by_level,
@@ -15,7 +13,6 @@ from course_utils.lessons.policies import (
     cache_saved,
     cheapest_guess,
     gap_to_static,
-    length_rule,
     outcome,
     price_for,
     static_harm,
@@ -125,32 +122,3 @@ def test_rule_with_a_price():
     assert outcome(HARM, SAVED, cheapest_guess(HARM, SAVED, price))[0] >= 0.1
     with pytest.raises(ValueError, match=r"at most 0\.260"):
         price_for(HARM, SAVED, 0.5)
-
-
-CURVES = st.lists(st.floats(0, 1), min_size=2, max_size=6)
-
-
-@given(CURVES, st.floats(1e-4, 1e-2), st.floats(0, 100))
-def test_length_rule_is_the_cheapest_guess_at_every_length(steps, price, answer):
-    """Whatever the curve: bent, falling, flat."""
-    numbers = [0, *range(1, 2 * len(steps), 2)]
-    curve = [0.0, *steps]
-    levels, thresholds = length_rule(curve, numbers, price, answer)
-    tokens = np.arange(1, 400)
-    saved = (tokens + answer)[:, None] * numbers
-    worth = np.array(curve) - price * saved  # [tokens, numbers]
-    chosen = np.array(levels)[np.searchsorted(thresholds, tokens, side="right")]
-    assert levels[0] == 0 and len(thresholds) == len(levels) - 1
-    assert [*thresholds] == sorted(thresholds)
-    at = [numbers.index(level) for level in chosen]
-    np.testing.assert_allclose(worth[np.arange(len(tokens)), at], worth.min(1), atol=1e-9)
-
-
-def test_length_rule_by_hand():
-    """Three steps, of which the middle one never pays: 0.1 nats for one attention, then 0.2 for two more."""
-    assert length_rule([0.0, 0.1, 0.15], [0, 1, 2], 0.001, 10.0) == ((0, 2), (pytest.approx(65),))
-    levels, thresholds = length_rule([0.0, 0.1, 0.3], [0, 1, 2], 0.001, 10.0)
-    assert levels == (0, 1, 2)
-    assert thresholds == pytest.approx([90, 190])
-    with pytest.raises(ValueError, match="'numbers' must rise from 0"):
-        length_rule([0.0, 0.1, 0.3], [0, 2, 1], 0.1, 1.0)
