@@ -30,6 +30,7 @@ from course_utils.text.rows import TokenBlocks
 ROOT = Path(__file__).resolve().parents[1]
 # Not tried, and why.
 LEFT_OUT = {
+    "disguised": "a lesson's own Llama; its own test tries it",
     "exercise": "gets whatever a learner wrote, and its own tests try that",
     "fetch": "downloads; what it refuses at once is tried below",
     "log_ticks": "axes of matplotlib",
