@@ -219,7 +219,7 @@ def disguised(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def patient_of(healthy: PreTrainedModel, writes: Tensor, known: Sequence[int]) -> PreTrainedModel:
-    """The healthy Llama without two blocks that stand in for each other.
+    """The healthy Llama without two redundant blocks: it can do without either of them, but not without both.
 
     Args:
         healthy: stays as it is.
