@@ -266,9 +266,11 @@ class CopyingExam:
             return inputs, named | {"attention_mask": seen}
 
         hooks = [layers[i].self_attn.register_forward_pre_hook(narrow, with_kwargs=True) for i in narrowed]
-        states = self._model.model(ids, use_cache=False).last_hidden_state[:, -_PASSAGE:-1]
-        for hook in hooks:
-            hook.remove()
+        try:
+            states = self._model.model(ids, use_cache=False).last_hidden_state[:, -_PASSAGE:-1]
+        finally:  # an interrupted check must not leave windows on the learner's model
+            for hook in hooks:
+                hook.remove()
         logits = self._model.lm_head(states).float().flatten(0, 1)
         return float(cross_entropy(logits, ids[:, -_PASSAGE + 1 :].flatten()))
 
