@@ -18,9 +18,9 @@
 #
 # **Answer.** An attention writes three kinds of things. One is a **constant**, which it writes whatever it reads: a fixed vector
 # takes its place, and the dearest attention of this model is mostly that. The second is what **nearby** tokens say: for that it
-# needs the last 64 tokens and the first one. The third is what **far** tokens say. Running text misses that little, but without it
-# the model can't repeat a passage any more, and a few attentions do most of that. So before you leave attentions out, give them a
-# short window, and find out which of them copy.
+# needs the last 64 tokens and the first one. The third is what **far** tokens say. Running text misses that little, but without
+# it the model can't repeat a passage any more, and a few attentions do most of that. So before you leave attentions out, give
+# them a short window, and find out which of them copy.
 #
 # </details>
 
@@ -96,9 +96,9 @@ show(
 # This figure is from a **record**: the same model, measured beforehand on more rows than this notebook has time for. Tables below
 # are this notebook's own, so they differ a little from the record's figures.
 #
-# One attention of this Llama, left out, costs three nats per token: the model is ruined. Put **one vector** in its place, the same
-# for every token of every text, and nearly all of the harm is gone. Eight others, left out together, cost little, and with a fixed
-# vector each hardly anything.
+# One attention of this Llama, left out, costs three nats per token: the model is ruined. Put **one vector** in its place, the
+# same for every token of every text, and nearly all of the harm is gone. Eight others, left out together, cost little, and with a
+# fixed vector each hardly anything.
 #
 # A fixed vector looks at nothing. It doesn't know which tokens came before. But looking at other tokens is the one thing that an
 # attention can do and an MLP can't. So what is it for?
@@ -138,7 +138,7 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The mistake: 0.18 nats against 0.23. If you said "because it passes something on", hold on to that; we shall see what.
+# The mistake: 0.18 nats against 0.23. If you said "because it passes something on", something does help. We shall see what.
 #
 # </details>
 
@@ -256,14 +256,14 @@ claim("The wrong bypass doesn't equal the silenced model.", [wrong.item()])
 # %% [markdown]
 # ### Exercise 1 · ●●○ · 9 minutes
 #
-# Write `adds_nothing(model, layer, ids)`: True if the attention of this block of a Llama adds **exactly** zero to the state
-# while the model reads `ids`, otherwise False. Any module may stand in the attention's place. The check brings right bypasses of
+# Write `adds_nothing(model, layer, ids)`: True if the attention of this block of a Llama adds **exactly** zero to the state while
+# the model reads `ids`, otherwise False. Any module may stand in the attention's place. The check brings right bypasses of
 # several kinds, and wrong ones that a loss would let pass.
 #
 # <details><summary>Hint</summary>
 #
-# If the attention adds nothing, the block computes `x + block.mlp(block.post_attention_layernorm(x))`. A forward hook
-# on the block gets `x` as `inputs[0]`, and the block's output. "Exactly" is `torch.equal`.
+# If the attention adds nothing, the block computes `x + block.mlp(block.post_attention_layernorm(x))`. A forward hook on the
+# block gets `x` as `inputs[0]`, and the block's output. "Exactly" is `torch.equal`.
 #
 # </details>
 
@@ -299,8 +299,8 @@ check_adds_nothing(adds_nothing)
 # `replaced` still computes the attention and throws it away. To save anything, another module must stand in its place. The cache
 # has a drawer for each attention (lesson 04). To find out how many tokens went by, transformers looks into one drawer, the first.
 #
-# **Predict before you run.** In a tiny Llama a module that returns zeros stands in for attention 0, or for attention 2. Three tests
-# compare the logits read at once with the silenced model's, the logits read token by token with a cache likewise, and what
+# **Predict before you run.** In a tiny Llama a module that returns zeros stands in for attention 0, or for attention 2. Three
+# tests compare the logits read at once with the silenced model's, the logits read token by token with a cache likewise, and what
 # `generate` writes with a cache and without. Which of the six tests fail? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
@@ -390,19 +390,20 @@ check_true_bypass(TrueBypass, base)
 # ## A constant
 #
 # So now we know how to leave an attention out, and that it is out. What was in it? We leave each attention out alone to find the
-# dearest one. Then we let each say the **mean** of what it says on other rows: one vector per attention, the same for every token.
+# dearest one. Then we let each say the **mean** of what it says on other rows: one vector per attention, the same for every
+# token.
 #
-# (In lessons 01 and 04 you kept the constants of neurons and of blocks. But an attention is made to look around. A constant is the
-# last thing that one would expect of it.)
+# (In lessons 01 and 04 you kept the constants of neurons and of blocks. But an attention is made to look around. A constant is
+# the last thing that one would expect of it.)
 #
-# **Predict before you run.** Why does the wrong bypass have the lower loss? We divide what it adds, $\mathrm{norm}(x)$, into its mean
-# over tokens and the rest. Which of the two makes it better than zeros? Because …
+# **Predict before you run.** Why does the wrong bypass have the lower loss? We divide what it adds, $\mathrm{norm}(x)$, into its
+# mean over tokens and the rest. Which of the two makes it better than zeros? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # The mean. Alone it costs 0.17, about as much as all of $\mathrm{norm}(x)$. The rest alone costs 0.26, more than zeros. So what
-# helps is a constant. The attentions' *own* means help much more: 0.07 is left. And for the dearest attention one vector takes the
-# harm from 3.11 to 0.26.
+# helps is a constant. The attentions' *own* means help much more: 0.07 is left. And for the dearest attention one vector takes
+# the harm from 3.11 to 0.26.
 #
 # </details>
 
@@ -467,12 +468,12 @@ pd.Series(instead, name="harm of the eight").to_frame().round(2)
 # %% [markdown]
 # *Harm in nats per token, by what stands in for each of the eight.*
 #
-# So what helps in the mistake is a constant. What the block reads, $\mathrm{norm}(x)$, has a mean over tokens, too. That mean alone
-# is as good as the whole, and the rest of it doesn't help. (Why just this constant helps, we haven't tested.) The attentions' own
-# means do far more good.
+# So what helps in the mistake is a constant. What the block reads, $\mathrm{norm}(x)$, has a mean over tokens, too. That mean
+# alone is as good as the whole, and the rest of it doesn't help. (Why just this constant helps, we haven't tested.) The
+# attentions' own means do far more good.
 #
-# And the dearest attention of the model? Whatever it looks at, one vector, the same for every token, replaces over nine tenths of
-# it on these short rows. So far attention seems to be *for* nothing. But all our rows had 64 tokens.
+# And the dearest attention of the model? Whatever it looks at, one vector, the same for every token, makes up for over nine
+# tenths of what it is missed for on these short rows. So far attention seems to be *for* little. But all our rows had 64 tokens.
 #
 # ## With text before
 #
@@ -518,16 +519,16 @@ show(
 )
 
 # %% [markdown]
-# *The same judged tokens, with more and more text before them. Leave-one-out took the eight with the smallest single harms: once on
-# rows of 64 tokens, once on rows of 512 ("long").*
+# *The same judged tokens, with more and more text before them. Leave-one-out took the eight with the smallest single harms: once
+# on rows of 64 tokens, once on rows of 512 ("long").*
 #
 # For the dearest attention nothing changes: its fixed vector does as well after a long text. But the eight cost more, and so do
-# their fixed vectors, since a fixed vector can't carry what was said before. A row of 64 tokens hides that: half of its tokens have
-# fewer than 32 others to look at.
+# their fixed vectors, since a fixed vector can't carry what was said before. A row of 64 tokens hides that: half of its tokens
+# have fewer than 32 others to look at.
 #
-# And the choice? The eight that leave-one-out chose on short rows are the dearest after a long text (0.53). Those that it chose on
-# long rows cost 0.44 there. So **if you choose by measured harm, measure on rows as long as your texts**. (On the mean of these two
-# texts importance does better than either. We don't know why.)
+# And the choice? The eight that leave-one-out chose on short rows are the dearest after a long text (0.53). Those that it chose
+# on long rows cost 0.44 there. So **if you choose by measured harm, measure on rows as long as your texts**. (On the mean of
+# these two texts importance does better than either. We don't know why.)
 #
 # What do these attentions take from the text before? Something far away? Look where the curves rise: mostly at the beginning,
 # before 128 tokens. So perhaps a token only wants to see its neighbours. We can test that: let the eight look again, but only at
@@ -641,16 +642,18 @@ pd.Series(tried, name="harm").to_frame().round(2)
 # the first tokens of a short row haven't.
 #
 # And now look at the price. With windows for *all* attentions the cache keeps 65 of 512 tokens, so seven eighths of it are saved.
-# Eight left out save a quarter, and do more harm. (0.20 nats isn't nothing: it is a fifth more perplexity.) Without the first token
-# windows do far more harm: this is lesson 03's sink, and the finding of Xiao et al. 2023.
+# Eight left out save a quarter, and do more harm. (0.20 nats isn't nothing: it is a fifth more perplexity.) Without the first
+# token windows do far more harm: this is lesson 03's sink, and the finding of Xiao et al. 2023.
 #
-# (Our mask only hides tokens. To save memory the cache has to forget them: it keeps the entry of the first token and the last 64.)
+# (Our mask only hides tokens. To save memory the cache has to forget them: it keeps the entry of the first token and the last
+# 64.)
 #
 # ## Far away
 #
-# So is far attention good for nothing? We haven't asked for anything that needs it. Take a passage of 64 tokens, then another one,
-# then the first one **again**. A model that can look back knows each word of it the second time. That is called **copying**. The
-# first time lies 128 tokens back, outside of any window. (Could windows pass it on, block by block? Jiang et al. 2023 hope so.)
+# So is far attention good for nothing? We haven't asked for anything that needs it. Take a passage of 64 tokens, then another
+# one, then the first one **again**. A model that can look back knows each word of it the second time. That is called **copying**.
+# The first time lies 128 tokens back, outside of any window. (Could windows pass it on, block by block? Jiang et al. 2023 hope
+# so.)
 #
 # **Predict before you run.** The whole model loses 3.7 nats per token the first time, and little more than half a nat the second
 # time. How much do three changes add the second time: eight left out, windows for the eight, windows for all? Because …
@@ -718,12 +721,12 @@ show(
 )
 
 # %% [markdown]
-# *The record's curves for the attentions of least importance: four to twelve left out, eight to all thirty with windows. Left: text
-# with 448 tokens before (grey: without). Right: copying.*
+# *The record's curves for the attentions of least importance: four to twelve left out, eight to all thirty with windows. Left:
+# text with 448 tokens before (grey: without). Right: copying.*
 #
 # That is the answer in one picture. Short rows (grey) show less harm than there is once a text stands before (red). Windows save
-# more of the cache at less harm to text. But copying is lost with either. The loss on running text doesn't see that, because little
-# of it repeats.
+# more of the cache at less harm to text. But copying goes with either: a good part of it with eight attentions, all of it with
+# windows for all. The loss on running text doesn't see that, because little of it repeats.
 #
 # And the choice of layers? Here is what the three choices of eight cost on the passage that comes twice (in the record):
 
@@ -761,13 +764,14 @@ print(f"windows for all cost {all_windows:.2f} nats of copying")
 # ### Exercise 4 · ●●○ · 15 minutes
 #
 # A fifth of the attentions may see everything (six of thirty). All others get windows, which saves seven tenths of the cache at
-# 512 tokens. Which six? Give their numbers as `whole`, so that on passages that nothing has read at most **a fifth** of copying is
-# lost (all of it is what windows for all cost). The exam judges three times only. Before that, `copying_lost([3, 7])` tells what
-# windows for attentions 3 and 7 cost.
+# 512 tokens. Which six? Give their numbers as `whole`, so that on passages that nothing has read at most **a fifth** of copying
+# is lost (all of it is what windows for all cost). The exam judges three times only. Before that, `copying_lost([3, 7])` tells
+# what windows for attentions 3 and 7 cost.
 #
 # <details><summary>Hint</summary>
 #
-# Lesson 04's single harm works for any question, not only for text. (It misses those that stand in for each other.)
+# Lesson 04's single harm works for any question, not only for text. (Two that can replace each other both look cheap, so it
+# misses those.)
 #
 # </details>
 
@@ -820,8 +824,9 @@ for criterion in looks:
 # %% [markdown]
 # *Red: the six whose windows cost copying most. (Above, the bars of attentions 0 and 1 leave the figure.)*
 #
-# So a few attentions do most of the copying. On short rows hardly anything repeats, so they have little to do there and look as if
-# they could go. Leave-one-out on short rows threw out five of these six. What do you get if just these six stay whole?
+# So a few attentions do most of the copying. On short rows hardly anything repeats, so they have little to do there and look as
+# if they could go. (Not all: attention 24 is dear on text as well.) Leave-one-out on short rows threw out five of these six. (It
+# chose on sixteen rows; the bars above are about two, so their order differs.) What do you get if just these six stay whole?
 
 # %%
 six = [number for number in six if number < total]
@@ -835,8 +840,8 @@ here("A fifth of the attentions keeps four fifths of copying.", [0.2 - lost])
 
 # %% [markdown]
 # A head that copies needs two things: what came just before this word, which is near, and where that stood earlier, which is far.
-# Only the second kind must see everything. Xiao et al. 2024 (*DuoAttention*) build a whole method on that, head by head. Lesson 12
-# returns to such heads.
+# Only the second kind must see everything. Xiao et al. 2024 (*DuoAttention*) build a whole method on that, head by head. Lesson
+# 12 returns to such heads.
 #
 # ## Quiz
 
@@ -880,7 +885,8 @@ here("A fifth of the attentions keeps four fifths of copying.", [0.2 - lost])
 # - An attention writes a **constant**, what **near** tokens say, and what **far** tokens say. A fixed vector, a window and a
 #   passage that comes twice tell them apart.
 # - Rows of 64 tokens hide most of what attention is for. Choose on rows as long as your texts, and test what your users ask.
-# - A window (with the first token!) saves more cache than a bypass, at less harm to text. A few attentions copy: leave them whole.
+# - A window (with the first token!) saves more cache than a bypass, at less harm to text. A few attentions copy: leave them
+#   whole.
 # - All this is one small model. Larger ones lose less by a bypass (He et al.). Whether they still copy is quickly asked.
 #
 # **On Monday:** before you leave attentions out, paste a passage twice with something between, and compare the loss of its second

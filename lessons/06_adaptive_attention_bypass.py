@@ -18,9 +18,9 @@
 #
 # **Answer.** It depends on the **bill**. On average a bypass harms short and long prompts about alike. What differs is what it
 # *saves*. If you pay for cache, a long prompt saves many times more than a short one, so only the long ones should do without. If
-# you pay for each attention that runs per token, every prompt saves the same. Then they should all do without the same number, as
-# long as nobody can tell their harms beforehand. The choice that wins on one bill loses on the other, to simply giving everybody the
-# same number. So name the cost first, and then ask who should do without.
+# you pay for the time of each written token, one attention less saves every prompt the same. Then nobody should be singled out,
+# as long as nobody can tell their harms beforehand. The choice that wins on one bill loses on the other, to a number that asks
+# nobody who they are. So name the cost first, and then ask who should do without.
 #
 # </details>
 
@@ -45,27 +45,27 @@
 # %% [markdown]
 # ## The bet
 #
-# Lesson 05's bypass was *static*: the same attentions are out for every prompt. In Martra's **adaptive** bypass each prompt decides
-# how many. The idea is plausible: a simple prompt needs less of the model than a complex one. So simple prompts leave
-# out eight of thirty attentions, middle ones three, and complex ones none.
+# Lesson 05's bypass was *static*: the same attentions are out for every prompt. In Martra's **adaptive** bypass each prompt
+# decides how many. The idea is plausible: a simple prompt needs less of the model than a complex one. So simple prompts leave out
+# eight of thirty attentions, middle ones three, and complex ones none.
 #
-# We have a thousand prompts, from one word to over a thousand tokens: passages to be continued, science questions (from ARC), sums,
-# and passages that hide a number which is asked for. For each of them it was measured how far the answer moves away from the whole
-# model's when 1, 3, 5 or 8 attentions are left out. We call that its **harm**. And a bypass saves something. There are two **bills**
-# that a server may pay:
+# We have a thousand prompts, from one word to over a thousand tokens: passages to be continued, science questions (from ARC),
+# sums, and passages that hide a number which is asked for. For each of them it was measured how far the answer moves away from
+# the whole model's when 1, 3, 5 or 8 attentions are left out. We call that its **harm**. And a bypass saves something. There are
+# two **bills** that a server may pay:
 #
 # - **cache:** the keys and values of all tokens, of the prompt and of the answer, in each attention that is kept;
-# - **time per token:** how many attentions run for each token that is written. (We suppose that each takes the same time. Behind a long
-#   text it takes somewhat more.)
+# - **time per token:** how many attentions run for each token that is written. (We suppose that each takes the same time. Behind
+#   a long text it takes somewhat more.)
 #
-# **Predict before you run.** We deal the eight, three and none in three ways: simple prompts lose most; complex prompts lose most;
-# at random. A fourth way is simpler: the longest tenth of the prompts loses eight, all others nothing. Which of the four does the
-# least harm for the *cache* that it saves? And for the *time*? Because …
+# **Predict before you run.** We deal the eight, three and none in three ways: simple prompts lose most; complex prompts lose
+# most; at random. A fourth way is simpler: the longest tenth of the prompts loses eight, all others nothing. Which of the four
+# does the least harm for the *cache* that it saves? And for the *time*? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# See the figure below. On the cache bill "only long ones" lie far below the line, and complex prompts should lose most. The plausible
-# score lies farther above the line than every deal at random. On the time bill all four lie above the line.
+# See the figure below. On the cache bill "only long ones" lie far below the line, and complex prompts should lose most. The
+# plausible score lies farther above the line than every deal at random. On the time bill all four lie above the line.
 #
 # </details>
 
@@ -155,19 +155,21 @@ show(
 )
 
 # %% [markdown]
-# *Each mark is a deal, judged on all prompts. A deal is good if it lies below the line, which leaves the same number out everywhere.
-# (Between two dots a coin mixes the two numbers.) Both panels show the same choices with the same harm: only the bill differs.*
+# *Each mark is a deal, judged on all prompts. A deal is good if it lies below the line, which leaves the same number out
+# everywhere. (On the line between two dots a coin gives some prompts the one number and the rest the other. Three lies above the
+# line, so a coin of one and five is better than three for all.) Both panels show the same choices with the same harm: only the
+# bill differs.*
 #
-# The left panel has a clear winner, "only long ones": hardly any harm. And the plausible score is worse than dealing at random. In
-# the right panel the winner lies above the line. Nothing that we dealt beats one number for all. But nobody's answer has changed! Why does the
-# bill decide? First we need the tools: a score, a decision that lasts, and a harm.
+# The left panel has a clear winner, "only long ones": hardly any harm. And the plausible score is worse than dealing at random.
+# In the right panel the winner lies above the line. None of our deals lies below the line. But nobody's answer has changed! Why
+# does the bill decide? First we need the tools: a score, a decision that lasts, and a harm.
 
 # %% [markdown]
 # ## A score for a prompt
 #
-# Two things are known before anything runs: how long the prompt
-# is, $n$ tokens, and how much their embeddings $e_{tc}$ vary over the tokens $t$ (for each component $c$). Each is scaled so that 0
-# and 1 are the low and the high end of other prompts, and cut off there, $[\cdot]$:
+# Two things are known before anything runs: how long the prompt is, $n$ tokens, and how much their embeddings $e_{tc}$ vary over
+# the tokens $t$ (for each component $c$). Each is scaled so that 0 and 1 are the low and the high end of other prompts, and cut
+# off there, $[\cdot]$:
 #
 # $$\mathrm{complexity} = \tfrac{1}{2} [\log n] + \tfrac{1}{2} [\mathrm{mean}_c \, \mathrm{var}_t \, e_{tc}]$$
 #
@@ -176,8 +178,8 @@ show(
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 5 minutes
 #
-# Write `score(embeddings, log_length, variance)` for one prompt: `embeddings` is [tokens, hidden], the others are pairs
-# (low, high). Return the mean of the two scaled values, each cut off at 0 and 1. (The variance divides by $n$: one token has 0.)
+# Write `score(embeddings, log_length, variance)` for one prompt: `embeddings` is [tokens, hidden], the others are pairs (low,
+# high). Return the mean of the two scaled values, each cut off at 0 and 1. (The variance divides by $n$: one token has 0.)
 #
 # <details><summary>Hint</summary>
 #
@@ -207,22 +209,22 @@ check_score(score)
 # %% [markdown]
 # ## Where the decision must live
 #
-# A model reads the prompt at once (*prefill*), and then writes the answer token by token (*decoding*). The decision should be made
-# once, in the prefill, and stay.
+# A model reads the prompt at once (*prefill*), and then writes the answer token by token (*decoding*). The decision should be
+# made once, in the prefill, and stay.
 #
-# A tiny Llama shall leave 2 attentions out for prompts below 6 tokens and none for others. It gets a prompt of 10 tokens and writes 6.
-# A **pre-hook** on the Llama's inner model, `model.model`, decides: it runs before each call. With `with_kwargs=True` it gets the
-# named arguments as well, and the tokens are `named["input_ids"]`.
+# A tiny Llama shall leave 2 attentions out for prompts below 6 tokens and none for others. It gets a prompt of 10 tokens and
+# writes 6. A **pre-hook** on the Llama's inner model, `model.model`, decides: it runs before each call. With `with_kwargs=True`
+# it gets the named arguments as well, and the tokens are `named["input_ids"]`.
 #
-# `variant(model)` makes a model of its own with the same weights, and `bypass_attention(model, [3, 1])` leaves attentions 3 and 1 out,
-# and no others.
+# `variant(model)` makes a model of its own with the same weights, and `bypass_attention(model, [3, 1])` leaves attentions 3 and 1
+# out, and no others.
 #
 # **Predict before you run.** The hook decides whenever the model is called. What does it decide, pass by pass? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# 0, then 2 each time: while it decodes, every pass sees one token, the shortest prompt there is. The answer goes on without layers
-# that its prompt was read with, and nobody raises an error.
+# 0, then 2 each time: while it decodes, every pass sees one token, the shortest prompt there is. The answer goes on without
+# layers that its prompt was read with, and nobody raises an error.
 #
 # </details>
 
@@ -259,22 +261,26 @@ claim(
 )
 
 # %% [markdown]
-# The length of what comes in doesn't tell whether an answer begins. The **cache** does: it is empty at the first pass, and it is the
-# same object all through an answer, even when other answers run in between. So the decision belongs there.
+# The length of what comes in doesn't tell whether an answer begins. The **cache** does: it is empty at the first pass, and it is
+# the same object all through an answer, even when other answers run in between. So the decision belongs there.
 #
 # What you need for that:
 #
-# - Before a pass, the cache is `named.get(CACHE)`. It may be None: then somebody reads without a cache, and each pass is a first one.
-# - `cache.get_seq_length()` says how many tokens are in it. (`bypass_attention` counts them in attention 0's drawer, too: lesson 05.)
+# - Before a pass, the cache is `named.get(CACHE)`. It may be None: then somebody reads without a cache, and each pass is a first
+#   one.
+# - `cache.get_seq_length()` says how many tokens are in it. (`bypass_attention` counts them in attention 0's drawer, too: lesson
+#   05.)
 # - You may set an attribute on a cache, such as `cache.left_out = 3`.
 # - At a first pass `generate` hands over an empty cache, but a plain `model(ids)` makes its own. Find that one after the pass:
-#   `model.model.register_forward_hook(after)` calls `after(backbone, inputs, output)`, and `output.get(CACHE)` is the cache, or None.
+#   `model.model.register_forward_hook(after)` calls `after(backbone, inputs, output)`, and `output.get(CACHE)` is the cache, or
+#   None.
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 15 minutes
 #
-# Write `adaptive(model, order, decide)`. It returns a variant that calls `decide(ids)` once per answer, at its first pass, and leaves
-# out that many of `order`, the first ones. Later passes go by what was decided, also when another answer has begun in between.
+# Write `adaptive(model, order, decide)`. It returns a variant that calls `decide(ids)` once per answer, at its first pass, and
+# leaves out that many of `order`, the first ones. Later passes go by what was decided, also when another answer has begun in
+# between.
 #
 # <details><summary>Hint</summary>
 #
@@ -318,8 +324,8 @@ check_adaptive(adaptive, base)
 # ## On a real prompt
 #
 # Score and decision together make Martra's bypass. The ends of both scales are the 5th and 95th percentile of the prompts that
-# choose, and each level gets a third of them. (In the library `calibrate` and `make_adaptive` do so, for every family. In
-# a batch an attention still runs as long as one row keeps it.)
+# choose, and each level gets a third of them. (In the library `calibrate` and `make_adaptive` do so, for every family. In a batch
+# an attention still runs as long as one row keeps it.)
 
 # %%
 score, adaptive = check_score.accepted, check_adaptive.accepted  # yours, if correct
@@ -364,8 +370,8 @@ print(f"of the longest third {spared:.0%} keep all")
 here("Most of the longest look complex.", [spared - 0.5])
 
 # %% [markdown]
-# The long ones look complex, because half of the score is the length. And you see what eight attentions less may do to an answer: it
-# is another one.
+# The long ones look complex, because half of the score is the length. And you see what eight attentions less may do to an answer:
+# it is another one.
 #
 # ## What it does to an answer
 #
@@ -373,20 +379,20 @@ here("Most of the longest look complex.", [spared - 0.5])
 #
 # $$\mathrm{harm} = \mathrm{mean}_t \, \mathrm{KL}(p_t^{\mathrm{whole}} \,\|\, p_t^{\mathrm{bypassed}})$$
 #
-# in nats per token, as in the lessons before. It is the distance from the whole model, not from the truth. (Suppose that the whole
-# model gives *yes* .8 and *no* .2, and the bypassed one .5 each. The harm is .8 ln(.8/.5) + .2 ln(.2/.5), about .19.)
+# in nats per token, as in the lessons before. It is the distance from the whole model, not from the truth. (Suppose that the
+# whole model gives *yes* .8 and *no* .2, and the bypassed one .5 each. The harm is .8 ln(.8/.5) + .2 ln(.2/.5), about .19.)
 #
-# Lesson 05 found that the same tokens are harmed more when they have a text before them. There it raised the harm by half, mostly within
-# the first 128 tokens. So are long prompts harmed more? We take four long passages with their answers and cut the passages short *from
-# the front*. Both models read the last 14, 112 or 448 tokens, and the answer stays the same.
+# Lesson 05 found that the same tokens are harmed more when they have a text before them. There it raised the harm by half, mostly
+# within the first 128 tokens. So are long prompts harmed more? We take four long passages with their answers and cut the passages
+# short *from the front*. Both models read the last 14, 112 or 448 tokens, and the answer stays the same.
 #
 # **Predict before you run.** Does eight attentions' harm grow with the tokens before the answer? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# A little: 0.39 nats behind 14 tokens, and 0.44 behind 448. It grows as in lesson 05, but less. There many tokens began with nothing
-# before them. Here even the shortest prompt gives 14 tokens, and the answer so far comes on top. (That may be why. Four passages don't
-# prove it.)
+# A little: 0.39 nats behind 14 tokens, and 0.44 behind 448. It grows as in lesson 05, but less. There many tokens began with
+# nothing before them. Here even the shortest prompt gives 14 tokens, and the answer so far comes on top. (That may be why. Four
+# passages don't prove it.)
 #
 # </details>
 
@@ -427,8 +433,8 @@ here("Text before doesn't raise an answer's harm by half.", [1.5 * least - most]
 #
 # Now all prompts that judge, in six groups by length, with eight attentions left out.
 #
-# **Predict before you run.** From the shortest group to the longest: by how much does the harm differ? The cache that is saved? The
-# time per token? Which of the three would you choose by?
+# **Predict before you run.** From the shortest group to the longest: by how much does the harm differ? The cache that is saved?
+# The time per token? Which of the three would you choose by?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -469,36 +475,38 @@ here("The longest are harmed no more than the shortest.", [harms[0] - harms[-1]]
 here("They save over five times the cache.", [by_cache[-1] - 5 * by_cache[0]])
 
 # %% [markdown]
-# *The same bypass for everybody. The last panel divides: what one percent saved costs in harm, on the cache bill (orange) and on the
-# time bill (blue).*
+# *The same bypass for everybody. The last panel divides: what one percent saved costs in harm, on the cache bill (orange) and on
+# the time bill (blue).*
 #
-# This is the picture to remember. By length, harm is nearly flat, in this mix of prompts. One bill is steep, and the other is flat as
-# well. So on the cache bill the long prompts make an offer that nobody else can match: about the same harm, and many times the saving.
-# On the time bill all offers are nearly alike.
+# This is the picture to remember. By length, harm is nearly flat, in this mix of prompts. One bill is steep, and the other is
+# flat as well. So on the cache bill the long prompts make an offer that nobody else can match: about the same harm, and many
+# times the saving. On the time bill all offers are nearly alike.
 #
-# And it shows what the plausible score does: long prompts look complex, so it spares them. It takes the harm where that buys least.
+# And it shows what the plausible score does: long prompts look complex, so it spares them. It takes the harm where that buys
+# least.
 #
 # ## At equal cost
 #
 # To be exact we compare each deal with **one number for all that saves as much**. Usually no number saves just so much. Then a
-# **coin** mixes two of them: one for some prompts, the other for the rest, drawn blindly. Between two points of the line in the first
-# figure, a coin's saving and harm lie on the straight line between them. There is a coin for each pair of numbers, and we compare
-# with the best.
+# **coin** mixes two of them: one for some prompts, the other for the rest, drawn blindly. Between two points of the line in the
+# first figure, a coin's saving and harm lie on the straight line between them. There is a coin for each pair of numbers, and we
+# compare with the best.
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 12 minutes
 #
 # Write `at_equal_cost(harm, bill, choice)`. `harm` and `bill` are arrays [prompts, numbers], what each number does to each prompt
-# and what it saves there (the first column is 0: nothing left out). `choice` has a column for each prompt. Return the policy's mean
-# harm, divided by the mean harm of the best coin that saves as much as the policy in all.
+# and what it saves there (the first column is 0: nothing left out). `choice` has a column for each prompt. Return the policy's
+# mean harm, divided by the mean harm of the best coin that saves as much as the policy in all.
 #
-# By hand first: none left out costs 0 and saves 0, two cost .2 and save .06, four cost .3 and save .12. What does the best coin cost
-# that saves .09? (.225: it mixes none and four.)
+# By hand first: none left out costs 0 and saves 0, two cost .2 and save .06, four cost .3 and save .12. What does the best coin
+# cost that saves .09? (.225: it mixes none and four.)
 #
 # <details><summary>Hint</summary>
 #
-# A policy saves `bill[np.arange(len(choice)), choice].sum()`. One number for all saves `bill.sum(0)` and costs `harm.mean(0)`. For
-# each pair of numbers on both sides of that saving, `np.interp(saved, [saves_low, saves_high], [cost_low, cost_high])` is a coin. Take the least.
+# A policy saves `bill[np.arange(len(choice)), choice].sum()`. One number for all saves `bill.sum(0)` and costs `harm.mean(0)`.
+# For each pair of numbers on both sides of that saving, `np.interp(saved, [saves_low, saves_high], [cost_low, cost_high])` is a
+# coin. Take the least.
 #
 # </details>
 
@@ -529,12 +537,13 @@ check_at_equal_cost(at_equal_cost)
 # %% [markdown]
 # ## Is it the length?
 #
-# On the cache bill, "complex lose most" beats one number for all. Complexity holds two things, the length and how much the embeddings
-# vary. Which of them does it? We test that by an intervention: **shuffle** the numbers dealt, so that prompts swap them. First only
-# among prompts of nearly the same length (the cleverness is gone, the length stays). Then among all (the length is gone, too).
+# On the cache bill, "complex lose most" beats one number for all. Complexity holds two things, the length and how much the
+# embeddings vary. Which of them does it? We test that by an intervention: **shuffle** the numbers dealt, so that prompts swap
+# them. First only among prompts of nearly the same length (the cleverness is gone, the length stays). Then among all (the length
+# is gone, too).
 #
-# **Predict before you run.** The score turned round does × 0.74 of the harm of one number for all. What does that become
-# after the first shuffle, and what after the second? Because …
+# **Predict before you run.** The score turned round does × 0.74 of the harm of one number for all. What does that become after
+# the first shuffle, and what after the second? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -586,10 +595,11 @@ pd.DataFrame(ratios).round(2)
 #
 # ## A price
 #
-# Now we build the winner, for any bill. Suppose that one attention less saves a prompt $u$ **units** on the bill that you pay. For
-# the cache that is $n + a$, the tokens of the prompt and about $a$ of the answer; for the time per token it is 1. What $k$ attentions
-# less will harm isn't known beforehand, so we take the mean $h_k$ of the prompts that choose, for everybody alike. Put a **price**
-# $\lambda$ on a unit. Then what is saved is worth $\lambda \, u \, k$, and each prompt takes the number with the best balance:
+# Now we build the winner, for any bill. Suppose that one attention less saves a prompt $u$ **units** on the bill that you pay.
+# For the cache that is $n + a$, the tokens of the prompt and about $a$ of the answer; for the time per token it is 1. What $k$
+# attentions less will harm isn't known beforehand, so we take the mean $h_k$ of the prompts that choose, for everybody alike. Put
+# a **price** $\lambda$ on a unit. Then what is saved is worth $\lambda \, u \, k$, and each prompt takes the number with the best
+# balance:
 #
 # $$\arg\min_k \; h_k - \lambda \, u \, k$$
 
@@ -616,21 +626,22 @@ show(
 )
 
 # %% [markdown]
-# *On the cache bill, at one price. A prompt stops where its line is farthest above the curve: the short one at none, the middle one at
-# five, the long one at eight. No line is farthest above it at three: three cost hardly less than five.*
+# *On the cache bill, at one price. A prompt stops where its line is farthest above the curve: the short one at none, the middle
+# one at five, the long one at eight. No line is ever farthest above it at three, because three lies above the straight line from
+# one to five.*
 
 # %% [markdown]
 # ### Exercise 4 · ●●○ · 12 minutes
 #
 # Write `by_price(curve, numbers, units, layers)`. `curve` has the expected harm $h_k$ of each of `numbers`, and `units` what one
 # attention less saves each prompt (all are arrays). Find the lowest price at which these prompts leave out at least `layers`
-# attentions on average, each prompt weighted by its units: $\sum u k / \sum u$. Return the **rule**: a function that takes the units of any prompts, and returns
-# an array of how many attentions each leaves out at that price.
+# attentions on average, each prompt weighted by its units: $\sum u k / \sum u$. Return the **rule**: a function that takes the
+# units of any prompts, and returns an array of how many attentions each leaves out at that price.
 #
 # <details><summary>Hint</summary>
 #
-# `curve - price * units[:, None] * numbers` is [prompts, numbers]. Try rising prices, such as `np.geomspace(1e-6, 1e3, 5000)` divided
-# by the mean of the units, and stop at the first that is enough.
+# `curve - price * units[:, None] * numbers` is [prompts, numbers]. Try rising prices, such as `np.geomspace(1e-6, 1e3, 5000)`
+# divided by the mean of the units, and stop at the first that is enough.
 #
 # </details>
 
@@ -660,16 +671,17 @@ check_by_price(by_price)
 # %% [markdown]
 # ## Two rules, two bills
 #
-# We make two rules, both to save at least a tenth on the prompts that choose. One is told $u = n + a$, the cache, the other $u = 1$, the
-# time per token. Then each is judged by both bills.
+# We make two rules, both to save at least a tenth on the prompts that choose. One is told $u = n + a$, the cache, the other $u =
+# 1$, the time per token. Then each is judged by both bills.
 #
-# **Predict before you run.** What does the rule for the time tell a prompt of 50 tokens, and one of 700? How many do they leave out?
-# Because …
+# **Predict before you run.** What does the rule for the time tell a prompt of 50 tokens, and one of 700? How many do they leave
+# out? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # The same for both: every prompt makes the same offer, so the rule *is* one number for all. It is 5. A tenth of thirty would be
-# three, but no price chooses three. On the cache bill, the rule for the cache does × 0.23 of the harm. On the time bill it loses, × 1.15.
+# three, but no price chooses three. On the cache bill, the rule for the cache does × 0.23 of the harm. On the time bill it loses,
+# × 1.15.
 #
 # </details>
 
@@ -699,9 +711,9 @@ pd.DataFrame(verdict).T
 # %% [markdown]
 # *What each rule saves on its own bill, and the harm as a multiple of one number for all at the same saving.*
 #
-# Nobody's harm has changed, only the units. So **the cost you name decides who should do without**. Neither bill is the true one. A server that is full pays for cache. A server that is slow
-# pays for time, and lesson 10 will measure how much time an attention takes even when the text is short. (Many pay for both, and $u$
-# adds them up.)
+# Nobody's harm has changed, only the units. So **the cost you name decides who should do without**. Neither bill is the true one.
+# A server that is full pays for cache. A server that is slow pays for time, and lesson 10 will measure how much time an attention
+# takes even when the text is short. (Many pay for both, and $u$ adds them up.)
 #
 # Would it help to *know* each prompt's harm? We let somebody choose who does, with the same rule.
 
@@ -721,10 +733,11 @@ for name, saves in bills.items():
 here("On the time bill, knowing the harms gains over a tenth.", [0.9 - knowing])
 
 # %% [markdown]
-# (Here both save exactly a tenth of the judging prompts' bill. Above the rule saved a little less, so its ratio was another.) Nobody
-# knows the harms beforehand, so this is the most that any signal can gain. On the cache bill that is little, because the lengths have
-# said nearly everything. On the time bill it is about a quarter. So whether a signal that guesses harms is worth building depends on
-# the bill, too. The complexity score is no such signal. (He et al. 2024 *train* one; in Raposo et al. 2024 each token is routed.)
+# (Don't compare with the rule above: here both save exactly a tenth of the judging prompts' bill, and there it saved less than a
+# tenth. On new prompts a rule can miss its target.) Nobody knows the harms beforehand, so this is the most that any signal can
+# gain. On the cache bill that is little, because the lengths have said nearly everything. On the time bill it is about a quarter.
+# So whether a signal that guesses harms is worth building depends on the bill, too. The complexity score is no such signal. (He
+# et al. 2024 *train* one; in Raposo et al. 2024 each token is routed.)
 #
 # ## Who pays
 #
@@ -733,8 +746,8 @@ here("On the time bill, knowing the harms gains over a tenth.", [0.9 - knowing])
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# 8.5 % of the prompts pay for everybody. Counted by tokens the rule loses by far: × 1.88 of one number for all. A long prompt is no
-# bargain any more when its harm weighs as much as what it saves.
+# 8.5 % of the prompts pay for everybody. Counted by tokens the rule loses by far: × 1.88 of one number for all. A long prompt is
+# no bargain any more when its harm weighs as much as what it saves.
 #
 # </details>
 
@@ -755,21 +768,22 @@ here("Less than a fifth of the prompts pays everything.", [0.2 - paying.mean()])
 here("Counted by tokens, the rule loses.", [counted - 1])
 
 # %% [markdown]
-# So there is one more thing to name, beside the bill: **whose harm counts, and how much.** The rule is good for an average in which each
-# answer counts the same, and that average hides the few who pay. Weigh each harm by the prompt's $n$ tokens, and the balance becomes
-# $n \, h_k - \lambda \, (n + a) \, k$. For long prompts $n$ is on both sides and cancels, so they don't stand out any more. (Now
-# the short ones do.)
+# So there is one more thing to name, beside the bill: **whose harm counts, and how much.** The rule is good for an average in
+# which each answer counts the same, and that average hides the few who pay. Weigh each harm by the prompt's $n$ tokens, and the
+# balance becomes $n \, h_k - \lambda \, (n + a) \, k$. For long prompts $n$ is on both sides and cancels, so they don't stand out
+# any more. (Now the short ones do.)
 #
-# What do the few lose? Lesson 05 tells what to fear: a long prompt is often one that somebody asks about, and to leave attentions out
-# costs copying first. There we found something better for long texts: windows of 64 tokens drop seven eighths of a 512-token cache, at
-# less harm to text. A bypass is for those who can't have windows, or who pay for time.
+# What do the few lose? Lesson 05 tells what to fear: a long prompt is often one that somebody asks about, and to leave attentions
+# out costs copying first. There we found something better for long texts: windows of 64 tokens drop seven eighths of a 512-token
+# cache, at less harm to text. They lose copying, too. A bypass is for those who can't have windows, or who pay for time.
 #
 # ## Your server
 #
-# Here is another server. Its users type a line and get a line, write a letter and get a long one, or paste pages and ask one question.
-# It pays for the **time that it writes**: one attention less saves one unit for each token of the *answer*. The harm per token is as measured, and each answer
-# counts the same. How long an answer will be is known only when it has ended. But the server has kept a log. (We made the
-# lengths of the answers up, and suppose that long answers are harmed per token like ours. Prompts and harms are measured.)
+# Here is another server. Its users type a line and get a line, write a letter and get a long one, or paste pages and ask one
+# question. It pays for the **time that it writes**: one attention less saves one unit for each token of the *answer*. The harm
+# per token is as measured, and each answer counts the same. How long an answer will be is known only when it has ended. But the
+# server has kept a log. (We made the lengths of the answers up, and suppose that long answers are harmed per token like ours.
+# Prompts and harms are measured.)
 
 # %%
 from course_utils.lessons.exercises.lesson_06 import ServerExam
@@ -793,12 +807,13 @@ print(f"the exam has {len(exam.tokens)} other prompts")
 # %% [markdown]
 # ### Exercise 5 · ●●● · 20 minutes
 #
-# Decide for the prompts of the exam, of which you know `exam.tokens`. Give `left_out`, one of `numbers` for each, so that at least
-# 8 % of the writing time is saved (a bill over all answers together), at no more than **× 0.61** of the harm of one number for all at
-# the same saving. The exam judges three times only.
+# Decide for the prompts of the exam, of which you know `exam.tokens`. Give `left_out`, one of `numbers` for each, so that at
+# least 8 % of the writing time is saved (a bill over all answers together), at no more than **× 0.61** of the harm of one number
+# for all at the same saving. The exam judges three times only.
 #
-# `log["tokens"].to_numpy()` and `log["answer"].to_numpy()` are yours to learn from. They are the prompts of `choose`, in its order, so
-# you can rehearse with `choose.harm` and `at_equal_cost`. On other prompts a rule saves somewhat more or less, so aim a bit higher.
+# `log["tokens"].to_numpy()` and `log["answer"].to_numpy()` are yours to learn from. They are the prompts of `choose`, in its
+# order, so you can rehearse with `choose.harm` and `at_equal_cost`. On other prompts a rule saves somewhat more or less, so aim a
+# bit higher.
 #
 # <details><summary>Hint</summary>
 #
@@ -867,11 +882,12 @@ check_left_out(left_out, exam)
 #
 # - A decision about an answer belongs to the answer: kept in its cache, it survives other answers in between.
 # - Compare policies at equal cost, and with deals at random. The same average number isn't the same cost.
-# - Harm hardly depends on a prompt's length. What a bypass saves may, and that is a matter of the bill. So **name the cost first**.
+# - In this mix of prompts, harm hardly depends on the length. What a bypass saves may, and that is a matter of the bill. So
+#   **name the cost first**.
 # - A price turns a bill into a rule. Ask who pays for it: on the cache bill a few long prompts pay for all.
 #
-# **On Monday:** write down what your server pays for, and what one attention less saves a short prompt and a long one. If that is the
-# same, leave the same number out everywhere.
+# **On Monday:** write down what your server pays for, and what one attention less saves a short prompt and a long one. If that is
+# the same, don't single out prompts.
 #
 # **Next:** what was cut can be given back in part. Lesson 07 asks what gives back most.
 #
