@@ -47,7 +47,7 @@ html_favicon = "static/favicon.svg"
 html_additional_pages = {"404": "404.html"}  # GitHub Pages' name for it
 html_static_path = ["static"]
 html_css_files = ["course.css"]
-html_js_files = ["course.js", "explore.js", "calculator.js"]
+html_js_files = ["course.js", "calculator.js"]
 html_copy_source = html_show_sourcelink = False
 html_use_index = html_domain_indices = False  # the search finds names
 html_last_updated_fmt = None  # the same sources give the same pages

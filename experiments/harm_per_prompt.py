@@ -16,52 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.lessons.prompt_harm import Case, Measured, Record, cases, measure, save_records
-from course_utils.models import describe, load_model
+from course_utils.models import load_model
 from course_utils.pruning import calibrate, complexity
 from experiments.record import command, kept
 
 RUNS = {("bfloat16", 0): 1000, ("float32", 0): 250, ("bfloat16", 1): 250, ("bfloat16", 2): 250}  # prompts that judge
 NUMBERS = (1, 3, 5, 8)
 CHOOSING, CALIBRATING, CHUNK = 150, 48, 250
-
-
-def published_score(embeddings: torch.Tensor, billions: float) -> float:
-    """Complexity from a prompt's token embeddings [tokens, hidden], for a model of so many billion parameters.
-
-    As published (Martra, notebook 6_6b of the Large Language Model Notebooks Course).
-    """
-    count = len(embeddings)
-    size = min(2.0, max(0.5, 1 + (2 - billions) * 0.1))
-    reference = 2000 / size
-    length = min(np.log1p(count) / np.log1p(reference) * size, 1.0)
-    if count < 4:
-        length *= (count / 4) ** 2
-    variance = 0.0
-    if count >= 3:
-        unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
-        cosines = (unit.sum(0).square().sum() - count) / (count * (count - 1))  # mean over pairs of different tokens
-        variance = (1 - cosines.item()) * min(count / (reference / 15), 1.0)
-    return min(1.0, 0.75 * length + 0.25 * variance)
-
-
-def published_left_out(score: float, blocks: int) -> int:
-    """Attentions that the published table leaves out at a score, for models below two billion parameters."""
-    level = min(int(5 * score), 4)
-    share, scaling = [(0.85, 0.50), (0.90, 0.35), (0.93, 0.35), (0.97, 0.05), (1.0, 0.0)][level]
-    guaranteed = int(blocks * share)
-    return blocks - guaranteed - int((0.1 + 0.2 * level) * scaling * (blocks - guaranteed))
-
-
-@torch.no_grad()
-def published(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chosen: list[Case]) -> list[int]:
-    """Attentions that the published score leaves out for each prompt."""
-    embed, blocks = model.get_input_embeddings(), describe(model).num_blocks
-    billions = sum(weight.numel() for weight in model.parameters()) / 1e9
-    ids = [tokenizer(case.text, add_special_tokens=False, return_tensors="pt").input_ids[0] for case in chosen]
-    return [published_left_out(published_score(embed(one), billions), blocks) for one in ids]
 
 
 def record_of(dtype: str, seed: int, judging: int, work: Path) -> Record:
@@ -92,7 +55,6 @@ def record_of(dtype: str, seed: int, judging: int, work: Path) -> Record:
         choosing=len(choose),
         numbers=NUMBERS,
         complexity=complexity(model, batches, config).tolist(),
-        published=published(model, tokenizer, everyone),
         settings={"model": model.config.name_or_path, "dtype": dtype, "seed": seed, "order": order},
     )
 

@@ -137,7 +137,7 @@ def record():
     return Record(
         settings={}, choosing=2, numbers=(0, 1, 2, 3), tokens=np.array([7, 1, 19, 4]), harm=harm,
         answer_tokens=np.array([32, 5, 32, 9]), complexity=np.array([0.1, 0.5, 0.9, 0.3]),
-        published=np.array([2, 1, 0, 0]), **{name: np.array([value] * 4) for name, value in rows.items()},
+        **{name: np.array([value] * 4) for name, value in rows.items()},
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from course_tools.lessons.notebooks import (
     repository_path,
     without_empty_headers,
 )
-from course_tools.site import calculator, explorable
+from course_tools.site import calculator
 from course_tools.site.meanings import with_meanings
 from course_utils.support.files import write_text
 
@@ -153,7 +153,7 @@ class Sources:
             notebook.metadata["no-search"] = ""  # the lesson itself is found
         row, title, facts = notebook.cells[0].source.split("\n\n", 2)
         notebook.cells[0].source = "\n\n".join([title, row, facts])
-        _add_what_moves(notebook.cells, lesson)
+        _add_calculator(notebook.cells, lesson)
         glossary = os.path.relpath("docs/glossary.html", PurePosixPath(path).parent)
         known = {term.name: term.meaning for term in self.terms if term.lesson <= lesson.number[:2]}
         seen: set[str] = set()
@@ -382,12 +382,6 @@ def question_page(question: Question, number: int, *, name: str) -> str:
     return "\n\n".join([f"### Question {number}", asked, raw(form)])
 
 
-def explorable_page(lesson: str) -> str:
-    """A lesson's figure to move through; explore.js shows it in place of the picture above it."""
-    data = explorable.page_data(lesson)
-    return raw(f'<div class="explorable" hidden><script type="application/json">{data}</script></div>')
-
-
 def calculator_page() -> str:
     """The calculator, a section of its own."""
     says = (
@@ -458,11 +452,8 @@ def _give_alt(cell: NotebookNode) -> None:
         cell.metadata["mystnb"] = {"image": {"alt": pictures[0].metadata["image/png"]["alt"]}}
 
 
-def _add_what_moves(cells: list[NotebookNode], lesson: Lesson) -> None:
-    """Add what only a page can have: the figure to remember with its record, and a calculator."""
-    if lesson.number in explorable.LESSONS:
-        pictured = [any(map(_is_picture, cell.get("outputs", []))) for cell in cells].index(True)
-        cells.insert(pictured + 1, nbformat.v4.new_markdown_cell(explorable_page(lesson.number), id="explorable"))
+def _add_calculator(cells: list[NotebookNode], lesson: Lesson) -> None:
+    """Add what only a page can have."""
     if lesson.number == calculator.LESSON:
         quiz = [cell.source for cell in cells].index("## Quiz")
         cells.insert(quiz, nbformat.v4.new_markdown_cell(calculator_page(), id="calculator"))

@@ -8,27 +8,12 @@ prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 
 from course_utils.lessons.prompt_harm import Record
 from course_utils.support import checks
 from course_utils.support.checks import check_types
-from course_utils.support.uncertainty import CONFIDENCE
-
-_DRAWS = 2000  # of documents with replacement, for an interval
-
-
-@check_types
-def cache_saved(record: Record, blocks: int) -> np.ndarray:
-    """Share of all prompts' key-value cache, at its fullest, that each prompt saves with each number.
-
-    Each of the model's ``blocks`` attentions keeps the same for every token.
-    """
-    checks.whole_number("blocks", blocks, least=1)
-    tokens = record.tokens + record.answer_tokens
-    return tokens[:, None] * np.array(record.numbers) / (blocks * tokens.sum())
 
 
 @check_types
@@ -62,45 +47,6 @@ def _lower_hull(saved: np.ndarray, harm: np.ndarray) -> tuple[list[float], list[
             corners.pop()
         corners.append((x, y))
     return [x for x, _ in corners], [y for _, y in corners]
-
-
-@lru_cache(maxsize=1)  # a table of gaps asks for the same draws again and again
-def _times_drawn(units: int) -> np.ndarray:
-    """How often each unit comes in each draw with replacement, [draws, units]; always the same draws."""
-    return np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), _DRAWS).astype(np.float64)
-
-
-@check_types
-def gap_to_static(
-    harm: np.ndarray,
-    saved: np.ndarray,
-    choice: np.ndarray,
-    documents: Sequence[str],
-) -> tuple[float, float, float]:
-    """A policy's harm less that of the best static bypass or mixture that saves as much, and its 95 % interval.
-
-    Documents (of each prompt) are drawn with replacement, because prompts of one document resemble each other. The
-    static arm is made anew in each draw, at what the policy saves there: a draw with more long prompts changes both.
-
-    Raises:
-        ValueError: ``documents`` doesn't name one for each prompt.
-    """
-    if isinstance(documents, str) or np.shape(documents) != np.shape(choice):
-        raise ValueError(f"'documents' must name each of the {len(choice)} prompts' document; got {documents!r}.")
-    rows, (_, groups) = np.arange(len(choice)), np.unique(documents, return_inverse=True)
-    own = np.stack([saved[rows, choice], harm[rows, choice], np.ones(len(rows))], axis=1)
-    units = np.zeros((groups.max() + 1, own.shape[1] + 2 * harm.shape[1]))
-    np.add.at(units, groups, np.concatenate([own, saved, harm], axis=1))
-
-    def gap(sums: np.ndarray) -> float:
-        own_saved, own_harm, count = sums[:3]
-        saved_at, harm_at = sums[3 : 3 + harm.shape[1]], sums[3 + harm.shape[1] :]
-        return (own_harm - np.interp(own_saved, *_lower_hull(saved_at, harm_at))) / count
-
-    drawn = [gap(sums) for sums in _times_drawn(len(units)) @ units]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return float(gap(units.sum(0))), float(low), float(high)
 
 
 @check_types
@@ -145,31 +91,3 @@ def by_level(record: Record, left_out: Sequence[int]) -> np.ndarray:
     scores, first = record.complexity, record.choosing
     edges = np.quantile(scores[:first], np.arange(1, len(left_out)) / len(left_out))
     return np.searchsorted(record.numbers, left_out)[np.searchsorted(edges, scores[first:], side="right")]
-
-
-@check_types
-def by_price(record: Record, blocks: int, share: float) -> tuple[np.ndarray, float]:
-    """Choices for the prompts that judge, by the rule with a price.
-
-    The rule expects the same of all prompts, the mean harm and the mean answer. Its price saves ``share`` of the cache
-    on the prompts that choose.
-
-    Returns:
-        The choice, and the price: nats per token of the answer, for the cache of one token in one attention.
-
-    Raises:
-        ValueError: ``share`` isn't from 0 to what the largest number saves.
-    """
-    checks.whole_number("blocks", blocks, least=1)
-    most = record.numbers[-1] / blocks
-    if not 0 <= checks.number("share", share) <= most:
-        raise ValueError(f"'share' must lie from 0 to {most:.3f}, what the largest number saves; got {share}.")
-    choose, judge = record.split()
-    curve, numbers, answer = choose.harm.mean(0), np.array(record.numbers), choose.answer_tokens.mean()
-
-    def tables(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        saved = (tokens + answer)[:, None] * numbers
-        return np.broadcast_to(curve, saved.shape), saved
-
-    price = price_for(*tables(choose.tokens), share * blocks * (choose.tokens + answer).sum())
-    return cheapest_guess(*tables(judge.tokens), price), price

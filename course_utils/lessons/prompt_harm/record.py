@@ -20,7 +20,7 @@ from course_utils.support.checks import check_types
 from course_utils.support.files import write_text
 
 RECORD = Path(__file__).parents[2] / "data" / "harm_per_prompt.json"
-_PER_PROMPT = ("kinds", "documents", "digests", "tokens", "answer_tokens", "harm", "complexity", "published")
+_PER_PROMPT = ("kinds", "documents", "digests", "tokens", "answer_tokens", "harm", "complexity")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class Record:
         answer_tokens: [prompts].
         harm: [prompts, numbers], as in ``Measured``; 0 in the first column.
         complexity: [prompts], the score of ``calibrate``'s policy.
-        published: [prompts], how many attentions Martra's published score leaves out; none where it wasn't asked.
     """
 
     settings: dict[str, Any]
@@ -51,7 +50,6 @@ class Record:
     answer_tokens: np.ndarray
     harm: np.ndarray
     complexity: np.ndarray
-    published: np.ndarray
 
     @classmethod
     def of(
@@ -63,7 +61,6 @@ class Record:
         numbers: Sequence[int],
         settings: dict[str, Any],
         complexity: Sequence[float],
-        published: Sequence[int] = (),
     ) -> Record:
         """Put together what was measured of ``chosen`` prompts, those that choose first; ``numbers`` are without 0."""
         return cls(
@@ -77,7 +74,6 @@ class Record:
             answer_tokens=found.answer_tokens,
             harm=np.concatenate([np.zeros((len(chosen), 1)), found.harm], axis=1),
             complexity=np.array(complexity),
-            published=np.array(published, dtype=int),
         )
 
     @classmethod

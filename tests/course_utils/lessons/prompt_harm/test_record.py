@@ -1,7 +1,5 @@
 """Records survive a file, belong to one model and dtype, and a small one is measured where none is shipped."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -26,7 +24,7 @@ def a_record(tokenizer, **settings):
     found = measure(model, tokenizer, texts(), SETS)
     tokens = complexity(model, (tokenizer(text, return_tensors="pt") for text in texts()), by_length(model)).tolist()
     return Record.of(
-        chosen, found, choosing=3, numbers=(1, 2, 3), settings=settings, complexity=tokens, published=[2, 1, 0, 0]
+        chosen, found, choosing=3, numbers=(1, 2, 3), settings=settings, complexity=tokens
     )
 
 
@@ -47,7 +45,7 @@ def test_records_come_back(shipped):
         assert (again.harm[:, 0] == 0).all()
         for name in ("harm", "complexity"):
             np.testing.assert_allclose(getattr(again, name), getattr(one, name), atol=6e-5)
-        for name in ("kinds", "documents", "digests", "tokens", "answer_tokens", "published"):
+        for name in ("kinds", "documents", "digests", "tokens", "answer_tokens"):
             assert getattr(again, name).tolist() == getattr(one, name).tolist()
         assert again.complexity.tolist() == again.tokens.tolist()
     with pytest.raises(ValueError, match="'float32' with seed 1; there are: dtype 'bfloat16' with seed 0, dtype"):
@@ -57,9 +55,7 @@ def test_records_come_back(shipped):
 def test_prompts_that_choose_and_those_that_judge(shipped):
     choose, judge = shipped[0].split()
     assert choose.documents.tolist() == ["book 0", "book 1", "book 2"] and judge.documents.tolist() == ["book 3"]
-    assert judge.published.tolist() == [0] and (judge.choosing, choose.choosing) == (0, 0)
-    bare = dataclasses.replace(shipped[0], published=np.array([], dtype=int))
-    assert [len(part.published) for part in bare.split()] == [0, 0]
+    assert (judge.choosing, choose.choosing) == (0, 0)
 
 
 def test_only_its_own_model_gets_a_record_and_that_of_its_dtype_if_there_is_one(shipped):
@@ -108,5 +104,5 @@ def test_the_shipped_records_say_what_they_need_to(dtype, seed):
     assert judge.tokens.min() <= 3
     assert judge.tokens.max() >= 1000
     assert found.answer_tokens.max() == ANSWER_TOKENS
-    assert len(found.published) == len(found.complexity) == len(found.kinds)
+    assert len(found.complexity) == len(found.kinds)
     assert found.settings["model"] == "SmolLM2-135M-Instruct" and len(found.settings["order"]) == 8
