@@ -483,7 +483,7 @@ show(
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # At 0 nothing, because then both rows belong to the same neuron, and a whole neuron per block is hardly missed. At 64 places it
-# is already up to 0.5 nats, and it goes up and up with the distance, to over 9. Equal distances don't cost the same: it also
+# is already about 0.4 nats, and it goes up and up with the distance, to about 11. Equal distances don't cost the same: it also
 # matters which places they are.
 #
 # </details>
@@ -520,7 +520,7 @@ def damage(model):
 distances = [0, *(width // share for share in (24, 6, 3)), 2 * width // 3]
 knob = []
 for distance in tqdm(distances, desc="distances"):
-    for _ in range(3):
+    for _ in range(2):
         rows = torch.randint(width - distance, (len(blocks),)).tolist()
         pairs = [(row, row + distance) for row in rows]
         knob.append((distance, pairs, damage(cut(*one_row_each(pairs)))))
@@ -532,7 +532,7 @@ claim("On average more distance does more harm.", by_distance.mean().diff()[1:])
 by_distance.agg(["min", "max"]).round(2).T
 
 # %% [markdown]
-# The table has the lowest and the highest damage, in nats per token, of three draws of rows $i$ at each distance. It follows the
+# The table has the lowest and the highest damage, in nats per token, of two draws of rows $i$ at each distance. It follows the
 # distance. But one could still object: perhaps it is the lost rows, and the far ones just happened to be worse. So we remove the
 # shift and keep the loss. `mended` lets a function mend each MLP of a broken model, and `judge` measures the damage that is left.
 # (`moved` is for later.)
@@ -693,7 +693,7 @@ show(
 )
 
 # %% [markdown]
-# *At each distance crosses, dots and stars belong to the same three draws of rows $i$.* A star has lost rows $i$ and $j$, as its
+# *At each distance crosses, dots and stars belong to the same two draws of rows $i$.* A star has lost rows $i$ and $j$, as its
 # cross has; in effect two neurons are gone whole. The blue squares are our own Llama, at the mean of its distances. (With all three
 # moved alike it would lie at 0.)
 #
@@ -704,7 +704,7 @@ show(
 # that isn't done, and half is something wrong that is said. Only together do they pass guessing. (At two thirds of the block we find
 # no difference between the two, and don't know why.)
 #
-# In step 0.12 nats remain in our model. Where the rows were drawn blindly, no distance has more than 0.03 on average. So L1's weakest
+# In step 0.12 nats remain in our model. Where the rows were drawn blindly, no distance has more than 0.05 on average. So L1's weakest
 # rows seem to cost more than random ones; that is the theme of lesson 03.
 #
 # ## One list for all three

@@ -333,10 +333,15 @@ here("One cut does over twice the damage of every other.", [more])
 from course_utils.lessons.exercises.lesson_03 import check_halve
 
 
+known = {}  # what `harm` has measured, so that no model is run twice
+
+
 def harm(back):
     """The damage that is left on the two rows when these neurons come back."""
-    model = without(base, set(disaster) - set(back))
-    return loss(model, few) - whole_few
+    back = frozenset(back)
+    if back not in known:
+        known[back] = loss(without(base, set(disaster) - back), few) - whole_few
+    return known[back]
 
 
 # BEGIN SOLUTION
