@@ -4,11 +4,11 @@
 
 The same 63 predictions of each row are judged alone and with 448 tokens before them (in some arms 128 and 256, too),
 on speeches and wiki; a third text is a passage that comes a second time, after another one. Attentions are left out
-("bypass"), say the mean of what they said on calibration rows ("mean"), or see the nearest tokens and the first one
-("window 64", "window 64, no first token"). Which ones: by importance, four to all thirty; by leave-one-out on short and
-on long calibration rows, eight; the one that is dearest alone; and, on copying, each alone with a window, and all but
-six: those whose windows cost copying most on calibration rows, or six drawn blindly. Float32; 40 minutes on one idle
-core. Killed, it goes on where it was.
+("bypass"), say the mean of what they said on calibration rows ("mean"), see the nearest tokens and the first one
+("window 64", "window 64, no first token"), or all but one token. Which ones: by importance, four to all thirty; by
+leave-one-out on short and on long calibration rows, eight; the one that is dearest alone; and, on copying, each alone
+with a window, and all but six: those whose windows cost copying most on calibration rows, or six drawn blindly.
+Float32; 40 minutes on one idle core. Killed, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from experiments.record import LLAMA, Arm, command, kept, write_record
 
 ROWS, JUDGED, LONG, BETWEEN = 16, 64, 512, (128, 256)  # judged rows; tokens of a row that are judged; of a long row
 WINDOW = 64  # tokens that an attention with a window sees, itself included, beside the first one
-OTHERS, NEAR_MISS = (8, 16, 32, 128), (96, 127, 160)  # other windows, on all texts and on copying alone
+OTHERS, NEAR_MISS = (1, 8, 16, 32, 128), (96, 127, 160)  # other windows, on all texts and on copying alone
+ONE_HIDDEN = "one token hidden"  # a way to see everything but what came next when a passage was read the first time
 EIGHT = 8  # how many are left out together
 BYPASSED = (4, 12)  # how many of the least important, beside eight
 SIX, BLIND = 6, 5  # how many stay whole while the others have windows; draws of them
@@ -56,15 +57,20 @@ def changed(base: PreTrainedModel, layers: Layers, how: str, means: Tensor) -> P
         attention = model.model.layers[layer].self_attn
         if how == "mean":
             attention.register_forward_hook(lambda _a, _i, output, mean=means[layer]: (output[0] + mean, None))
-        elif how.startswith("window"):
+        elif how == ONE_HIDDEN or how.startswith("window"):
             attention.register_forward_pre_hook(partial(_narrow, how=how), with_kwargs=True)
     return model
 
 
 def _narrow(_attention: object, inputs: tuple, named: dict, *, how: str) -> tuple[tuple, dict]:
     states = named["hidden_states"]
+    length = states.shape[1]
     width, _, without = how.removeprefix("window ").partition(", ")
-    seen = near(states.shape[1], int(width), first_token=not without)
+    if how == ONE_HIDDEN:
+        tokens = torch.arange(length)
+        seen = near(length, length) & (tokens[:, None] - tokens != 2 * JUDGED - 1)
+    else:
+        seen = near(length, int(width), first_token=not without)
     return inputs, named | {"attention_mask": seen[None, None].to(states.device)}
 
 
@@ -182,6 +188,7 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Path) 
     yield arm("leave-one-out, long", "bypass", chosen["leave-one-out, long"], *BETWEEN)
     yield arm("dearest", "bypass", chosen["dearest"])
     yield arm("dearest", "mean", chosen["dearest"])
+    yield arm("dearest", "window 1", chosen["dearest"])
     for count in BYPASSED:
         yield arm("importance", "bypass", chosen["importance"][:count])
     yield arm("importance", window, everyone)
@@ -189,15 +196,15 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Path) 
     for layers in (chosen["importance"][:EIGHT], everyone):
         for width in OTHERS:
             yield arm("importance", f"window {width}", layers)
-        for width in NEAR_MISS:
-            yield copying("importance", f"window {width}", layers)
+        for how in (*(f"window {width}" for width in NEAR_MISS), ONE_HIDDEN):
+            yield copying("importance", how, layers)
 
 
 def main() -> None:
     args = command(__doc__, "records/attention_reach").parse_args()
     settings = {"model": LLAMA, "calibration": "speeches: 16 rows of 64 tokens (short), 4 of 512 (long)"}
     base, tokenizer = load_model("llama", dtype=torch.float32)
-    write_record(arms(base, tokenizer, args.work), args.out, work=args.work, settings=settings, total=66)
+    write_record(arms(base, tokenizer, args.work), args.out, work=args.work, settings=settings, total=71)
 
 
 if __name__ == "__main__":
