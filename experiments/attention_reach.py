@@ -4,10 +4,11 @@
 
 The same 63 predictions of each row are judged alone and with 448 tokens before them (in some arms 128 and 256, too),
 on speeches and wiki; a third text is a passage that comes a second time, after another one. Attentions are left out
-("bypass"), say the mean of what they said on calibration rows ("mean"), or see the nearest 64 tokens and the first one
-("window"). Which ones: by importance, four to all thirty; by leave-one-out on short and on long calibration rows,
-eight; the one that is dearest alone; and, on copying, each alone with a window. Float32; half an hour on one idle core.
-Killed, it goes on where it was.
+("bypass"), say the mean of what they said on calibration rows ("mean"), see the nearest tokens and the first one
+("window 64", "window 64, no first token"), or all but one token. Which ones: by importance, four to all thirty; by
+leave-one-out on short and on long calibration rows, eight; the one that is dearest alone; and, on copying, each alone
+with a window, and all but six: those whose windows cost copying most on calibration rows, or six drawn blindly.
+Float32; 40 minutes on one idle core. Killed, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.models import load_model, variant
@@ -31,16 +33,19 @@ from experiments.record import LLAMA, Arm, command, kept, write_record
 
 ROWS, JUDGED, LONG, BETWEEN = 16, 64, 512, (128, 256)  # judged rows; tokens of a row that are judged; of a long row
 WINDOW = 64  # tokens that an attention with a window sees, itself included, beside the first one
+OTHERS, NEAR_MISS = (1, 8, 16, 32, 128), (96, 127, 160)  # other windows, on all texts and on copying alone
+ONE_HIDDEN = "one token hidden"  # a way to see everything but what came next when a passage was read the first time
 EIGHT = 8  # how many are left out together
-BYPASSED, WINDOWED = (4, 12), (15, 22, 30)  # how many of the least important, beside eight
+BYPASSED = (4, 12)  # how many of the least important, beside eight
+SIX, BLIND = 6, 5  # how many stay whole while the others have windows; draws of them
 POOLS = {"speeches": 65_536, "wiki": 24_576}  # tokens of each text to draw rows from
 
 
-def near(length: int, window: int) -> Tensor:
+def near(length: int, window: int, *, first_token: bool = True) -> Tensor:
     """[length, length]: whether a token sees another one: one of the nearest before it, itself, or the first."""
     tokens = torch.arange(length)
     back = tokens[:, None] - tokens
-    return (back >= 0) & ((back < window) | (tokens == 0))
+    return (back >= 0) & ((back < window) | (first_token & (tokens == 0)))
 
 
 def changed(base: PreTrainedModel, layers: Layers, how: str, means: Tensor) -> PreTrainedModel:
@@ -52,14 +57,21 @@ def changed(base: PreTrainedModel, layers: Layers, how: str, means: Tensor) -> P
         attention = model.model.layers[layer].self_attn
         if how == "mean":
             attention.register_forward_hook(lambda _a, _i, output, mean=means[layer]: (output[0] + mean, None))
-        elif how == "window":
-            attention.register_forward_pre_hook(_narrow, with_kwargs=True)
+        elif how == ONE_HIDDEN or how.startswith("window"):
+            attention.register_forward_pre_hook(partial(_narrow, how=how), with_kwargs=True)
     return model
 
 
-def _narrow(_attention: object, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+def _narrow(_attention: object, inputs: tuple, named: dict, *, how: str) -> tuple[tuple, dict]:
     states = named["hidden_states"]
-    return inputs, named | {"attention_mask": near(states.shape[1], WINDOW)[None, None].to(states.device)}
+    length = states.shape[1]
+    width, _, without = how.removeprefix("window ").partition(", ")
+    if how == ONE_HIDDEN:
+        tokens = torch.arange(length)
+        seen = near(length, length) & (tokens[:, None] - tokens != 2 * JUDGED - 1)
+    else:
+        seen = near(length, int(width), first_token=not without)
+    return inputs, named | {"attention_mask": seen[None, None].to(states.device)}
 
 
 @torch.no_grad()
@@ -95,9 +107,13 @@ def evaluation_rows(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
     for text, tokens in POOLS.items():
         pool = token_blocks(tokenizer, "evaluation", domain=text, tokens=tokens, length=LONG)
         rows[text] = pool.sample(ROWS, seed=1).input_ids
-    passages = rows["speeches"][:, :JUDGED]
-    rows["copying"] = torch.cat([passages, passages.roll(1, dims=0), passages], dim=1)
+    rows["copying"] = twice(rows["speeches"][:, :JUDGED])
     return rows
+
+
+def twice(passages: Tensor) -> Tensor:
+    """[rows, 3 x length]: each passage, then another one, then the first one again."""
+    return torch.cat([passages, passages.roll(1, dims=0), passages], dim=1)
 
 
 def alone(ids: Tensor, text: str) -> TokenBlocks:
@@ -107,16 +123,21 @@ def alone(ids: Tensor, text: str) -> TokenBlocks:
 
 
 def choices(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Which attentions go first: all by importance, eight by leave-one-out on short and long rows, the dearest."""
+    """Which go first: all by importance, eight by leave-one-out on short and long rows, the dearest; who copies."""
     pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=JUDGED)
     short, long = pool.sample(80, seed=0)[:16], long_calibration(tokenizer)  # short: leave_out's first draw
     singles = [(layer,) for layer in range(base.config.num_hidden_layers)]
     harms, harms_long = (left_out(base, "attention", singles, rows) for rows in (short, long))
+    passages, means = twice(short.input_ids[:EIGHT]), torch.empty(0)
+    copying = [
+        sum(nats_of_the_last(changed(base, layer, f"window {WINDOW}", means), passages)) for layer in tqdm(singles)
+    ]
     return {
         "importance": attention_importance(base, short.batches(16)).argsort(stable=True).tolist(),
         "leave-one-out": list(lowest(harms, EIGHT)),
         "leave-one-out, long": list(lowest(harms_long, EIGHT)),
         "dearest": [harms.index(max(harms))],
+        "copying": sorted(range(len(copying)), key=lambda layer: -copying[layer])[:SIX],
     }
 
 
@@ -145,29 +166,45 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Path) 
         return Arm(key, partial(changed, base, layers, how, means), texts, judged([*between, LONG - JUDGED]))
 
     yield arm("", "", (), *BETWEEN)
-    # Who copies? A window for each alone. Its text is short, where a window hides nothing.
-    for layer in range(base.config.num_hidden_layers):
-        one = arm("alone", "window", (layer,))
-        yield replace(one, texts={"speeches": texts["speeches"]}, tasks={"copying": one.tasks["copying"]})
+
+    def copying(criterion: str, how: str, layers: Sequence[int]) -> Arm:
+        """An arm for copying alone; a record wants a text, and this one is short, so a window hides nothing."""
+        one = arm(criterion, how, layers)
+        return replace(one, texts={"speeches": texts["speeches"]}, tasks={"copying": one.tasks["copying"]})
+
+    everyone, window = range(base.config.num_hidden_layers), f"window {WINDOW}"
+    for layer in everyone:  # who copies?
+        yield copying("alone", window, (layer,))
     chosen = kept(work / "choices.json", partial(choices, base, tokenizer))
+    yield arm("all but the six that copy", window, [*{*everyone} - {*chosen["copying"]}])
+    for seed in range(BLIND):
+        six = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(seed))[:SIX].tolist()
+        yield copying("all but six blindly", window, [*{*everyone} - {*six}])
     for criterion in ("importance", "leave-one-out"):
         eight = chosen[criterion][:EIGHT]
         yield arm(criterion, "bypass", eight, *BETWEEN)
         yield arm(criterion, "mean", eight)
-        yield arm(criterion, "window", eight)
+        yield arm(criterion, window, eight)
     yield arm("leave-one-out, long", "bypass", chosen["leave-one-out, long"], *BETWEEN)
     yield arm("dearest", "bypass", chosen["dearest"])
     yield arm("dearest", "mean", chosen["dearest"])
-    for how, counts in (("bypass", BYPASSED), ("window", WINDOWED)):
-        for count in counts:
-            yield arm("importance", how, chosen["importance"][:count])
+    yield arm("dearest", "window 1", chosen["dearest"])
+    for count in BYPASSED:
+        yield arm("importance", "bypass", chosen["importance"][:count])
+    yield arm("importance", window, everyone)
+    yield arm("importance", f"{window}, no first token", everyone)
+    for layers in (chosen["importance"][:EIGHT], everyone):
+        for width in OTHERS:
+            yield arm("importance", f"window {width}", layers)
+        for how in (*(f"window {width}" for width in NEAR_MISS), ONE_HIDDEN):
+            yield copying("importance", how, layers)
 
 
 def main() -> None:
     args = command(__doc__, "records/attention_reach").parse_args()
     settings = {"model": LLAMA, "calibration": "speeches: 16 rows of 64 tokens (short), 4 of 512 (long)"}
     base, tokenizer = load_model("llama", dtype=torch.float32)
-    write_record(arms(base, tokenizer, args.work), args.out, work=args.work, settings=settings, total=45)
+    write_record(arms(base, tokenizer, args.work), args.out, work=args.work, settings=settings, total=71)
 
 
 if __name__ == "__main__":

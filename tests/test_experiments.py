@@ -49,7 +49,7 @@ EXPERIMENTS = {
         "CUTS": 2, "DRAWS": 2, "ENDS": 0, "BLOCKS": 2, "RUN": 2, "ATTENTIONS": (1, 2)}),
     "attention_reach": Small("records/attention_reach", {
         "ROWS": 2, "JUDGED": 8, "LONG": 24, "BETWEEN": (8,), "WINDOW": 4, "EIGHT": 1,
-        "BYPASSED": (2,), "WINDOWED": (3,)}),
+        "BYPASSED": (2,), "OTHERS": (2,), "NEAR_MISS": (3,), "SIX": 1, "BLIND": 2}),
     "plant_and_cut": Small("records/plant_and_cut", {
         "AXES": 1, "RATES": {"down": 1e-3, "attention": 1e-3}, "STEPS": 2, "CHOSEN": 48, "JUDGED": 48, "NEURONS": 2,
         "RANDOM": 1, "RANDOM_REAL": 1}),
