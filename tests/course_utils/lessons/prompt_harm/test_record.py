@@ -23,9 +23,7 @@ def a_record(tokenizer, **settings):
     settings = {"model": "tiny", "dtype": "bfloat16", "seed": 0} | settings
     found = measure(model, tokenizer, texts(), SETS)
     tokens = complexity(model, (tokenizer(text, return_tensors="pt") for text in texts()), by_length(model)).tolist()
-    return Record.of(
-        chosen, found, choosing=3, numbers=(1, 2, 3), settings=settings, complexity=tokens
-    )
+    return Record.of(chosen, found, choosing=3, numbers=(1, 2, 3), settings=settings, complexity=tokens)
 
 
 @pytest.fixture
