@@ -16,12 +16,12 @@
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** The popular pictures ask how *much* differs, over all directions at once. Two occupations differ in a hundred ways, and
-# the pronoun is one of the smallest, so these pictures look the same with true and with random groups. The model itself chooses
-# between "she" and "he" along *one* direction. Look along that one, and the occupations stand in the order of the share of women
-# in them, suddenly, behind two late blocks. Three heads out of all write it there. If they say the same for everybody, nine tenths
-# of the stereotype are gone. They don't fetch it from the word "nurse" alone: most of it they read from the tokens behind it. And
-# they aren't made for stereotypes. The woman's "she" goes through them as well, and so does the choice between "it" and "they".
+# **Answer.** The popular pictures ask how *much* differs, over all directions at once. Occupations differ in many ways, and little of
+# it is along the direction of the pronoun, so to the eye these pictures look much the same with true and with random groups. The
+# model itself chooses between "she" and "he" along *one* direction. Look along that one, and the groups part, suddenly, behind two
+# late blocks. Three heads out of all carry it to the last token. If they say the same for everybody, nine tenths of the stereotype
+# are gone. They don't fetch it from the word "nurse" alone: most of it they read from the tokens after it, the last one included.
+# And they aren't made for stereotypes: the woman's "she" goes through them as well, and more, which the last exercise asks for.
 #
 # </details>
 
@@ -36,7 +36,7 @@
 # **Usual questions:** "Is it bias, if the statistics are so?" Read the paragraph on whom it harms. "So can I cut the three heads?"
 # Exercise 4 shows what else they carry; lesson 09 cuts them.
 #
-# **Wrong turns:** the direction without the norm (exercise 1); new sentences of old words taken for new words (exercise 2, the most
+# **Wrong turns:** the direction without the norm (exercise 1); new texts of old words taken for new words (exercise 2, the most
 # common mistake with probes); in exercise 4, two questions that are both about verbs.
 #
 # **At the end you have** the direction along which the model's bias can be seen, the heads that write it, and a proof of where they
@@ -46,6 +46,7 @@
 
 # %%
 from contextlib import contextmanager
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -80,7 +81,7 @@ for text, rest in written["goes on"].items():
 #
 # From labour statistics we know the share of women in each occupation (Zhao et al. 2018), so we know beforehand where a stereotype
 # would point. Does the model follow it? A **rank correlation** compares two orders. It is 1 if they are the same, and 0 if one says
-# nothing about the other.
+# nothing about the other, and −1 if one is the other reversed.
 
 # %%
 jobs = prompts(occupations())  # a row for each word in each sentence
@@ -94,7 +95,7 @@ here("The log-odds follow the share of women.", [follows[1]])
 
 # %% [markdown]
 # So what the model *says* follows the statistics closely. **Whom does that harm?** It makes an exception of the woman who is a
-# mechanic, and nobody who is neither "he" nor "she" exists in it. That jobs *are* shared out unevenly explains where a model has it
+# mechanic. (Our measure does harm of its own: nobody who is neither "he" nor "she" exists in it.) That jobs *are* shared out unevenly explains where a model has it
 # from. It doesn't say that a sentence about one person should be guessed that way.
 #
 # ## Can you see it?
@@ -102,7 +103,7 @@ here("The log-odds follow the share of women.", [follows[1]])
 # Here is the most popular picture of a model's inside. A state has hundreds of numbers; **principal components** are the two
 # directions along which the states vary most. Each dot is one occupation: the state of its last token in a late block, averaged
 # over the sentences. The dots are the same, left and right. But the colours are right on one side only. On the other side they were
-# dealt at random.
+# dealt at random: nineteen times, and you see one of these deals.
 
 # %%
 late, sentences = blocks - 1 - blocks // 8, jobs.template.nunique()
@@ -127,8 +128,7 @@ both = [women, best][:: 1 - 2 * side]
 for panel, name, groups in zip(panels, ("left", "right"), both, strict=True):
     for group, mine in (("mostly women", groups), ("mostly men", ~groups)):
         panel.plot(*points[mine].T, linestyle="none", **mark(group))
-    panel.set(title=name, xlabel="component 1")
-panels[0].set_ylabel("component 2")
+    panel.set(title=name, xlabel="component 1", ylabel="component 2")
 panels[0].legend()
 show(
     "The same forty dots along two principal components, twice. On one side the "
@@ -136,7 +136,7 @@ show(
 )
 
 # %% [markdown]
-# *Which side has the true colours? Decide before you go on.*
+# *Which side has the true colours? Decide before you go on, and mind that we chose the random deal.*
 #
 # The second popular picture is a map of differences. Each of its 1,600 fields says how far apart the states of two occupations are,
 # relative to their size. On one side the occupations stand in the order of their share of women, so both groups are together. If the
@@ -152,9 +152,8 @@ _, panels = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
 both = [np.arange(len(far)), draw.permutation(len(far))][:: 1 - 2 * side_of_map]
 for panel, name, order in zip(panels, ("left", "right"), both, strict=True):
     image = panel.imshow(far[np.ix_(order, order)], cmap="viridis")
-    panel.set(title=name, xlabel="occupation", xticks=[], yticks=[])
+    panel.set(title=name, xlabel="occupations", xticks=[], yticks=[])
     panel.grid(visible=False)
-panels[0].set_ylabel("occupation")
 plt.colorbar(image, ax=panels, label="relative difference")
 show(
     "Two maps of how far each pair of forty occupations is apart. Both have a dark "
@@ -168,8 +167,8 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The cloud that looks better separated is the random one! It is the best of nineteen, and all but a few of these nineteen look
-# better than the truth. Of what the true picture shows, not one percent lies between the groups.
+# The cloud that looks better separated is the random one! It is the best of nineteen. But the others do well, too: 16 of the nineteen
+# look better than the truth. Of what the true picture shows, not one percent lies between the groups.
 #
 # The map does know something: occupations of opposite groups differ 1.02 times as much as those of the same group, and shuffled
 # groups seldom reach that. But hardly anybody sees two percent in a picture, and an eye that wants squares finds some on either side.
@@ -196,7 +195,7 @@ print(f"{better} of 19 random colourings look better than the true one")
 p = permutation_p(ratio, by_word.index.to_numpy(), women, seed=session.seed)
 print(f"map: sorted on the {places[side_of_map]}", end="; ")
 print(f"opposite groups differ {ratio(women):.2f} times as much, p = {p:.3f}")
-here("Random colours look better than the true ones.", [apart(best) - apart(women)])
+here("Most random colourings look better than the true one.", [better / 19 - 0.5])
 here("Opposite groups differ little more than others.", [1.1 - ratio(women)])
 
 # %% [markdown]
@@ -207,9 +206,8 @@ here("Opposite groups differ little more than others.", [1.1 - ratio(women)])
 #
 # We deal out words and not sentences, because eight sentences about the nurse aren't eight occupations.)
 #
-# Why do these pictures fail? They ask how **much** differs, over all directions at once. A nurse and a carpenter differ in a hundred
-# ways: hospital or building site, care or wood, sitting or standing. Their pronoun is one small difference among these. What we
-# should ask is **along which direction** they differ.
+# So the groups do differ, but hardly to the eye. These pictures ask how **much** differs, over all directions at once, and occupations
+# may differ in many ways: hospital or building site, sitting or standing. What we should ask is **along which direction** they differ.
 #
 # ## The direction that decides
 #
@@ -252,26 +250,29 @@ def toward_she(states, norm, she, he):
 check_toward_she(toward_she)
 
 # %% [markdown]
-# ## The fourth picture
+# ## The third picture
 #
-# We look at the same forty dots along this direction, behind each block. Nothing is fitted, and the labour statistics play no part.
-# Behind the last block the numbers must be the model's own log-odds; the cell checks that.
+# We look at the same forty dots along this direction, behind each block. Nothing is fitted, and the labour statistics play no part in
+# the direction. Behind the last block the numbers must be the model's own log-odds; the cell checks that. As a control we take the
+# directions between nineteen pairs of other tokens, drawn at random.
 #
-# **Predict before you run.** The model has thirty blocks. When will the occupations stand in the order of their share of women: little
-# by little over many blocks, or at once? Early, in the middle, or late? Because …
+# **Predict before you run.** The model has thirty blocks. When will the two groups part along this direction: little by little over many
+# blocks, or at once? Early, in the middle, or late? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# At once, and late. For twenty-five blocks the order is a weak one, at most 0.59. Then, within two blocks, it jumps from 0.41 to
-# 0.82, and the log-odds of the two groups part. Something writes the pronoun to the last token there. (In the middle there is a hint
-# of it, small in nats.)
+# At once, and late. There is a hint before: up to block 19 the order gets better, to a rank correlation of 0.59, and it is partly lost
+# again. But the two groups lie less than half a nat apart. In blocks 25 and 26 that becomes over two nats, and the order 0.82.
+# Something writes the pronoun to the last token there. (The last blocks take back a part.)
 #
 # </details>
 
 # %%
+from scipy.stats import spearmanr
+
 toward_she = check_toward_she.accepted  # yours, if it is correct
 (SHE,), (HE,) = tokenizer([" she", " he"], add_special_tokens=False).input_ids
-rows = model.lm_head.weight
+rows = model.lm_head.weight  # one for each token
 leans = toward_she(states.to(model.device), model.model.norm, rows[SHE], rows[HE])
 leans = leans.detach().cpu()  # [texts, blocks]
 odds = torch.tensor(jobs.odds.to_numpy(), dtype=leans.dtype)
@@ -279,48 +280,66 @@ torch.testing.assert_close(leans[:, -1], odds, atol=1e-3, rtol=1e-3)
 of_words = pd.DataFrame(leans.unflatten(0, (-1, sentences)).mean(1).numpy())
 of_words.index = by_word.index  # a row for each word, a column for each block
 order = of_words.corrwith(by_word.women, method="spearman")
+apart_by = of_words[women].mean() - of_words[~women].mean()  # nats, by block
 jump = order.diff().iloc[blocks // 2 :].idxmax()
 before, after = jump - 1, min(jump + 1, blocks - 1)
-print(f"rank correlation behind block {before}: {order[before]:.2f}", end=", ")
-print(f"behind {jump}: {order[jump]:.2f}, behind {after}: {order[after]:.2f}")
-print(f"the highest before: {order[:jump].max():.2f}")
+for name, line in (("rank correlation", order), ("nats apart", apart_by)):
+    print(f"{name}: {line[before]:.2f} behind block {before}", end=", ")
+    print(f"{line[after]:.2f} behind {after}; earlier up to {max(line[:jump]):.2f}")
 here("Along she − he the order follows the share of women.", [order[after] - 0.5])
-claim("It comes late.", [jump / blocks - 0.6])
-claim("It comes at once.", [order[after] - order[:jump].max() - 0.1])
+margins = [jump / blocks - 0.6, apart_by[after] / 2 - max(apart_by[:jump])]
+here("The groups part late, and at once.", margins)
+
+# %%
+others = draw.integers(len(rows), size=(19, 2))  # pairs of tokens
+with torch.no_grad():
+    normed = model.model.norm(states.to(model.device))
+    along = normed @ (rows[others[:, 0]] - rows[others[:, 1]]).T
+along = along.unflatten(0, (-1, sentences)).mean(1).cpu()  # [words, blocks, pairs]
+of_others = (along[women].mean(0) - along[~women].mean(0)).abs()
+best_other = max(abs(spearmanr(by_word.women, x)[0]) for x in along[:, late].T)
+z = normed[:, after].unflatten(0, (-1, sentences)).mean(1).cpu()
+she_he = (rows[SHE] - rows[HE]).cpu()
+part = (z @ (she_he / she_he.norm())).var() / z.var(0).sum()
+print(f"along she − he lies {part:.1%} of what varies between the words")
+print(f"random pairs: rank correlation up to {best_other:.2f}")
 
 # %%
 _, panels = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
-x = 100 * by_word.women
-for panel, block in zip(panels, (before, after), strict=False):
-    y = of_words[block] - of_words[block].mean()
+y = of_words[after] - of_words[after].mean()
+sides = (points[:, 0], "component 1"), (100 * by_word.women, "share of women, %")
+for panel, (x, name) in zip(panels, sides, strict=False):
     for group, mine in (("mostly women", women), ("mostly men", ~women)):
         panel.plot(x[mine], y[mine], linestyle="none", **mark(group))
-    panel.set(title=f"behind block {block}", ylim=(-7, 7))
-    panel.set_xlabel("share of women, %")
-for name in ("nurse", "carpenter", "secretary", "farmer"):
-    above = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
-    panels[1].annotate(name, (x[name], y[name]), **above)
+    panel.set(xlabel=name, title=f"behind block {after}")
+for name in ("nurse", "carpenter"):
+    panels[1].text(100 * by_word.women[name], y[name] + 0.3, name, ha="center")
 panels[0].set_ylabel("towards “she”, nats")
-panels[0].legend(loc="lower right")
-panels[2].plot(order, **mark("whole") | {"label": "_", "markersize": 5})
-panels[2].set(title="order", xlabel="behind block", ylim=(-0.4, 1))
-panels[2].set_ylabel("rank correlation")
+panels[0].legend(loc="lower left")
+grey = mark("random") | {"label": None, "marker": None, "linewidth": 1}
+panels[2].plot(of_others, **grey)
+panels[2].plot(apart_by, **mark("whole") | {"label": "she − he", "markersize": 7})
+panels[2].set(title="groups apart, nats", xlabel="behind block")
+panels[2].legend(loc="upper left")
 show(
-    "Left and middle: forty occupations, share of women against how far the state "
-    "leans towards she. Behind block 24 they are a flat band; behind block 26 they "
-    "rise from lower left to upper right. Right: the rank correlation behind each "
-    "block. It wavers below 0.6 for 25 blocks and then jumps to 0.8."
+    "Left: the dots of the first picture; up is she minus he: the colours part. "
+    "Middle: dots with more women lie higher. Right: how far the groups part by "
+    "block: below half a nat for 25 blocks, then over two. Grey lines stay low."
 )
 
 # %% [markdown]
-# *The same forty occupations along the direction she − he, before the jump and after it (less the mean of all forty). Right: how well
-# their order agrees with the share of women, block by block.*
+# *Left: the cloud of the beginning, from left to right as it was, but upwards is now the direction she − he (less the mean of all
+# forty). Middle: the same against the share of women. Right: how far the two groups are apart, block by block; grey are nineteen
+# pairs of other tokens.*
+#
+# So the bias was in that cloud all the time, along a direction with only 1.5 % of what varies between the words.
 #
 # ## Could a machine have found the direction?
 #
 # Often nobody knows which direction a model reads along. Then people fit one. A **linear probe** is a classifier that learns a
 # direction from examples: here, from states whose group is known. (We take scikit-learn's logistic regression.) A colleague fits one
-# to our states in the late block, and reports how it does on *sentences that it hasn't learned from*.
+# to our states in the late block, and reports how it does on *texts that it hasn't learned from*. We do the same with groups that
+# were dealt at random, nineteen times.
 
 # %%
 from sklearn.linear_model import LogisticRegression
@@ -331,31 +350,31 @@ from sklearn.preprocessing import StandardScaler
 probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
 fifths = KFold(5, shuffle=True, random_state=0)  # each fifth of the texts once
 inputs, word_of = cube.reshape(-1, cube.shape[-1]), jobs.word.to_numpy()
-group_of = {
-    "true groups": np.repeat(women, sentences),
-    "random groups": np.repeat(dealt[0], sentences),
-}
-reports = {"new sentences": {}, "new words": {}}
-for name, groups in group_of.items():
-    right = cross_val_score(probe, inputs, groups, cv=fifths).mean()
-    reports["new sentences"][name] = right
-    print(f"{name}: {right:.0%} right on new sentences")
+group_of = {"true groups": [women], "random groups": dealt}
+reports = {"new texts": {}, "new words": {}}
+for name, deals in group_of.items():
+    found = []
+    for groups in deals:
+        y = np.repeat(groups, sentences)
+        found.append(cross_val_score(probe, inputs, y, cv=fifths).mean())
+    reports["new texts"][name] = np.mean(found)
+    print(f"{name}: {np.mean(found):.0%} right on new texts")
 
 # %% [markdown]
-# It is right nearly always, and on data that it has never seen! But it is nearly as good with groups that were dealt at random. There
-# is nothing to know about these, so it should be right in about half of the cases, by **chance**. What has it learned?
+# It is right nearly always, and on data that it has never seen! But with random groups it is nearly as good. There is nothing to know
+# about these, so it should be right in about half of the cases, by **chance**. What has it learned?
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 10 minutes
 #
 # Write `score_on_new_words(points, groups, words)`, which can't be fooled like that: `points` is an array [texts, hidden], `groups` and
-# `words` have an entry for each text. Return the share of texts that a probe gets right without having cheated. The check knows
+# `words` have an entry for each text. Return the share that a probe gets right on words from which it hasn't learned. The check knows
 # made-up words where there is nothing to know, and others where there is.
 #
 # <details><summary>Hint</summary>
 #
-# A text is new, but is its *word*? scikit-learn has several ways to part data; `GroupKFold` keeps together what belongs together.
-# `cross_val_score` takes `groups=` for it. You can use `probe` from above.
+# A text is new, but is its *word*? scikit-learn can part data so that what belongs together stays together: look for
+# "Group" in the names of `sklearn.model_selection`. `cross_val_score` takes `groups=` for it. You can use `probe` from above.
 #
 # </details>
 
@@ -380,32 +399,34 @@ def score_on_new_words(points, groups, words):
 check_new_words(score_on_new_words)
 
 # %% [markdown]
-# ## New words, not new sentences
+# ## New words, not new texts
 #
 # With your function we ask the colleague's probe again. Then we let two methods find a direction: logistic regression, and simply the
 # **mean of the one group minus the mean of the other**. Both learn from half of the words in half of the sentences. They are judged on
 # the other words in the other sentences, by the rank correlation with the share of women. As a control they learn from groups that
-# were dealt at random, nineteen times. The direction she − he has learned from nothing, so it has no control.
+# were dealt at random, nineteen times. The direction she − he has learned from nothing; its control is the nineteen random pairs.
 #
 # **Predict before you run.** What is left of the colleague's score, for true and for random groups? And which direction does best on
 # new words? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# On new words the random groups fall to chance, where they belong. Their score had come from words that the probe had seen in
-# other sentences. The true groups keep a good part: there is something to know.
+# On new words the random groups fall to chance, where they belong. Their score had come from words that the probe had seen in other
+# texts. The true groups keep a part.
 #
-# Fitted directions read the share of women on new words, better than all nineteen random ones. The direction that the head reads
-# does about as well, and it needed no labels.
+# Fitted directions read the share of women on new words, and better than after each of nineteen random deals. The direction that the LM
+# head reads does at least as well, and it needed no labels.
 #
 # </details>
 
 # %%
-from scipy.stats import spearmanr
-
 score_on_new_words = check_new_words.accepted  # yours, if it is correct
-for name, groups in group_of.items():
-    reports["new words"][name] = score_on_new_words(inputs, groups, word_of)
+for name, deals in group_of.items():
+    found = []
+    for groups in deals:
+        of_texts = np.repeat(groups, sentences)
+        found.append(score_on_new_words(inputs, of_texts, word_of))
+    reports["new words"][name] = np.mean(found)
 print(pd.DataFrame(reports).map("{:.0%}".format).to_string())
 chooses = (occupations().split == "selection").to_numpy()  # words that may choose
 half = sentences // 2  # and so may the first half of the sentences
@@ -425,33 +446,27 @@ def follows_share(reading):
 
 
 own = leans[:, late].unflatten(0, (-1, sentences))[~chooses][:, half:].mean(1)
-found = {"she − he": {"true groups": follows_share(own)}}
+found = {"she − he": (follows_share(own), best_other)}
+deals = [draw.permutation(women[chooses]) for _ in range(19)]
 for find in (mean_difference, regression):
-    random = [find(draw.permutation(women[chooses])) for _ in range(19)]
-    found[find.__name__.replace("_", " ")] = {
-        "true groups": follows_share(find(women[chooses])),
-        "random groups, best of 19": max(map(follows_share, random)),
-    }
-found = pd.DataFrame(found).T
-true, best_random = found.to_numpy()[1:].T
-here("Fitted on true groups they read new words better.", true - best_random)
-gap_of_scores = reports["new sentences"]["random groups"], reports["new words"]
-claim(
-    "Random groups score high where words come again.",
-    [gap_of_scores[0] - gap_of_scores[1]["random groups"] - 0.1],
-)
+    best_random = max(follows_share(find(groups)) for groups in deals)
+    name = find.__name__.replace("_", " ")
+    found[name] = follows_share(find(women[chooses])), best_random
+found = pd.DataFrame(found, index=["new words", "control, best of 19"]).T
+true, best_random = found.to_numpy().T
+here("All three read new words better than their controls.", true - best_random)
 found.round(2)
 
 # %% [markdown]
 # *Rank correlation with the share of women, on words and sentences from which nothing was learned.*
 #
-# So a direction can be found from examples, if the examples are judged on new **words**. Remember this when somebody shows you a probe
-# that is right nearly always: what was new, the sentences or the words? And even a good probe shows only that something *can be read* from a state. It
-# doesn't show that the model reads it. The direction she − he is different: we know that the head reads there.
+# So a direction can be found from examples, if they are judged on new **words**. Remember this when somebody shows you a probe that is
+# right nearly always: what was new, the texts or the words? And even a good probe shows only that something *can be read* from a state,
+# not that the model reads it. About she − he we know that the LM head reads along it, behind the last block.
 #
 # ## Who writes it?
 #
-# Between the two blocks of the jump somebody wrote the pronoun into the last token's state. The last token is "because" or "that", so
+# In the two blocks of the jump somebody wrote the pronoun into the last token's state. The last token is "because" or "that", so
 # its information about the nurse came from other tokens, and only attention carries anything between tokens. The model has 270 heads.
 # Each one adds something to the state; what it adds we call what the head **says**. (In the code it is the head's part of what
 # `o_proj` reads.)
@@ -481,8 +496,8 @@ chosen = [divmod(number, heads) for number in ranked[:3]]
 for place in chosen:
     print(f"block {place[0]}, head {place[1]}: {shares[place]:.0f} %", end="; ")
 print(f"the next: {shares.flat[ranked[3]]:.0f} %")
-ahead = shares[chosen[2]] - 2 * shares.flat[ranked[3]]
-claim("Three heads are estimated far ahead of all others.", [ahead])
+ahead = [shares[chosen[2]] - 2 * shares.flat[ranked[3]]]
+claim("Three heads are estimated far ahead of all others.", ahead)
 
 # %%
 _, panel = plt.subplots(figsize=(13, 4.4), layout="constrained")
@@ -496,7 +511,8 @@ show(
 
 # %% [markdown]
 # *Each field is one head: its estimated part in the difference between women's and men's occupations. Three of 270 are lit, in the
-# blocks of the jump and one behind it. (The field of the other colour works against the difference.)*
+# blocks of the jump and one behind it. (The field of the other colour works against the difference. Estimates of single heads needn't
+# add up to 100 %.)*
 #
 # ## Touch them
 #
@@ -506,26 +522,14 @@ show(
 # As a yardstick we take words whose pronoun is no stereotype: woman/man, aunt/uncle and so on. We call the difference between the
 # mean log-odds of the two groups the *gap*. And as in lesson 01, nineteen random sets of three heads are the control, as deep as
 # these.
+#
+# (What a head says at the last token can't change the tokens before. So `LastToken` reads these once, into a cache; `odds()` then reads
+# the last token of each text, and gives the log-odds behind it.)
 
 # %%
-from course_utils.pruning.activations import standing_still
+from course_utils.lessons.exercises.lesson_08 import LastToken
 
-size = model.config.hidden_size // heads
-size = getattr(model.config, "head_dim", None) or size
-
-
-def together(texts):
-    """The texts as one batch, padded in front: all end at the last place."""
-    options = {"padding": True, "padding_side": "left", "add_special_tokens": False}
-    return tokenizer(texts, return_tensors="pt", **options).to(model.device)
-
-
-@torch.no_grad()
-def lean(texts, first=0, state=None):
-    """Log-odds after each text; from block `first` on, if `state` is given."""
-    with standing_still(list(layers)[:first], lambda: state):
-        logits = model(**together(texts), logits_to_keep=1).logits[:, -1].float()
-    return (logits[:, SHE] - logits[:, HE]).cpu()
+size = layers[0].self_attn.head_dim
 
 
 @contextmanager
@@ -536,9 +540,9 @@ def saying(words):
         own = slice(head * size, (head + 1) * size)
 
         def put(o_proj, inputs, own=own, said=said):
-            heard = inputs[0].clone()  # all heads, [texts, tokens, all]
-            heard[:, -1, own] = said
-            return heard, *inputs[1:]
+            by_all = inputs[0].clone()  # all heads, [texts, tokens, all]
+            by_all[:, -1, own] = said
+            return by_all, *inputs[1:]
 
         o_proj = layers[block].self_attn.o_proj
         hooks.append(o_proj.register_forward_pre_hook(put))
@@ -556,7 +560,7 @@ def saying(words):
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # Of the stereotype about a tenth is left, and of woman/man nothing. Random heads change next to nothing. So the stereotype goes
-# through three heads, and so does everything else that this model knows about "she" and "he".
+# through three heads, and so does the gap between woman and man.
 #
 # </details>
 
@@ -566,41 +570,42 @@ from course_utils.bias.pronouns import random_heads
 
 def heard(texts):
     """What every head says at the last token: [blocks, texts, heads, size]."""
-    said = []
+    said, texts = [], LastToken(model, tokenizer, texts)
 
     def note(o_proj, inputs):
         said.append(inputs[0][:, -1].unflatten(-1, (heads, size)))
 
     listened = [layer.self_attn.o_proj for layer in layers]
     hooks = [o_proj.register_forward_pre_hook(note) for o_proj in listened]
-    lean(texts)
+    texts.odds()
     for hook in hooks:
         hook.remove()
     return torch.stack(said)
 
 
-def behind(texts, block):
-    """What leaves a block: [texts, tokens, hidden]."""
-    kept = []
-    hook = layers[block].register_forward_hook(lambda *given: kept.append(given[2]))
-    lean(texts)
-    hook.remove()
-    return kept[0]
-
-
 # %%
-mean = heard(list(prompts(occupations(), "selection").text)).mean(1)
-first = min(block for block, _ in chosen)
+rows_of = prompts(occupations(), "selection")
+said_by = heard(list(rows_of.text))  # [blocks, texts, heads, size]
+mean = said_by.mean(1)
+to_women = (rows_of.group == "mostly women").to_numpy()
+differ = said_by[:, to_women].mean(1) - said_by[:, ~to_women].mean(1)
+direction = (rows[SHE] - rows[HE]) * model.model.norm.weight
+write = [layer.self_attn.o_proj.weight.T @ direction for layer in layers]
+writes = (differ * torch.stack(write).view(blocks, heads, size)).sum(-1).cpu()
+most = writes.flatten().argsort(descending=True)[:3].tolist()
+print("along she − he these (block, head) write the largest differences:", end=" ")
+print(*[divmod(n, heads) for n in most])
+claim("They write along she − he.", [writes[head].item() for head in chosen])
 sets = [[], chosen, *random_heads(chosen, heads, blocks, seed=session.seed)]
 gaps = {}
 for about, words in (("occupations", occupations()), ("woman/man", people())):
-    rows = prompts(words, "evaluation")
-    texts, state = list(rows.text), behind(list(rows.text), first - 1)
-    toward = rows.group.isin(["mostly women", "she"]).to_numpy()
+    asked = prompts(words, "evaluation")
+    texts = LastToken(model, tokenizer, list(asked.text))
+    toward = asked.group.isin(["mostly women", "she"]).to_numpy()
     found = []
     for some in sets:
         with saying({head: mean[head] for head in some}):
-            log_odds = lean(texts, first, state)
+            log_odds = texts.odds()
         gap = log_odds[toward].mean() - log_odds[~toward].mean()
         found.append(gap.item())
     whole, silent, *random = found
@@ -613,9 +618,11 @@ here("Without random heads over three quarters are left.", least - 0.75 * whole)
 gaps.round(2)
 
 # %% [markdown]
-# *The gap in nats: with the whole model, with the mean of the three heads in their place, and with that of nineteen random sets.*
+# *The gap in nats, on the words and sentences that chose nothing: with the whole model, with the mean of the three heads in their place,
+# and with that of nineteen random sets.*
 #
-# That is a proof, and no picture could give it: the heads aren't only lit, the effect goes when they go.
+# On these words and sentences the gap depends on what three heads say at the last token. And they write along she − he: the printed
+# line names the heads whose own output differs most along it, between women's and men's occupations. We looked at all heads for that.
 #
 # ## Where do they read it?
 #
@@ -663,17 +670,18 @@ check_said(said)
 #
 # Take "The nurse was late because": the word ends at "nurse", between stand "was" and "late", and the last token is "because". In all
 # judging pairs we swap the three heads' values at one of these places, then at all three. The control is a **neutral swap**: values
-# from another word of the *same* group, at all three.
+# from another word of the *same* group. Its moves go either way and would cancel in a mean, so the last two rows tell how far a pair
+# moves on average, whatever way.
 #
 # **Predict before you run.** Where do the heads read most of the stereotype: at the word, at the tokens between, or at the last token
 # itself? And "woman"? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Swapped at the word alone, the stereotype moves by 19 % of its gap; swapped at the tokens between, by 40 %. So by the time the three
-# heads read, it has spread along the sentence. With "woman" the word counts for as much as the tokens between.
+# Swapped at the word alone, the stereotype moves by 19 % of its gap; swapped at the tokens between, by 40 %. So when the three heads
+# read, what decides the pronoun can be read along the sentence. With "woman" the word counts for as much as the tokens between.
 #
-# How did it come to "was late"? Earlier heads must have carried it there. These tokens see the word, and by themselves they know
+# How did it come to "was late"? Earlier heads must have carried something there. These tokens see the word, and by themselves they know
 # nothing of women and men.
 #
 # </details>
@@ -690,6 +698,8 @@ model.set_attn_implementation("eager")  # the kind that tells its attention
 def attention_and_values(texts):
     """For each chosen head: the last token's attention, and the values it reads."""
     values, found, hooks = {}, {}, []
+    options = {"padding": True, "padding_side": "left", "add_special_tokens": False}
+    batch = tokenizer(texts, return_tensors="pt", **options).to(model.device)
     for block, _ in chosen:
 
         def note(v_proj, inputs, output, block=block):
@@ -697,7 +707,7 @@ def attention_and_values(texts):
 
         v_proj = layers[block].self_attn.v_proj
         hooks.append(v_proj.register_forward_hook(note))
-    read = model(**together(texts), output_attentions=True, logits_to_keep=1)
+    read = model(**batch, output_attentions=True, logits_to_keep=1)
     for hook in hooks:
         hook.remove()
     for block, head in chosen:
@@ -712,10 +722,10 @@ moves = {}
 for about, words in (("occupations", occupations()), ("woman/man", people())):
     pairs = opposites(prompts(words, "evaluation"))
     texts, sources = list(pairs.text), list(pairs.source)
-    count, state = len(texts), behind(texts, first - 1)
+    count, begun = len(texts), LastToken(model, tokenizer, texts)
     read = attention_and_values([*texts, *sources, *pairs.same])
-    both = zip(texts, sources, strict=True)
-    ends = torch.tensor([[swapped_place(tokenizer, *pair)] for pair in both])
+    ends = map(partial(swapped_place, tokenizer), texts, sources)
+    ends = torch.tensor([*ends])[:, None]  # the word's last token, from the end
     length = read[chosen[0]][0].shape[1]
     place = torch.arange(length) - length  # …, -2, -1
     at = {
@@ -725,25 +735,29 @@ for about, words in (("occupations", occupations()), ("woman/man", people())):
         "all three": place >= ends,
         "all three, same group": place >= ends,
     }
-    now, there = lean(texts).mean(), lean(sources).mean()
-    moved = {}
-    for name, here_too in at.items():
+    now, there = begun.odds(), LastToken(model, tokenizer, sources).odds()
+    moved, gap = {}, (there - now).mean()
+    for name, swapped in at.items():
         begin = 2 * count if "same group" in name else count
         words = {}
         for head, (weights, values) in read.items():
             given = weights[:count], values[:count], values[begin : begin + count]
-            words[head] = said(*given, here_too.to(model.device))
+            words[head] = said(*given, swapped.to(model.device))
         with saying(words):
-            patched = lean(texts, first, state).mean()
-        moved[name] = 100 * ((patched - now) / (there - now)).item()
+            moves_by = 100 * (begun.odds() - now) / gap
+        moved[name] = moves_by.mean().item()
+        if "all three" in name:
+            moved[f"{name}, either way"] = moves_by.abs().mean().item()
+    moved.pop("all three, same group")
     moves[about] = moved
 model.set_attn_implementation("sdpa")
+
+# %%
 moves = pd.DataFrame(moves).astype(float)
-word, between, last, all_three, same_group = moves.to_numpy()
+word, between, last, all_three, either_way, same_group = moves.to_numpy()
 at_word = [all_three[0] / 2 - word[0]]
-here("Less than half of the stereotype is read at the word.", at_word)
-claim("All three places move over half of each gap.", all_three - 50)
-claim("A word of the same group moves little.", 25 - abs(same_group))
+here("Less than half of what they carry is read at the word.", at_word)
+claim("A word of the same group moves a pair less.", either_way - same_group)
 claim("Of woman/man more is read at the word.", [word[1] - word[0]])
 moves.round().astype(int)
 
@@ -751,9 +765,9 @@ moves.round().astype(int)
 _, panel = plt.subplots(figsize=(9, 4.2), layout="constrained")
 three = moves.iloc[:3]
 for shift, about in ((0, "occupations"), (0.4, "woman/man")):
-    color = mark({"occupations": "stereotype"}.get(about, about))["color"]
-    where = np.arange(3) + shift
-    bars = panel.bar(where, three[about], 0.38, color=color, label=about)
+    look = mark("L1" if shift else "activation")
+    bars = panel.bar(np.arange(3) + shift, three[about], 0.38, color=look["color"])
+    bars.set_label(about)
     panel.bar_label(bars, fmt="%.0f", padding=3)
 panel.set_xticks(np.arange(3) + 0.2, three.index)
 panel.set(ylabel="moves, % of the gap", ylim=(0, 55))
@@ -767,8 +781,9 @@ show(
 # %% [markdown]
 # *How far the log-odds move when three heads read the other word's values at one place only. (Parts needn't add up to 100 %.)*
 #
-# So the pronoun isn't fetched from one spot. It spreads from the word to the tokens behind it, and late in the model three heads
-# collect it, from all along the sentence, and write it along the direction from which the LM head reads.
+# So the pronoun isn't fetched from one spot. What decides it spreads from the word to the tokens after it, and late in the model three
+# heads collect it, from all along the sentence, and write it along the direction that the LM head reads. (A part of what they read at
+# the last token may be what one of them has written there a block before.)
 #
 # ## What are these heads for?
 #
@@ -787,20 +802,24 @@ exam = NumberExam(model, tokenizer, chosen)  # it knows things of its own
 # %% [markdown]
 # ### Exercise 4 · ●●● · 15 minutes
 #
-# Find two questions about one thing and several. The three heads carry over half of the answer to `carried`, and less than a tenth of
-# the answer to `spared`. A question is a sentence with `{}` in the place of the thing, and two answers of one token each. The first
-# answer is likelier after one thing, by a nat at least. For example, a question about women and men would be
-# `("{} was late because", (" she", " he"))`; here, "she", "he" and their like are refused.
+# Find one sentence and two questions about one thing and several. Give `sentence`, with `{}` in the place of the thing, and two pairs
+# of answers: the three heads carry over half of `carried`, and less than a quarter of `spared`. An answer is one token, and the first
+# of a pair is likelier after one thing, by a nat at least. For example, the form would be
 #
-# The exam puts things of its own into your sentences, which nothing has used: "The …" and "The …s". It patches the three heads, and
-# nineteen random sets beside them. It judges four times, so try your ideas on things of your own before you ask. From
-# `course_utils.bias.pronouns` you have `log_odds(model, tokenizer, texts, answers=…)`, and
+# ```python
+# sentence = "Look at {} and say"
+# carried = (" yes", " no")
+# ```
+#
+# The exam puts things of its own into your sentence, which nothing has used: "The …" and "The …s". It patches the three heads, and
+# nineteen random sets beside them. "She", "he" and the lesson's sentences are refused. It judges three times, so try your ideas on
+# things of your own before you ask. From `course_utils.bias.pronouns` you have `log_odds(model, tokenizer, texts, answers=…)`, and
 # `patched_log_odds(model, tokenizer, texts, sources, [chosen], answers=…)` for the texts with the heads patched.
 #
 # <details><summary>Hint</summary>
 #
 # What did all answers in this lesson have in common, besides gender? What *kind of word* are they? And which other kind of word
-# changes its form when one thing becomes several?
+# changes its form when one thing becomes several? The sentence has to leave it open which of the two kinds comes next.
 #
 # </details>
 
@@ -808,28 +827,31 @@ exam = NumberExam(model, tokenizer, chosen)  # it knows things of its own
 from course_utils.lessons.exercises.lesson_08 import check_two_questions
 
 # BEGIN SOLUTION
-carried = "{} had to wait until", (" it", " they")
-spared = "{} near the door", (" is", " are")
+sentence = "{}, I think,"
+carried = (" it", " they")
+spared = (" is", " are")
 # END SOLUTION
 # BEGIN STUB
-# carried = ...  # (sentence, (answer, answer))
-# spared = ...  # (sentence, (answer, answer))
+# sentence = ...  # with "{}" in it
+# carried = ...  # (answer, answer)
+# spared = ...  # (answer, answer)
 # END STUB
-check_two_questions(carried, spared, exam)
+check_two_questions(sentence, carried, spared, exam)
 
 # %% [markdown]
 # ## What we know, and what not
 #
 # <details><summary>What exercise 4 finds</summary>
 #
-# The heads carry "it" and "they" as they carry "she" and "he". They have no part in "is" and "are", although the very same
-# difference between two words decides both. So they aren't gender heads. They answer the question *which pronoun?*, whatever it
-# asks for. A cut that takes them takes the model's pronouns.
+# The heads carry "it" and "they" as they carry "she" and "he". They have next to no part in "is" and "are", although it is the very
+# same sentence, and the same difference between two words decides both. So they aren't gender heads. They seem to carry what decides
+# a *pronoun*. Cut them out, and you have to expect that more than gender goes.
 #
 # </details>
 #
-# What the patches show is that this difference goes through these heads to the last token. They don't show where the stereotype was
-# *made*: which part of the model knows what nurses are like. And they are about one small model.
+# The patches show that this difference goes through these heads to the last token. They don't show where the stereotype was *made*:
+# what spreads along the sentence may be a pronoun, or it may be "nurse", from which somebody makes a pronoun later. And all of this is
+# about one small model.
 
 # %% [markdown]
 # ## Quiz
@@ -845,14 +867,14 @@ check_two_questions(carried, spared, exam)
 #   > None of them is asked about the groups. And the more pictures you look at, the more you see that isn't there.
 
 # %% [markdown] tags=["quiz"]
-# A probe tells women's from men's occupations in nearly all of the sentences that it hasn't learned from. What do you ask?
+# A probe tells women's from men's occupations in nearly all of the texts that it hasn't learned from. What do you ask?
 #
 # - [ ] Nothing: new data are new data.
-#   > A probe with as many numbers as a state can learn each word by heart, and recognises it in a new sentence.
+#   > A probe with as many numbers as a state can learn each word by heart, and recognises it in a new text.
 # - [ ] Whether logistic regression is the right method.
 #   > Another method would have the same leak.
 # - [x] Whether it has seen the same words, and what it does with random groups.
-#   > With random groups it should fall to chance. On sentences of words that it knows, it doesn't.
+#   > With random groups it should fall to chance. On texts with words that it knows, it doesn't.
 
 # %% [markdown] tags=["quiz"]
 # You give three heads their mean, and the gap is gone. What does that show?
@@ -867,11 +889,12 @@ check_two_questions(carried, spared, exam)
 # %% [markdown]
 # ## Take-aways
 #
-# - A picture that asks how much differs shows a bias no better than its control. Ask along which direction, and take the one that
+# - A picture that asks how much differs shows a bias to the eye hardly better than its control. Ask along which direction, and take the one that
 #   the model itself reads.
 # - An eye finds groups wherever somebody colours them. Show the true picture beside the random one.
-# - Judge a probe on new words, not on new sentences.
-# - Then touch: let heads say their mean, swap what they read. The pronoun spreads along the sentence, and three heads collect it.
+# - Judge a probe on new words, not on new texts.
+# - Then touch: let heads say their mean, swap what they read. What decides the pronoun spreads along the sentence, and three heads
+#   collect it. A test on one difference (women and men) doesn't tell what else they carry.
 #
 # **On Monday:** somebody shows you a picture of a bias inside a model. Ask for its control, and ask along which direction it looks.
 #

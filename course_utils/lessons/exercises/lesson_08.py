@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,21 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from course_utils.bias.pronouns import Head, log_odds, patched_log_odds, random_heads
+from course_utils.bias.pronouns import (
+    PRONOUNS,
+    Head,
+    log_odds,
+    occupations,
+    patched_log_odds,
+    prompts,
+    random_heads,
+)
 from course_utils.lessons.exercises import Attempt, exercise, expect, number, require
-from course_utils.models.architectures import describe
+from course_utils.models.architectures import cache_keyword, describe
 
 _SUBJECTS = ("lamp", "horse", "ship", "engine", "truck", "clock", "chair", "coat")  # no cell of the lesson has them
 _GENDERED = {"she", "he", "her", "his", "him", "hers", "herself", "himself"}
-_GAP, _CARRIED, _SPARED = 1.0, 0.5, 0.1  # nats; shares of the gap that the heads move
+_GAP, _CARRIED, _SPARED = 1.0, 0.5, 0.25  # nats; shares of the gap that the heads move
 
 
 def _toward_she(states, norm, she, he, *, before=True, told=lambda x, row: x @ row, row=lambda she, he: she - he):
@@ -163,6 +171,38 @@ def check_said(attempt: Attempt) -> None:
     attempt.compare(attention, values, source, here, read=read, same=_near, where="For made-up values: ")
 
 
+class LastToken:
+    """Texts whose tokens but the last are read once, into a cache, so that each further pass costs one token a text.
+
+    All texts end at the same place: shorter ones have padding in front.
+
+    Args:
+        model: a language model that leaves its cache as transformers' do.
+        tokenizer: its own, with a padding token.
+        texts: of two tokens at least.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+        batch = tokenizer(
+            [*texts], padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+        ).to(model.device)
+        ids, self._seen = batch["input_ids"], batch["attention_mask"]
+        self._model, self._last, self._keyword = model, ids[:, -1:], cache_keyword(model)
+        read = model(input_ids=ids[:, :-1], attention_mask=self._seen[:, :-1], use_cache=True)
+        self._cache = read[self._keyword]
+        self._answers = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in PRONOUNS]
+
+    @torch.no_grad()
+    def odds(self) -> Tensor:
+        """The log-odds of "she" against "he" behind each text, [texts] float32 on the CPU, in nats."""
+        given = {"attention_mask": self._seen, self._keyword: self._cache}
+        logits = self._model(input_ids=self._last, use_cache=True, **given).logits[:, -1].float()
+        self._cache.crop(-1)  # forget the last tokens again
+        she, he = self._answers
+        return (logits[:, she] - logits[:, he]).cpu()
+
+
 class NumberExam:
     """What given heads carry of a thing's number: sentences about things that lesson 08 has never read, a few times.
 
@@ -174,7 +214,7 @@ class NumberExam:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: Sequence[Head], *, tries: int = 4
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: Sequence[Head], *, tries: int = 3
     ) -> None:
         self._model, self._tokenizer, self.heads, self.left = model, tokenizer, [*heads], tries
         controls = random_heads(self.heads, model.config.num_attention_heads, describe(model).num_blocks)
@@ -210,32 +250,34 @@ def _filled(sentence: str, subject: str) -> str:
 
 @exercise(
     4,
-    task='Give two questions, each (sentence, answers): a sentence with "{}" in it, and two answers of one token.',
-    proved="One and the same difference between two words, and the heads carry it to one question and not to another.",
+    task='Give a sentence with "{}" in it, and two pairs of answers of one token each.',
+    proved="One sentence, one difference between two words: the heads carry it to one question and not to another.",
 )
-def check_two_questions(carried: Any, spared: Any, exam: NumberExam) -> None:
-    """Check a question about number that the exam's heads answer, and one that they have no part in.
+def check_two_questions(sentence: Any, carried: Any, spared: Any, exam: NumberExam) -> None:
+    """Check a question about number that the exam's heads answer, and one in the same place that they leave alone.
 
     Args:
-        carried: (sentence, answers): the heads carry over half of what one and several differ in.
-        spared: (sentence, answers): they carry less than a tenth of it.
+        sentence: with "{}" in the place of a thing.
+        carried: two answers; the heads carry over half of what one and several differ in.
+        spared: two answers; they carry less than a quarter of it.
         exam: whose heads they are.
     """
-    asked = {"carried": _question("carried", carried, exam), "spared": _question("spared", spared, exam)}
+    _require_sentence(sentence)
+    asked = {"carried": _answers("carried", carried, exam), "spared": _answers("spared", spared, exam)}
     require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
     exam.left -= 1
-    found = {}
-    for name, (sentence, answers) in asked.items():
-        gap, share, most = found[name] = exam.carried(sentence, answers)
-        part = f"your heads carry {share:.0%} of it, random ones at most {most:.0%}" if abs(gap) >= _GAP else "too few"
-        print(f"  exam, {name}: {_filled(sentence, '…')} [{answers[0]} /{answers[1]}]: {gap:.1f} nats, {part}")
+    found = {name: exam.carried(sentence, answers) for name, answers in asked.items()}
+    for name, (gap, share, most) in found.items():
+        part = f", your heads carry {share:.0%}, random ones at most {most:.0%}" if abs(gap) >= _GAP else ""
+        print(f"  exam, {name}: {_filled(sentence, '…')} [{' /'.join(asked[name])}]: {gap:.1f} nats{part}")
     print(f"  (tries left: {exam.left})")
     for name, (gap, _, _) in found.items():
+        one, other = asked[name]
         require(
             gap >= _GAP,
-            f"`{name}`: after one thing {asked[name][1][0]!r} should be at least {_GAP:.0f} nat more likely, beside "
-            f"{asked[name][1][1]!r}, than after several; it is {gap:+.1f}."
-            + (" Turn the answers round?" if gap <= -_GAP else " Ask for what the number of things decides."),
+            f"`{name}`: {one!r} beside {other!r} should be likelier after one thing than after several, by {_GAP:.0f} "
+            f"nat at least; it is {gap:+.1f}."
+            + (" Turn the answers round?" if gap <= -_GAP else " Does the sentence leave room for both pairs?"),
         )
     share, most = found["carried"][1:]
     require(
@@ -246,25 +288,30 @@ def check_two_questions(carried: Any, spared: Any, exam: NumberExam) -> None:
     share = abs(found["spared"][1])
     require(
         share < _SPARED,
-        f"`spared`: these heads have a part of {share:.0%} in it, and less than a tenth is asked for. What else does "
+        f"`spared`: these heads have a part of {share:.0%} in it, and less than a quarter is asked for. What else does "
         "the number of things decide in a sentence?",
     )
 
 
-def _question(name: str, given: Any, exam: NumberExam) -> tuple[str, tuple[str, str]]:
-    what = f'`{name}` is (sentence, (answer, answer)), such as ("Look at {{}} and say", (" yes", " no"))'
+def _require_sentence(sentence: Any) -> None:
+    expect(sentence, str, 'The sentence is a string, such as "Look at {} and say"')
+    require(sentence.count("{}") == 1, 'The sentence holds "{}" once, in the place of the thing.')
+    end = sentence.split("{}")[1].strip().lower()
+    require(end, "Put a few words between the thing and the answer.")
+    lessons = {text.split("{}")[1].strip().lower() for text in prompts(occupations())["template"]}
+    require(end not in lessons, "That is a sentence of the lesson. Write one of your own.")
+
+
+def _answers(name: str, given: Any, exam: NumberExam) -> tuple[str, str]:
+    what = f'`{name}` is two answers, such as (" yes", " no")'
     expect(given, list | tuple, what, size=2)
-    sentence, answers = given
-    expect(sentence, str, what)
-    require(sentence.count("{}") == 1, f'`{name}`: the sentence holds "{{}}" once, where the thing stands.')
-    require(not sentence.rstrip().endswith("{}"), f"`{name}`: put a few words between the thing and the answer.")
-    expect(answers, Iterable, what)
-    words = [*answers]
-    require(len(words) == 2 and all(isinstance(word, str) for word in words), f"{what}.")
-    require(words[0] != words[1], f"`{name}`: the two answers are the same.")
-    gendered = sorted(_GENDERED & {word.strip().lower() for word in words})
+    one, other = given
+    for word in given:
+        expect(word, str, what)
+    require(one != other, f"`{name}`: the two answers are the same.")
+    gendered = sorted(_GENDERED & {word.strip().lower() for word in given})
     require(not gendered, f"`{name}`: {gendered[:1]} is about women and men. Ask about one thing and several.")
-    for word in words:
+    for word in given:
         count = exam.tokens_of(word)
         require(count == 1, f"`{name}`: {word!r} has {count} tokens; an answer is one, such as ' is' with its space.")
-    return sentence, (words[0], words[1])
+    return one, other

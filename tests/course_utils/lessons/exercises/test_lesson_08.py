@@ -71,13 +71,13 @@ test_said = cases_of(
 )
 
 
-CARRIED, SPARED = ("{} had to wait until", (" it", " they")), ("{} near the door", (" is", " are"))
+SENTENCE, CARRIED, SPARED = "{}, I think,", (" it", " they"), (" is", " are")
 
 
 class MadeUpExam:
     """Heads that carry pronouns and nothing else."""
 
-    def __init__(self, left=4, gap=3.0):
+    def __init__(self, left=3, gap=3.0):
         self.left, self.gap = left, gap
 
     def tokens_of(self, word):
@@ -88,32 +88,34 @@ class MadeUpExam:
 
 
 def test_two_questions(capsys):
-    assert lesson_08.check_two_questions(CARRIED, SPARED, MadeUpExam())
-    assert "carried: The … had to wait until [ it / they]: 3.0 nats, your heads carry 80%" in capsys.readouterr().out
+    assert lesson_08.check_two_questions(SENTENCE, CARRIED, SPARED, MadeUpExam())
+    assert "carried: The …, I think, [ it / they]: 3.0 nats, your heads carry 80%" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("carried", "spared", "exam", "named"),
+    ("sentence", "carried", "spared", "exam", "named"),
     [
-        (..., SPARED, {}, "not solved yet"),
-        (SPARED, CARRIED, {}, "`carried`: these heads carry 2% of it"),
-        (CARRIED, CARRIED, {}, "`spared`: these heads have a part of 80% in it"),
-        (CARRIED, SPARED, {"gap": 0.4}, "it is +0.4. Ask for what"),
-        (CARRIED, SPARED, {"gap": -4.0}, "it is -4.0. Turn the answers round?"),
-        (CARRIED, SPARED, {"left": 0}, "The exam is over"),
-        ("{} was", SPARED, {}, "`carried` is (sentence, (answer, answer))"),
-        (("it had to wait until", (" it", " they")), SPARED, {}, 'holds "{}" once'),
-        (("I see {}", (" it", " they")), SPARED, {}, "a few words between"),
-        (("{} was late because", (" she", " he")), SPARED, {}, "about women and men"),
-        (CARRIED, ("{} near the door", (" is", " is")), {}, "`spared`: the two answers are the same"),
-        (CARRIED, ("{} near the door", " is"), {}, "`spared` is (sentence, (answer, answer))"),
-        (CARRIED, ("{} near the door", (" is", " are not")), {}, "' are not' has 2 tokens"),
+        (..., CARRIED, SPARED, {}, "not solved yet"),
+        (SENTENCE, SPARED, CARRIED, {}, "`carried`: these heads carry 2% of it"),
+        (SENTENCE, CARRIED, CARRIED, {}, "`spared`: these heads have a part of 80% in it"),
+        (SENTENCE, CARRIED, SPARED, {"gap": 0.4}, "it is +0.4. Does the sentence leave room"),
+        (SENTENCE, CARRIED, SPARED, {"gap": -4.0}, "it is -4.0. Turn the answers round?"),
+        (SENTENCE, CARRIED, SPARED, {"left": 0}, "The exam is over"),
+        (7, CARRIED, SPARED, {}, "The sentence is a string"),
+        ("it had to wait until", CARRIED, SPARED, {}, 'holds "{}" once'),
+        ("I see {} ", CARRIED, SPARED, {}, "a few words between"),
+        ("Today {} Was late because", CARRIED, SPARED, {}, "a sentence of the lesson"),
+        (SENTENCE, (" she", " he"), SPARED, {}, "about women and men"),
+        (SENTENCE, CARRIED, (" is", " is"), {}, "`spared`: the two answers are the same"),
+        (SENTENCE, CARRIED, " is", {}, "`spared` is two answers"),
+        (SENTENCE, CARRIED, (" is", 3), {}, "`spared` is two answers"),
+        (SENTENCE, CARRIED, (" is", " are not"), {}, "' are not' has 2 tokens"),
     ],
 )
-def test_two_questions_that_are_wrong(carried, spared, exam, named, capsys):
+def test_two_questions_that_are_wrong(sentence, carried, spared, exam, named, capsys):
     exam = MadeUpExam(**exam)
     left = exam.left
-    assert not lesson_08.check_two_questions(carried, spared, exam)
+    assert not lesson_08.check_two_questions(sentence, carried, spared, exam)
     out = capsys.readouterr().out
     assert named in out
     assert exam.left == left - ("tries left" in out)
@@ -132,3 +134,13 @@ def test_the_exam_patches_its_heads_after_one_thing_with_what_they_say_after_sev
     assert gap == pytest.approx(before - there)
     assert share == pytest.approx((before - after) / (before - there))
     assert np.isfinite(most)
+
+
+def test_last_tokens_have_the_log_odds_of_whole_texts_again_and_again(monkeypatch):
+    model, tokenizer, texts = tiny_model(), word_tokenizer(), ["w1 w2 w3 w4", "w5 w6", "w7 w8 w9"]
+    tokenizer.pad_token = "w0"
+    monkeypatch.setattr(lesson_08, "PRONOUNS", (" w20", " w21"))
+    begun = lesson_08.LastToken(model, tokenizer, texts)
+    right = log_odds(model, tokenizer, texts, answers=(" w20", " w21"))
+    for _ in range(2):
+        assert begun.odds().numpy() == pytest.approx(right, abs=1e-4)
