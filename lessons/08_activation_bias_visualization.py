@@ -881,10 +881,10 @@ check_two_questions(sentence, carried, spared, exam)
 # %% [markdown] tags=["quiz"]
 # You give three heads their mean, and the gap is gone. What does that show?
 #
-# - [ ] The heads have learned the stereotype, so cutting them leaves the rest alone.
-#   > They carry the woman's "she", and more (exercise 4).
 # - [x] What these heads say at the last token differs between the words, and the answer depends on it.
 #   > That is what was changed, and all that it shows. Where the difference was made, it doesn't say.
+# - [ ] The heads have learned the stereotype, so cutting them leaves the rest alone.
+#   > They carry the woman's "she", and more (exercise 4).
 # - [ ] The heads look at the word and copy its pronoun.
 #   > A cut of heads doesn't tell where they read. Swap their values, place by place.
 
