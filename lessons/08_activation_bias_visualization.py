@@ -95,8 +95,8 @@ here("The log-odds follow the share of women.", [follows[1]])
 
 # %% [markdown]
 # So what the model *says* follows the statistics closely. **Whom does that harm?** It makes an exception of the woman who is a
-# mechanic. (Our measure does harm of its own: nobody who is neither "he" nor "she" exists in it.) That jobs *are* shared out unevenly explains where a model has it
-# from. It doesn't say that a sentence about one person should be guessed that way.
+# mechanic. (Our measure does harm of its own: nobody who is neither "he" nor "she" exists in it.) That jobs *are* shared out
+# unevenly explains where a model has it from. It doesn't say that a sentence about one person should be guessed that way.
 #
 # ## Can you see it?
 #
@@ -891,8 +891,8 @@ check_two_questions(sentence, carried, spared, exam)
 # %% [markdown]
 # ## Take-aways
 #
-# - A picture that asks how much differs shows a bias to the eye hardly better than its control. Ask along which direction, and take the one that
-#   the model itself reads.
+# - A picture that asks how much differs shows a bias to the eye hardly better than its control. Ask along which direction, and
+#   take the one that the model itself reads.
 # - An eye finds groups wherever somebody colours them. Show the true picture beside the random one.
 # - Judge a probe on new words, not on new texts.
 # - Then touch: let heads say their mean, swap what they read. What decides the pronoun spreads along the sentence, and three heads
