@@ -1,777 +1,906 @@
 # ---
 # jupyter:
 #   course:
-#     title: "Seeing bias: three pictures, and a hand inside"
-#     prerequisites: lesson 01 (nineteen random sets), lesson 03 (residual stream, hooks, patching)
+#     title: "Seeing bias: along which direction?"
+#     minutes: 90 to 120 minutes
+#     prerequisites: lesson 01 (nineteen random sets), lesson 03 (residual stream, hooks, patching, keys and values)
 #     assets: [smollm2]
-#     concepts: [log-odds, rank correlation, contrastive pair, neutral swap, principal components, permutation test, patching a place, attribution patching]
+#     concepts: [log-odds, rank correlation, contrastive pair with its neutral swap, principal components, direction that the head reads, linear probe, attribution patching, what a head says]
 # ---
 
 # %% [markdown]
 # ## The question
 #
-# The model writes "she" for the nurse and "he" for the farmer. Which look inside shows what carries that?
+# A model writes "she" for the nurse and "he" for the farmer. People show such a bias with pictures of the model's inside. Which
+# picture shows it, and what in the model makes it?
 #
-# **Answer.** None of three popular pictures shows it: two look like their controls, the third fades on new words. Patching does: the
-# pronoun stays at the word until late blocks, then three heads carry it to the last token.
+# <details><summary>The answer, if you want it now</summary>
+#
+# **Answer.** The popular pictures ask how *much* differs, over all directions at once. Occupations differ in many ways, and little of
+# it is along the direction of the pronoun, so to the eye these pictures look much the same with true and with random groups. The
+# model itself chooses between "she" and "he" along *one* direction. Look along that one, and the groups part, suddenly, behind two
+# late blocks. Three heads out of all carry it to the last token. If they say the same for everybody, nine tenths of the stereotype
+# are gone. They don't fetch it from the word "nurse" alone: most of it they read from the tokens after it, the last one included.
+# And they aren't made for stereotypes: the woman's "she" goes through them as well, and more, which the last exercise asks for.
+#
+# </details>
 
 # %% [markdown] tags=["notes"]
-# **The point:** a difference in activations is not a bias. A neutral swap gives one, too. To know what a part does, change it.
+# **The point:** ask a picture two questions. What does its control look like? And along which direction does it look? Then touch.
 #
 # **Content:** the sentences are inoffensive: occupations and family words.
 #
-# **Let the room vote** on each pair of pictures before the cell with the titles runs.
+# **Let the room vote** on the two clouds of dots before the next cell runs, and on the two maps. Most vote for the wrong cloud:
+# somebody chose it because it looks good.
 #
-# **Usual questions:** "Is it bias, if the statistics are so?" Read the paragraph on whom it harms. "Three heads: can I cut them?"
-# They serve woman/man as well. Lesson 09 tries neurons.
+# **Usual questions:** "Is it bias, if the statistics are so?" Read the paragraph on whom it harms. "So can I cut the three heads?"
+# Exercise 4 shows what else they carry; lesson 09 cuts them.
 #
-# **Wrong turns:** no control swap; sentences shuffled one by one; heads chosen and judged on the same words.
+# **Wrong turns:** the direction without the norm (exercise 1); new texts of old words taken for new words (exercise 2, the most
+# common mistake with probes); in exercise 4, two questions that are both about verbs.
 #
-# **At the end you have** a bias measured in what a model writes, three pictures tested blind, and the heads that carry it.
+# **At the end you have** the direction along which the model's bias can be seen, the heads that write it, and a proof of where they
+# read it.
 
 # %% tags=["install"]
 
 # %%
-import tempfile
-from pathlib import Path
+from contextlib import contextmanager
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.decomposition import PCA
 
-from course_utils.bias.pronouns import recorded_trace
+from course_utils.bias.pronouns import occupations, odds_and_states, people, prompts
 from course_utils.lessons import claim, here
-from course_utils.models import describe, load_model
-from course_utils.support import mark, show, start, style
+from course_utils.measuring import continuations
+from course_utils.models import load_model, with_interval
+from course_utils.support import mark, rank_correlation, show, start, style
 
 session = start("08")
 style()
 model, tokenizer = load_model("llama", dtype=torch.float32)
-blocks, heads = describe(model).num_blocks, model.config.num_attention_heads
-record = recorded_trace()  # of SmolLM2-135M, the embedded profile's Llama
-
-# %%
-_, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-for place, name in (("word", "at the word"), ("last", "at the last token")):
-    moved = 100 * np.array(record["occupations"][f"{place}, opposite"])
-    left.plot(moved, **mark(name) | {"markersize": 6})
-left.set(title="One token's state", xlabel="patched behind block")
-left.set_ylabel("moves, % of the gap")
-left.legend()
-for row, name in enumerate(("occupations", "woman/man")):
-    drawn = 100 * np.array(record[name]["random, opposite"])
-    look = mark("random") | {"markersize": 12, "linestyle": "none"}
-    look["label"] = "_" if row else "random"
-    right.plot(drawn, [row] * len(drawn), **look)
-    together = 100 * record[name]["heads, opposite"][-1]
-    look = mark("attentions") | {"label": "_" if row else "the three heads"}
-    right.plot(together, row, linestyle="none", **look | {"markersize": 12})
-right.set(title="Three heads", xlabel="moves, % of the gap", xlim=(-10, 110))
-right.set(yticks=[0, 1], yticklabels=["occupations", "woman/man"], ylim=(1.5, -0.5))
-right.legend(loc="center")
-show(
-    "Left: the share of the gap that moves with one token's state. At the word "
-    "it is high in early blocks and falls to nothing in the late ones; at the last "
-    "token it rises, and the lines cross late. Right: three heads move most of the "
-    "gap, of occupations and of woman and man; random sets of three move none."
-)
-
-# %% [markdown]
-# *SmolLM2-135M, means over many pairs such as this one: "The nurse said that" runs with one piece taken from "The mechanic said that";
-# 100 % turns its log-odds into the mechanic's. Left: a token's state, occupations. Right: what three attention heads write at the last
-# token; grey are nineteen random sets as deep.*
-#
-# **Whom it harms.** After an occupation the model leans towards the pronoun of the group that most often works in it. That is a stereotype:
-# it makes the woman who is a mechanic an exception, and nobody who is neither "he" nor "she" exists in it. That jobs *are* shared out
-# unevenly explains where a model has it from, not that a sentence about one person should be guessed that way.
-#
-# ## A number for a pronoun
-#
-# The next token after "The nurse said that" has a probability for each word. The **log-odds** compare two of them:
-#
-# $$\log P(\text{she}) - \log P(\text{he})$$
-#
-# In nats: 0 is equally likely, +1 is "she" 2.7 times as likely, −1 the reverse.
-
-# %% [markdown]
-# ### Exercise 1 · ●○○ · 6 minutes
-#
-# Write `she_over_he(text)`: the log-odds of the token after the text, one number. Use `model` and `tokenizer`. A word within a
-# sentence begins with its space.
-#
-# <details><summary>Hint</summary>
-#
-# `tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids` goes to `model.device`. The logits are
-# [1, tokens, vocabulary]; `log_softmax(-1)` makes them logarithms of probabilities.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_08 import check_log_odds
-
-
-# BEGIN SOLUTION
-@torch.no_grad()
-def she_over_he(text):
-    encoded = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-    logits = model(encoded.input_ids.to(model.device)).logits
-    log_p = logits[0, -1].float().log_softmax(-1)  # [vocabulary]
-    numbers = []
-    for word in (" she", " he"):
-        (number,) = tokenizer(word, add_special_tokens=False).input_ids
-        numbers.append(number)
-    return (log_p[numbers[0]] - log_p[numbers[1]]).item()
-
-
-# END SOLUTION
-# BEGIN STUB
-# def she_over_he(text):
-#     ...  # nats
-# END STUB
-check_log_odds(she_over_he, model, tokenizer)
-
-# %% [markdown]
-# ## Behaviour first
-#
-# The library's `log_odds` gives the same. We ask for forty occupations in eight sentences. The share of women in them is known (US labour
-# statistics, Zhao et al. 2018; over half is "mostly women"), so we know beforehand where a stereotype would point. As a yardstick we take
-# ten pairs whose pronoun is no stereotype: woman/man, aunt/uncle and so on.
-#
-# *Rank correlation* compares two orders: 1 is the same order, 0 no relation, −1 the reverse.
-#
-# **Predict before you run.** How closely does the order by log-odds follow the share of women? And how large is the gap between
-# women's and men's occupations beside that between woman and man?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# Closely: 0.78. The two groups of occupations are 1.10 nats apart, woman and man 5.09: the stereotype is about a fifth of what plain
-# meaning does.
-#
-# </details>
-
-# %%
-from course_utils.bias.pronouns import (
-    group_gap, occupations, odds_and_states, people, prompts,
-)  # fmt: skip
-from course_utils.measuring import continuations
-from course_utils.models import with_interval
-from course_utils.support import rank_correlation
+model.requires_grad_(False)
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+layers, blocks = model.model.layers, len(model.model.layers)
+heads = model.config.num_attention_heads
 
 some = ["The nurse was late because", "The farmer was late because"]
 written = continuations({"goes on": model}, tokenizer, some, new_tokens=10)
 for text, rest in written["goes on"].items():
     print(f"{text} | {rest.strip()}")
-(SHE,), (HE,) = tokenizer([" she", " he"], add_special_tokens=False).input_ids
-jobs, persons = prompts(occupations()), prompts(people())
-sites = ("residual", "down_input")  # what leaves a block, and its neurons
-texts = list(jobs.text)
-jobs["odds"], states = odds_and_states(model, tokenizer, texts, sites=sites)
-persons["odds"], of_persons = odds_and_states(model, tokenizer, list(persons.text))
-columns = {name: (name, "first") for name in ("women", "group", "split")}
-by_word = jobs.groupby("word", sort=False).agg(**columns, odds=("odds", "mean"))
+
+# %% [markdown]
+# We ask for forty occupations in eight such sentences, 320 texts. For each text the **log-odds** say which pronoun the model expects
+# next, in nats. At 0 both are equally likely, at +1 "she" is 2.7 times as likely as "he".
+#
+# $$\text{log-odds} = \log P(\text{she}) - \log P(\text{he})$$
+#
+# From labour statistics we know the share of women in each occupation (Zhao et al. 2018), so we know beforehand where a stereotype
+# would point. Does the model follow it? A **rank correlation** compares two orders. It is 1 if they are the same, and 0 if one says
+# nothing about the other, and −1 if one is the other reversed.
+
+# %%
+jobs = prompts(occupations())  # a row for each word in each sentence
+jobs["odds"], states = odds_and_states(model, tokenizer, list(jobs.text))
+states = states["residual"]  # of the last token: [texts, blocks, hidden]
+by_word = jobs.groupby("word", sort=False)[["women", "odds"]].mean()
+women = (by_word.women > 0.5).to_numpy()
 follows = rank_correlation(by_word.women, by_word.odds)
-print(f"rank correlation with the share of women: {with_interval(*follows)}")
-gaps = {"occupations": group_gap(jobs), "woman/man": group_gap(persons)}
-for name, gap in gaps.items():
-    print(f"gap, {name}: {with_interval(*gap)} nats")
+print(f"rank correlation of log-odds and share of women: {with_interval(*follows)}")
 here("The log-odds follow the share of women.", [follows[1]])
-(gap, low, _), (known, *_) = gaps.values()
-here("The stereotype is there, under a third of woman/man.", [low, known / 3 - gap])
-claim(
-    "It is between a tenth and three tenths of it.",
-    [gap / known - 0.1, 0.3 - gap / known],
-)
 
 # %% [markdown]
-# ## Three popular views, tested blind
+# So what the model *says* follows the statistics closely. **Whom does that harm?** It makes an exception of the woman who is a
+# mechanic. (Our measure does harm of its own: nobody who is neither "he" nor "she" exists in it.) That jobs *are* shared out
+# unevenly explains where a model has it from. It doesn't say that a sentence about one person should be guessed that way.
 #
-# A **contrastive pair** is two texts that differ in one span. We take two pairs. Nurse/mechanic carries the bias. Nurse/librarian is a
-# **neutral swap**: another word, with nearly the same share of women. They are written to a file and read back, and one is printed as a
-# conversation, in the form of WizardSData.
+# ## Can you see it?
 #
-# Each view is drawn twice, without saying which is which: for the bias and for its control. A coin decides the sides. **Note "left" or
-# "right" before you go on.** With three pairs, one in eight guesses all by luck.
-#
-# View 1: how far apart are the two texts' states at each word behind the swap, relative to the states' own size?
+# Here is the most popular picture of a model's inside. A state has hundreds of numbers; **principal components** are the two
+# directions along which the states vary most. Each dot is one occupation: the state of its last token in a late block, averaged
+# over the sentences. The dots are the same, left and right. But the colours are right on one side only. On the other side they were
+# dealt at random: nineteen times, and you see one of these deals.
 
 # %%
-from course_utils.bias.contrastive import (
-    Pair, read_pairs, to_conversations, write_pairs,
-)  # fmt: skip
-
-tail = " who lives next door to us told me that"
-shared = {"axis": "occupation", "template": "next door", "group_a": "nurse"}
-pairs = [
-    Pair("The ", "nurse", other, tail, kind=kind, group_b=other, **shared)
-    for other, kind in (("mechanic", "demographic"), ("librarian", "neutral"))
-]
-with tempfile.TemporaryDirectory() as folder:
-    path = write_pairs(pairs, Path(folder) / "pairs.jsonl")
-    assert read_pairs(path) == pairs
-row = to_conversations(pairs)[0]
-print({name: row[name] for name in ("id_conversation", "topic", "rol1", "rol2")})
-
-
-def at_words(pair, word):
-    """[words behind the swap, blocks, hidden]: their states behind each block."""
-    parts = pair.after.split()
-    begun = [" ".join(parts[: n + 1]) for n in range(len(parts))]
-    texts = [f"{pair.before}{word} {part}" for part in begun]
-    return odds_and_states(model, tokenizer, texts)[1]["residual"]
-
-
-grids = []
-for pair in pairs:
-    a, b = (at_words(pair, word) for word in (pair.a, pair.b))
-    grids.append(2 * (a - b).norm(dim=-1) / (a.norm(dim=-1) + b.norm(dim=-1)))
-coin = np.random.default_rng(session.seed + 8)
-views = ("heatmap", "components", "neurons")
-sides = {view: ("left", "right")[coin.integers(2)] for view in views}
-
-# %%
-_, panels = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
-order = grids if sides["heatmap"] == "left" else grids[::-1]
-top = max(grid.max().item() for grid in grids)
-for panel, name, grid in zip(panels, ("left", "right"), order, strict=True):
-    image = panel.imshow(grid, aspect="auto", vmin=0, vmax=top, cmap="viridis")
-    panel.set(title=name, xlabel="block")
-    panel.grid(visible=False)
-panels[0].set_yticks(range(len(tail.split())), tail.split())
-plt.colorbar(image, ax=panels, label="relative difference")
-show(
-    "Two heatmaps, left and right, of the words behind the swap over the blocks, "
-    "coloured by relative difference on one scale. Both are brightest at the first "
-    "words and in the last block, and look much alike."
-)
-
-# %% [markdown]
-# *Brighter is further apart. Which one is nurse/mechanic?*
-#
-# View 2: **principal components**, the directions along which states vary most. One point is one occupation: its state at the last
-# token, in a late block, averaged over the sentences. One picture is coloured by the true groups, the other by shuffled ones.
-#
-# View 3: differential activations. For each of the tens of thousands of neurons we take the difference of the groups' means, in standard
-# deviations, and draw the twenty largest: with true groups and with shuffled ones. They come from half of the words and half of the
-# sentences.
-
-# %%
-women = (by_word.group == "mostly women").to_numpy()
-first = (by_word.split == "selection").to_numpy()
 late, sentences = blocks - 1 - blocks // 8, jobs.template.nunique()
+cube = states[:, late].unflatten(0, (-1, sentences)).numpy()
+cube = cube - cube.mean(0)  # less what is common to all words in a sentence
+points = PCA(2).fit_transform(cube.mean(1))  # scikit-learn
 
 
-def less_sentence(states):
-    """[words, sentences, hidden] in the late block, less each sentence's mean."""
-    cube = states[:, late].unflatten(0, (-1, sentences)).numpy()
-    return cube - cube.mean(0)
+def apart(groups):
+    """Share of the dots' variance that lies between the two groups."""
+    parts, middle = (points[groups], points[~groups]), points.mean(0)
+    squares = [len(part) * (part.mean(0) - middle) ** 2 for part in parts]
+    return np.sum(squares) / ((points - middle) ** 2).sum()
 
 
-def two_components(points):
-    """Points [words, hidden] along the two directions in which they vary most."""
-    points = points - points.mean(0)
-    u, sizes, _ = np.linalg.svd(points, full_matrices=False)
-    return (u * sizes)[:, :2]
-
-
-def difference(values, groups):
-    """Difference of the groups' means, in standard deviations, for each neuron."""
-    one, other = values[groups], values[~groups]
-    spread = np.sqrt((one.var(0, ddof=1) + other.var(0, ddof=1)) / 2)
-    return (one.mean(0) - other.mean(0)) / spread.clip(1e-9)
-
-
-points = two_components(less_sentence(states["residual"]).mean(1))
-neurons = states["down_input"].unflatten(0, (-1, sentences))
-half = sentences // 2  # the first half of the sentences is for choosing
-chosen_half = neurons[first][:, :half].mean(1).flatten(1).numpy()
-judged_half = neurons[~first][:, half:].mean(1).flatten(1).numpy()
-shuffled = coin.permutation(women)
-dealt = coin.permutation(women[first])
-
-# %%
+draw = np.random.default_rng(session.seed + 8)
+dealt = [draw.permutation(women) for _ in range(19)]
+best = max(dealt, key=apart)
+side = draw.integers(2)  # a coin: 0 means that the true colours are on the left
 _, panels = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
-order = [women, shuffled] if sides["components"] == "left" else [shuffled, women]
-for panel, name, groups in zip(panels, ("left", "right"), order, strict=True):
+both = [women, best][:: 1 - 2 * side]
+for panel, name, groups in zip(panels, ("left", "right"), both, strict=True):
     for group, mine in (("mostly women", groups), ("mostly men", ~groups)):
         panel.plot(*points[mine].T, linestyle="none", **mark(group))
-    panel.set(title=name, xlabel="component 1")
-panels[0].set_ylabel("component 2")
+    panel.set(title=name, xlabel="component 1", ylabel="component 2")
 panels[0].legend()
 show(
-    "The same forty points along two principal components, twice. In both pictures "
-    "the two groups of markers are mixed all over."
+    "The same forty dots along two principal components, twice. On one side the "
+    "two colours are mixed all over; on the other they lie somewhat apart."
 )
 
 # %% [markdown]
-# *Which colours are the true groups?*
+# *Which side has the true colours? Decide before you go on, and mind that we chose the random deal.*
+#
+# The second popular picture is a map of differences. Each of its 1,600 fields says how far apart the states of two occupations are,
+# relative to their size. On one side the occupations stand in the order of their share of women, so both groups are together. If the
+# bias could be seen, there would be two dark squares (same group) and two pale ones. On the other side the order is random.
 
 # %%
-_, panels = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True, layout="constrained")
-order = [women[first], dealt]
-order = order if sides["neurons"] == "left" else order[::-1]
-for panel, name, groups in zip(panels, ("left", "right"), order, strict=True):
-    sizes = np.sort(np.abs(difference(chosen_half, groups)))[::-1]
-    panel.plot(range(1, 21), sizes[:20], linestyle="none", **mark("neurons"))
-    panel.set(title=name, xlabel="neuron, largest first", ylim=(0, None))
-    panel.set_xticks([1, 5, 10, 15, 20])
-panels[0].set_ylabel("difference, sd")
+x = states[:, late].unflatten(0, (-1, sentences)).transpose(0, 1)
+norms = x.norm(dim=-1)
+far = 2 * torch.cdist(x, x) / (norms[:, :, None] + norms[:, None])
+far = far.mean(0).numpy()  # [words, words]
+side_of_map = draw.integers(2)
+_, panels = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+both = [np.arange(len(far)), draw.permutation(len(far))][:: 1 - 2 * side_of_map]
+for panel, name, order in zip(panels, ("left", "right"), both, strict=True):
+    image = panel.imshow(far[np.ix_(order, order)], cmap="viridis")
+    panel.set(title=name, xlabel="occupations", xticks=[], yticks=[])
+    panel.grid(visible=False)
+plt.colorbar(image, ax=panels, label="relative difference")
 show(
-    "The twenty largest differences between two groups, left and right, on one "
-    "scale: in one of the pictures all are higher than most of the other's."
+    "Two maps of how far each pair of forty occupations is apart. Both have a dark "
+    "diagonal and look like the same random weave; neither has squares."
 )
 
 # %% [markdown]
-# *Which twenty tell the true groups apart?*
+# *Bright is further apart. Which map is sorted by the share of women?*
 #
-# **Predict before you run.** Write your three guesses into the next cell. Then it tells.
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# The control's heatmap differs a little more, 0.117 against 0.108 on average. Between the true groups lies 0.5 % of what PCA draws,
-# between the shuffled ones 0.4 %.
-#
-# The true twenty neurons stand out, with 2.34 sd against 1.79. Is that chance?
-#
-# </details>
-
-# %%
-guesses = {"heatmap": "?", "components": "?", "neurons": "?"}  # yours
-
-
-def between(points, groups):
-    """Share of the points' variance that lies between the groups' means."""
-    parts = [points[groups], points[~groups]]
-    middle = points.mean(0)
-    apart = [len(part) * np.square(part.mean(0) - middle).sum() for part in parts]
-    return sum(apart) / np.square(points - middle).sum()
-
-
-def of_twenty(groups):
-    """Mean of the twenty largest differences."""
-    return np.sort(np.abs(difference(chosen_half, groups)))[-20:].mean()
-
-
-for view, guess in guesses.items():
-    print(f"{view}: the bias is on the {sides[view]}; you said {guess}")
-true, control = (grid.mean().item() for grid in grids)
-print(f"heatmap, mean: nurse/mechanic {true:.3f}, nurse/librarian {control:.3f}")
-true_share, other = between(points, women), between(points, shuffled)
-print(f"components, between groups: true {true_share:.1%}, shuffled {other:.1%}")
-seen, by_chance = of_twenty(women[first]), of_twenty(dealt)
-print(f"twenty neurons, mean: true {seen:.2f} sd, shuffled {by_chance:.2f} sd")
-here("The neutral swap differs at least 9/10 as much.", [control - 0.9 * true])
-
-# %% [markdown]
-# ## By chance?
-#
-# One shuffle is one draw. A **permutation test** makes many, $K$ of them: count the seen one among them, and $p$ is the share whose
-# statistic $T$ is at least as large as seen.
-#
-# $$p = \frac{1 + \#\{k : T(\text{shuffled}_k) \ge T(\text{seen})\}}{1 + K}$$
-#
-# What is shuffled must be what was sampled. Eight sentences about the nurse aren't eight occupations.
-
-# %% [markdown]
-# ### Exercise 2 · ●●○ · 10 minutes
-#
-# Write `p_shuffled(statistic, words, groups, shuffles=999)`. `words` and `groups` are arrays with one entry a sentence, and a word has
-# one group. `statistic(groups)` gives a number. All sentences of a word must change their group together.
-#
-# <details><summary>Hint</summary>
-#
-# `_, at, rows = np.unique(words, return_index=True, return_inverse=True)`: then `groups[at]` has one label a word, and
-# `labels[rows]` deals them out to the sentences. `np.random.default_rng(0).permutation(labels)` shuffles.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_08 import check_p_shuffled
-
-
-# BEGIN SOLUTION
-def p_shuffled(statistic, words, groups, shuffles=999):
-    _, at, rows = np.unique(words, return_index=True, return_inverse=True)
-    draw, hits = np.random.default_rng(0), 0
-    for _ in range(shuffles):
-        labels = draw.permutation(groups[at])
-        hits += statistic(labels[rows]) >= statistic(groups)
-    return (1 + hits) / (1 + shuffles)
-
-
-# END SOLUTION
-# BEGIN STUB
-# def p_shuffled(statistic, words, groups, shuffles=999):
-#     ...  # p
-# END STUB
-check_p_shuffled(p_shuffled)
-
-# %% [markdown]
-# ## What is left on new words
-#
-# The library's `permutation_p` does the same; for the neurons each shuffle picks its own twenty. A second test is new data: the twenty
-# were *picked* for their difference. We ask the same ones about the other words, in the other sentences.
-#
-# **Predict before you run.** Is PCA's $p$ below 0.05, for occupations and for woman/man? And of the twenty's two standard deviations, is
-# a half left, a quarter, or less?
+# **Predict before you run.** Name your two sides, and a reason. Then the next cell tells.
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# For occupations no, for woman/man yes: 0.813 and 0.001. Of the twenty's difference less is left: 2.34 sd become 0.18.
+# The cloud that looks better separated is the random one! It is the best of nineteen. But the others do well, too: 16 of the nineteen
+# look better than the truth. Of what the true picture shows, not one percent lies between the groups.
+#
+# The map does know something: occupations of opposite groups differ 1.02 times as much as those of the same group, and shuffled
+# groups seldom reach that. But hardly anybody sees two percent in a picture, and an eye that wants squares finds some on either side.
 #
 # </details>
 
 # %%
 from course_utils.support import permutation_p
 
-words = by_word.index.to_numpy()
-drawn = {"seed": session.seed}
-p_pca = permutation_p(lambda some: between(points, some), words, women, **drawn)
-p_twenty = permutation_p(of_twenty, words[first], women[first], **drawn)
-print(f"components: p = {p_pca:.3f}; twenty neurons: p = {p_twenty:.3f}")
-here("PCA's groups are within chance.", [p_pca - 0.05])
-differs = difference(chosen_half, women[first])
-twenty = np.abs(differs).argsort()[-20:]
-again = np.sign(differs) * difference(judged_half, women[~first])
-print(f"the twenty: {seen:.2f} sd where picked", end=", ")
-print(f"{again[twenty].mean():.2f} sd on new words")
-here("Less than a quarter is left on new words.", [seen / 4 - again[twenty].mean()])
+one, other = np.triu_indices(len(far), 1)  # every pair once
 
-she = (people().group == "she").to_numpy()
-known = two_components(less_sentence(of_persons["residual"]).mean(1))
-names = people().word.to_numpy()
-p_known = permutation_p(lambda some: between(known, some), names, she, **drawn)
-print(f"woman/man: {between(known, she):.0%} between the groups, p = {p_known:.3f}")
-here("PCA parts woman from man.", [0.05 - p_known])
 
-# %% [markdown]
-# A $p$ near 0.05 is a close call; new words decide it. Neurons that tell the groups apart may exist, but a list of "the twenty most
-# associated with gender" can always be drawn.
-#
-# PCA isn't blind: of what it draws of woman, man and the like, over half lies between the two groups. It shows what varies *most*, and what
-# tells occupations apart is mostly not their gender. All three views ask *how much* differs, and a bias is one small difference among many.
-#
-# ## A hand inside
-#
-# So we interfere. Lesson 03 put a state back from the whole model. Here it comes from another *sentence*: "The nurse said that" runs,
-# but behind one block one token's state is what it is in "The mechanic said that". If the log-odds move, that place carried the pronoun.
+def ratio(groups):
+    """How far apart opposite groups are, relative to the same group."""
+    opposite = groups[one] != groups[other]
+    return far[one, other][opposite].mean() / far[one, other][~opposite].mean()
+
+
+places = ("left", "right")
+better = sum(apart(groups) > apart(women) for groups in dealt)
+print(f"cloud: the true colours are on the {places[side]}", end="; ")
+print(f"between the groups lie {apart(women):.1%} true, {apart(best):.1%} random")
+print(f"{better} of 19 random colourings look better than the true one")
+p = permutation_p(ratio, by_word.index.to_numpy(), women, seed=session.seed)
+print(f"map: sorted on the {places[side_of_map]}", end="; ")
+print(f"opposite groups differ {ratio(women):.2f} times as much, p = {p:.3f}")
+here("Most random colourings look better than the true one.", [better / 19 - 0.5])
+here("Opposite groups differ little more than others.", [1.1 - ratio(women)])
 
 # %% [markdown]
-# ### Exercise 3 · ●●○ · 12 minutes
+# (The $p$ in the last line is from a **permutation test**. The groups are dealt anew 999 times; how often does the ratio come out as
+# large as the true one? The true one counts as one of them:
 #
-# Write `patch(text, source, block, place)`: the log-odds after the text when the state that leaves `block` at `place` is the source's.
-# `place` counts from the end of *both* texts, −1 is the last token. Leave no hook on the model.
+# $$p = \frac{1 + \text{deals that reach it}}{1 + \text{deals}}$$
+#
+# We deal out words and not sentences, because eight sentences about the nurse aren't eight occupations.)
+#
+# So the groups do differ, but hardly to the eye. These pictures ask how **much** differs, over all directions at once, and occupations
+# may differ in many ways: hospital or building site, sitting or standing. What we should ask is **along which direction** they differ.
+#
+# ## The direction that decides
+#
+# How does the model choose a word? The last state goes through the final norm. Then the LM head takes the dot product with a row of
+# weights for each token in the vocabulary, and that is the token's logit. The log-odds are the difference of two logits (what both
+# have in common cancels). So for a state $x$:
+#
+# $$\text{log-odds} = (w_{\text{she}} - w_{\text{he}}) \cdot \mathrm{norm}(x)$$
+#
+# This is one direction out of hundreds, and nobody had to search for it: the model reads along it. We can hold the state of *any*
+# block against it, as if the model ended there. (This is called the *logit lens*: nostalgebraist 2020.)
+
+# %% [markdown]
+# ### Exercise 1 · ●○○ · 6 minutes
+#
+# Write `toward_she(states, norm, she, he)`. `states` is a tensor [texts, blocks, hidden], `norm` is the final norm (a module that you
+# call), `she` and `he` are the two rows of the LM head, [hidden]. Return a tensor [texts, blocks]: the log-odds if the model ended
+# behind that block.
 #
 # <details><summary>Hint</summary>
 #
-# Run the source with a hook on `model.model.layers[block]` that keeps `states[0, place]`, then the text with one that returns a changed
-# copy. A forward hook gets `(layer, inputs, states)`. `she_over_he(text)` or `log_odds(model, tokenizer, [text])` runs the
-# model.
+# The formula from right to left. `@` takes the dot product over the last dimension.
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.bias.pronouns import log_odds
-from course_utils.lessons.exercises.lesson_08 import check_patch
+from course_utils.lessons.exercises.lesson_08 import check_toward_she
 
 
 # BEGIN SOLUTION
-def patch(text, source, block, place):
-    layer, kept = model.model.layers[block], []
-
-    def keep(layer, inputs, states):
-        kept.append(states[0, place].clone())
-
-    def put(layer, inputs, states):
-        states = states.clone()
-        states[0, place] = kept[0]
-        return states
-
-    for hook, prompt in ((keep, source), (put, text)):
-        handle = layer.register_forward_hook(hook)
-        odds = log_odds(model, tokenizer, [prompt])[0]
-        handle.remove()
-    return odds
+def toward_she(states, norm, she, he):
+    return norm(states) @ (she - he)
 
 
 # END SOLUTION
 # BEGIN STUB
-# def patch(text, source, block, place):
-#     ...  # nats
+# def toward_she(states, norm, she, he):
+#     ...  # [texts, blocks]
 # END STUB
-check_patch(patch, model, tokenizer)
+check_toward_she(toward_she)
 
 # %% [markdown]
-# ## Where is the pronoun?
+# ## The third picture
 #
-# `traced_log_odds` is `patch` for many sentences. In each, the occupation with most women stands opposite the one with fewest, and so on;
-# the three most extreme pairs of each run here. What moves is a share of the gap between the two. The control is a neutral swap: a source
-# of the *same* group.
+# We look at the same forty dots along this direction, behind each block. Nothing is fitted, and the labour statistics play no part in
+# the direction. Behind the last block the numbers must be the model's own log-odds; the cell checks that. As a control we take the
+# directions between nineteen pairs of other tokens, drawn at random.
 #
-# **Predict before you run.** Another women's occupation is put in at the word. How much moves on average, in % of the gap?
+# **Predict before you run.** The model has thirty blocks. When will the two groups part along this direction: little by little over many
+# blocks, or at once? Early, in the middle, or late? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Little: at most 16 %, and here the other way, where the opposite word moves up to 86 %. Women's occupations differ among themselves; which
-# way that moves the average is the luck of the pairs.
+# At once, and late. There is a hint before: up to block 19 the order gets better, to a rank correlation of 0.59, and it is partly lost
+# again. But the two groups lie less than half a nat apart. In blocks 25 and 26 that becomes over two nats, and the order 0.82.
+# Something writes the pronoun to the last token there. (The last blocks take back a part.)
 #
 # </details>
 
 # %%
-from course_utils.bias.pronouns import opposites, swapped_place, traced_log_odds
+from scipy.stats import spearmanr
 
-judged = opposites(prompts(occupations(), "evaluation"))
-few = judged.groupby("template", sort=False).head(3)
-texts, opposed, same = (list(few[name]) for name in ("text", "source", "same"))
-odds = pd.concat([jobs, persons]).set_index("text").odds
-now, then = odds[texts].mean(), odds[opposed].mean()
-some = (4, 12, 20, 24, 25, 26, 29)  # before: a word of two tokens isn't read yet
-at_blocks = sorted({round((blocks - 1) * block / 29) for block in some})
-trace = {}
-for name, sources, at_word in (
-    ("at the word", opposed, True),
-    ("at the last token", opposed, False),
-    ("at the word, same group", same, True),
-):
-    places = [-1] * len(texts)
-    if at_word:
-        both = zip(texts, sources, strict=True)
-        places = [swapped_place(tokenizer, *each) for each in both]
-    patched = traced_log_odds(model, tokenizer, texts, sources, places, at_blocks)
-    trace[name] = (patched.mean(1) - now) / (then - now)
-trace = pd.DataFrame(trace, index=pd.Index(at_blocks, name="block"))
-ahead = trace["at the last token"] - trace["at the word"]
-crossing = ahead.index[ahead > 0].min()
-print(f"{len(few)} pairs, {now - then:.2f} nats apart; the table: % of that")
-print(f"the last token is ahead of the word behind block {crossing}")
-before, after = ahead[ahead.index < crossing], ahead[ahead.index >= crossing]
-margins = [*-before, *after, crossing / blocks - 0.5]
-here("The pronoun changes place once, and late.", margins)
-most = trace["at the word, same group"].abs().max()
-less = trace["at the word"].max() / 3 - most
-here("A word of the same group moves less than a third of it.", [less])
-(100 * trace).round().astype(int)
-
-# %% [markdown]
-# Until shortly before the crossing most of the pronoun is where the occupation was read. Behind the last blocks it is at the last token,
-# and the word's state no longer matters. In between, tokens that weren't patched may carry a part. Only attention carries anything between
-# tokens. Which heads?
-#
-# ## All heads with one gradient
-#
-# Each attention has several **heads**, and each looks back for itself; what a head *says* at a token is its part of what `o_proj` reads.
-# **Attribution patching** (Nanda 2023) estimates all of them at once. With $o$ for what a head says at the last token:
-#
-# $$\text{effect} \approx (o^{\text{source}} - o^{\text{text}}) \cdot \frac{\partial\, \text{log-odds}}{\partial o}$$
-#
-# It is exact only as far as the model is linear. So it **chooses** heads, on one half of words and sentences. Real patches **judge**
-# them on the other.
+toward_she = check_toward_she.accepted  # yours, if it is correct
+(SHE,), (HE,) = tokenizer([" she", " he"], add_special_tokens=False).input_ids
+rows = model.lm_head.weight  # one for each token
+leans = toward_she(states.to(model.device), model.model.norm, rows[SHE], rows[HE])
+leans = leans.detach().cpu()  # [texts, blocks]
+odds = torch.tensor(jobs.odds.to_numpy(), dtype=leans.dtype)
+torch.testing.assert_close(leans[:, -1], odds, atol=1e-3, rtol=1e-3)
+of_words = pd.DataFrame(leans.unflatten(0, (-1, sentences)).mean(1).numpy())
+of_words.index = by_word.index  # a row for each word, a column for each block
+order = of_words.corrwith(by_word.women, method="spearman")
+apart_by = of_words[women].mean() - of_words[~women].mean()  # nats, by block
+jump = order.diff().iloc[blocks // 2 :].idxmax()
+before, after = jump - 1, min(jump + 1, blocks - 1)
+for name, line in (("rank correlation", order), ("nats apart", apart_by)):
+    print(f"{name}: {line[before]:.2f} behind block {before}", end=", ")
+    print(f"{line[after]:.2f} behind {after}; earlier up to {max(line[:jump]):.2f}")
+here("Along she − he the order follows the share of women.", [order[after] - 0.5])
+margins = [jump / blocks - 0.6, apart_by[after] / 2 - max(apart_by[:jump])]
+here("The groups part late, and at once.", margins)
 
 # %%
-from course_utils.bias.pronouns import head_effects
+others = draw.integers(len(rows), size=(19, 2))  # pairs of tokens
+with torch.no_grad():
+    normed = model.model.norm(states.to(model.device))
+    along = normed @ (rows[others[:, 0]] - rows[others[:, 1]]).T
+along = along.unflatten(0, (-1, sentences)).mean(1).cpu()  # [words, blocks, pairs]
+of_others = (along[women].mean(0) - along[~women].mean(0)).abs()
+best_other = max(abs(spearmanr(by_word.women, x)[0]) for x in along[:, late].T)
+z = normed[:, after].unflatten(0, (-1, sentences)).mean(1).cpu()
+she_he = (rows[SHE] - rows[HE]).cpu()
+part = (z @ (she_he / she_he.norm())).var() / z.var(0).sum()
+print(f"along she − he lies {part:.1%} of what varies between the words")
+print(f"random pairs: rank correlation up to {best_other:.2f}")
+
+# %%
+_, panels = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
+y = of_words[after] - of_words[after].mean()
+sides = (points[:, 0], "component 1"), (100 * by_word.women, "share of women, %")
+for panel, (x, name) in zip(panels, sides, strict=False):
+    for group, mine in (("mostly women", women), ("mostly men", ~women)):
+        panel.plot(x[mine], y[mine], linestyle="none", **mark(group))
+    panel.set(xlabel=name, title=f"behind block {after}")
+for name in ("nurse", "carpenter"):
+    panels[1].text(100 * by_word.women[name], y[name] + 0.3, name, ha="center")
+panels[0].set_ylabel("towards “she”, nats")
+panels[0].legend(loc="lower left")
+grey = mark("random") | {"label": None, "marker": None, "linewidth": 1}
+panels[2].plot(of_others, **grey)
+panels[2].plot(apart_by, **mark("whole") | {"label": "she − he", "markersize": 7})
+panels[2].set(title="groups apart, nats", xlabel="behind block")
+panels[2].legend(loc="upper left")
+show(
+    "Left: the dots of the first picture; up is she minus he: the colours part. "
+    "Middle: dots with more women lie higher. Right: how far the groups part by "
+    "block: below half a nat for 25 blocks, then over two. Grey lines stay low."
+)
+
+# %% [markdown]
+# *Left: the cloud of the beginning, from left to right as it was, but upwards is now the direction she − he (less the mean of all
+# forty). Middle: the same against the share of women. Right: how far the two groups are apart, block by block; grey are nineteen
+# pairs of other tokens.*
+#
+# So the bias was in that cloud all the time, along a direction with only 1.5 % of what varies between the words.
+#
+# ## Could a machine have found the direction?
+#
+# Often nobody knows which direction a model reads along. Then people fit one. A **linear probe** is a classifier that learns a
+# direction from examples: here, from states whose group is known. (We take scikit-learn's logistic regression.) A colleague fits one
+# to our states in the late block, and reports how it does on *texts that it hasn't learned from*. We do the same with groups that
+# were dealt at random, nineteen times.
+
+# %%
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+fifths = KFold(5, shuffle=True, random_state=0)  # each fifth of the texts once
+inputs, word_of = cube.reshape(-1, cube.shape[-1]), jobs.word.to_numpy()
+group_of = {"true groups": [women], "random groups": dealt}
+reports = {"new texts": {}, "new words": {}}
+for name, deals in group_of.items():
+    found = []
+    for groups in deals:
+        y = np.repeat(groups, sentences)
+        found.append(cross_val_score(probe, inputs, y, cv=fifths).mean())
+    reports["new texts"][name] = np.mean(found)
+    print(f"{name}: {np.mean(found):.0%} right on new texts")
+
+# %% [markdown]
+# It is right nearly always, and on data that it has never seen! But with random groups it is nearly as good. There is nothing to know
+# about these, so it should be right in about half of the cases, by **chance**. What has it learned?
+
+# %% [markdown]
+# ### Exercise 2 · ●●○ · 10 minutes
+#
+# Write `score_on_new_words(points, groups, words)`, which can't be fooled like that: `points` is an array [texts, hidden], `groups` and
+# `words` have an entry for each text. Return the share that a probe gets right on words from which it hasn't learned. The check knows
+# made-up words where there is nothing to know, and others where there is.
+#
+# <details><summary>Hint</summary>
+#
+# A text is new, but is its *word*? scikit-learn can part data so that what belongs together stays together: look for
+# "Group" in the names of `sklearn.model_selection`. `cross_val_score` takes `groups=` for it. You can use `probe` from above.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.lessons.exercises.lesson_08 import check_new_words
+
+# BEGIN SOLUTION
+from sklearn.model_selection import GroupKFold
 
 
-def said(text):
-    """What the heads of each block say, [1, tokens, all], and the log-odds."""
-    heard, hooks = [], []
-    for layer in model.model.layers:  # o_proj reads all heads side by side
-        register = layer.self_attn.o_proj.register_forward_pre_hook
-        hooks.append(register(lambda _, read: heard.append(read[0])))
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-    logits = model(ids.to(model.device)).logits[0, -1].float()
+def score_on_new_words(points, groups, words):
+    by_words = GroupKFold(5)
+    scores = cross_val_score(probe, points, groups, groups=words, cv=by_words)
+    return scores.mean()
+
+
+# END SOLUTION
+# BEGIN STUB
+# def score_on_new_words(points, groups, words):
+#     ...  # a share
+# END STUB
+check_new_words(score_on_new_words)
+
+# %% [markdown]
+# ## New words, not new texts
+#
+# With your function we ask the colleague's probe again. Then we let two methods find a direction: logistic regression, and simply the
+# **mean of the one group minus the mean of the other**. Both learn from half of the words in half of the sentences. They are judged on
+# the other words in the other sentences, by the rank correlation with the share of women. As a control they learn from groups that
+# were dealt at random, nineteen times. The direction she − he has learned from nothing; its control is the nineteen random pairs.
+#
+# **Predict before you run.** What is left of the colleague's score, for true and for random groups? And which direction does best on
+# new words? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# On new words the random groups fall to chance, where they belong. Their score had come from words that the probe had seen in other
+# texts. The true groups keep a part.
+#
+# Fitted directions read the share of women on new words, and better than after each of nineteen random deals. The direction that the LM
+# head reads does at least as well, and it needed no labels.
+#
+# </details>
+
+# %%
+score_on_new_words = check_new_words.accepted  # yours, if it is correct
+for name, deals in group_of.items():
+    found = []
+    for groups in deals:
+        of_texts = np.repeat(groups, sentences)
+        found.append(score_on_new_words(inputs, of_texts, word_of))
+    reports["new words"][name] = np.mean(found)
+print(pd.DataFrame(reports).map("{:.0%}".format).to_string())
+chooses = (occupations().split == "selection").to_numpy()  # words that may choose
+half = sentences // 2  # and so may the first half of the sentences
+learn, judged = cube[chooses][:, :half].mean(1), cube[~chooses][:, half:].mean(1)
+
+
+def mean_difference(groups):
+    return judged @ (learn[groups].mean(0) - learn[~groups].mean(0))
+
+
+def regression(groups):
+    return probe.fit(learn, groups).decision_function(judged)
+
+
+def follows_share(reading):
+    return spearmanr(reading, by_word.women[~chooses]).statistic
+
+
+own = leans[:, late].unflatten(0, (-1, sentences))[~chooses][:, half:].mean(1)
+found = {"she − he": (follows_share(own), best_other)}
+deals = [draw.permutation(women[chooses]) for _ in range(19)]
+for find in (mean_difference, regression):
+    best_random = max(follows_share(find(groups)) for groups in deals)
+    name = find.__name__.replace("_", " ")
+    found[name] = follows_share(find(women[chooses])), best_random
+found = pd.DataFrame(found, index=["new words", "control, best of 19"]).T
+true, best_random = found.to_numpy().T
+here("All three read new words better than their controls.", true - best_random)
+found.round(2)
+
+# %% [markdown]
+# *Rank correlation with the share of women, on words and sentences from which nothing was learned.*
+#
+# So a direction can be found from examples, if they are judged on new **words**. Remember this when somebody shows you a probe that is
+# right nearly always: what was new, the texts or the words? And even a good probe shows only that something *can be read* from a state,
+# not that the model reads it. About she − he we know that the LM head reads along it, behind the last block.
+#
+# ## Who writes it?
+#
+# In the two blocks of the jump somebody wrote the pronoun into the last token's state. The last token is "because" or "that", so
+# its information about the nurse came from other tokens, and only attention carries anything between tokens. The model has 270 heads.
+# Each one adds something to the state; what it adds we call what the head **says**. (In the code it is the head's part of what
+# `o_proj` reads.)
+#
+# A **contrastive pair** is two texts that differ in one span: "The nurse said that", and "The carpenter said that". In lesson 03 you
+# patched a state. Here we would patch a head: in the first text, it says what it says in the second. If the log-odds move towards the
+# second text, the head carries the difference. Doing that for each head and each pair takes thousands of runs. **Attribution
+# patching** (Nanda 2023) estimates all of them with one gradient. With $o$ for what a head says:
+#
+# $$\text{effect} \approx (o^{\text{carpenter}} - o^{\text{nurse}}) \cdot \frac{\partial\, \text{log-odds}}{\partial o}$$
+#
+# It is an estimate, good only as far as the model is linear. So we let it **choose** heads, on one half of words and sentences. A
+# real intervention **judges** them on the other half.
+
+# %%
+from course_utils.bias.pronouns import head_effects, opposites
+from course_utils.support.plotting import heatmap
+
+choosing = opposites(prompts(occupations(), "selection"))  # most women, least, …
+texts, sources = list(choosing.text), list(choosing.source)
+effects = head_effects(model, tokenizer, texts, sources).mean(0)  # [blocks, heads]
+known = jobs.set_index("text").odds
+difference = known[sources].mean() - known[texts].mean()
+shares = 100 * effects.numpy() / difference
+ranked = shares.argsort(axis=None)[::-1].tolist()
+chosen = [divmod(number, heads) for number in ranked[:3]]
+for place in chosen:
+    print(f"block {place[0]}, head {place[1]}: {shares[place]:.0f} %", end="; ")
+print(f"the next: {shares.flat[ranked[3]]:.0f} %")
+ahead = [shares[chosen[2]] - 2 * shares.flat[ranked[3]]]
+claim("Three heads are estimated far ahead of all others.", ahead)
+
+# %%
+_, panel = plt.subplots(figsize=(13, 4.4), layout="constrained")
+named = {"x_label": "block", "y_label": "head", "value_label": "part, %"}
+heatmap(pd.DataFrame(shares.T), **named, center=0, numbers=False, ax=panel)
+show(
+    "A map of all heads, thirty blocks from left to right and nine heads in each. "
+    "Nearly all fields are pale. Three are lit: head 2 of block 26, head 2 of "
+    "block 25 and head 5 of block 27. One is slightly lit the other way."
+)
+
+# %% [markdown]
+# *Each field is one head: its estimated part in the difference between women's and men's occupations. Three of 270 are lit, in the
+# blocks of the jump and one behind it. (The field of the other colour works against the difference. Estimates of single heads needn't
+# add up to 100 %.)*
+#
+# ## Touch them
+#
+# Now we intervene. The three heads keep talking, but they say the same in every sentence: their mean over the choosing texts. So they
+# can't tell the nurse from the carpenter any more. What happens to the stereotype, on words and sentences that chose nothing?
+#
+# As a yardstick we take words whose pronoun is no stereotype: woman/man, aunt/uncle and so on. We call the difference between the
+# mean log-odds of the two groups the *gap*. And as in lesson 01, nineteen random sets of three heads are the control, as deep as
+# these.
+#
+# (What a head says at the last token can't change the tokens before. So `LastToken` reads these once, into a cache; `odds()` then reads
+# the last token of each text, and gives the log-odds behind it.)
+
+# %%
+from course_utils.lessons.exercises.lesson_08 import LastToken
+
+size = layers[0].self_attn.head_dim
+
+
+@contextmanager
+def saying(words):
+    """For a while heads say this at the last token: {(block, head): [size]}."""
+    hooks = []
+    for (block, head), said in words.items():
+        own = slice(head * size, (head + 1) * size)
+
+        def put(o_proj, inputs, own=own, said=said):
+            by_all = inputs[0].clone()  # all heads, [texts, tokens, all]
+            by_all[:, -1, own] = said
+            return by_all, *inputs[1:]
+
+        o_proj = layers[block].self_attn.o_proj
+        hooks.append(o_proj.register_forward_pre_hook(put))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# %% [markdown]
+# **Predict before you run.** How much of the stereotype is left when the three say the same for everybody? And how much of the gap
+# between woman and man? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Of the stereotype about a tenth is left, and of woman/man nothing. Random heads change next to nothing. So the stereotype goes
+# through three heads, and so does the gap between woman and man.
+#
+# </details>
+
+# %%
+from course_utils.bias.pronouns import random_heads
+
+
+def heard(texts):
+    """What every head says at the last token: [blocks, texts, heads, size]."""
+    said, texts = [], LastToken(model, tokenizer, texts)
+
+    def note(o_proj, inputs):
+        said.append(inputs[0][:, -1].unflatten(-1, (heads, size)))
+
+    listened = [layer.self_attn.o_proj for layer in layers]
+    hooks = [o_proj.register_forward_pre_hook(note) for o_proj in listened]
+    texts.odds()
     for hook in hooks:
         hook.remove()
-    return heard, logits[SHE] - logits[HE]
+    return torch.stack(said)
 
 
-def heads_at_once(text, source):
-    """What patching each head would change, estimated: [blocks, heads], nats."""
-    with torch.no_grad():
-        there, _ = said(source)
-    own, log_ratio = said(text)
-    slopes = torch.autograd.grad(log_ratio, own)
-    parts = there, own, slopes
-    there, own, slope = (torch.cat([x[:, -1] for x in part]) for part in parts)
-    effects = ((there - own) * slope).unflatten(-1, (heads, -1)).sum(-1)
-    return effects.detach().cpu()
-
-
-choosing = opposites(prompts(occupations(), "selection"))
-texts, opposed = list(choosing.text), list(choosing.source)
-estimates = head_effects(model, tokenizer, texts, opposed)  # [pairs, blocks, heads]
-by_hand = heads_at_once(texts[0], opposed[0])
-torch.testing.assert_close(by_hand, estimates[0], atol=1e-3, rtol=1e-3)
-shares = estimates.mean(0).numpy() / (odds[opposed].mean() - odds[texts].mean())
-order = shares.argsort(axis=None)[::-1].tolist()
-chosen = [divmod(number, heads) for number in order[:3]]
-told = ", ".join(f"{place[0]}/{place[1]} {shares[place]:.0%}" for place in chosen)
-print(f"estimated, block/head: {told}; the next {shares.flat[order[3]]:.0%}")
-ahead = shares[chosen[2]] - 2 * shares.flat[order[3]]
-claim("Three heads are estimated far ahead of all others.", [ahead])
+# %%
+rows_of = prompts(occupations(), "selection")
+said_by = heard(list(rows_of.text))  # [blocks, texts, heads, size]
+mean = said_by.mean(1)
+to_women = (rows_of.group == "mostly women").to_numpy()
+differ = said_by[:, to_women].mean(1) - said_by[:, ~to_women].mean(1)
+direction = (rows[SHE] - rows[HE]) * model.model.norm.weight
+write = [layer.self_attn.o_proj.weight.T @ direction for layer in layers]
+writes = (differ * torch.stack(write).view(blocks, heads, size)).sum(-1).cpu()
+most = writes.flatten().argsort(descending=True)[:3].tolist()
+print("along she − he these (block, head) write the largest differences:", end=" ")
+print(*[divmod(n, heads) for n in most])
+claim("They write along she − he.", [writes[head].item() for head in chosen])
+sets = [[], chosen, *random_heads(chosen, heads, blocks, seed=session.seed)]
+gaps = {}
+for about, words in (("occupations", occupations()), ("woman/man", people())):
+    asked = prompts(words, "evaluation")
+    texts = LastToken(model, tokenizer, list(asked.text))
+    toward = asked.group.isin(["mostly women", "she"]).to_numpy()
+    found = []
+    for some in sets:
+        with saying({head: mean[head] for head in some}):
+            log_odds = texts.odds()
+        gap = log_odds[toward].mean() - log_odds[~toward].mean()
+        found.append(gap.item())
+    whole, silent, *random = found
+    gaps[about] = {"whole": whole, "the three say their mean": silent}
+    gaps[about] |= {"random, least": min(random), "random, most": max(random)}
+gaps = pd.DataFrame(gaps)
+whole, silent, least, _ = gaps.to_numpy()
+here("Without the three over half of each gap is gone.", whole / 2 - silent)
+here("Without random heads over three quarters are left.", least - 0.75 * whole)
+gaps.round(2)
 
 # %% [markdown]
-# ### Exercise 4 · ●●○ · 8 minutes
+# *The gap in nats, on the words and sentences that chose nothing: with the whole model, with the mean of the three heads in their place,
+# and with that of nineteen random sets. (The picture by block was of all words and sentences, so its last value is another.)*
 #
-# These three were the largest of many, and estimated. Design the control. Write `control_sets(chosen, heads, blocks)`: `chosen` is a list
-# of (block, head), the model has `heads` heads in each of `blocks` blocks. Return the sets of heads to compare with, so that "better
-# than all of them" has $p \le .05$, and depth can't be what makes the difference.
+# On these words and sentences the gap depends on what three heads say at the last token. And they write along she − he: the printed
+# line names the heads whose own output differs most along it, between women's and men's occupations. We looked at all heads for that.
+#
+# ## Where do they read it?
+#
+# You might think that the three look at the word "nurse" and copy its pronoun to the end. Let us test that. A head says a weighted
+# sum. It takes the **value** of each token (a vector that its block makes from the token's state), and weighs it by its attention to
+# that token:
+#
+# $$\text{said} = \sum_{\text{tokens } t} \text{attention}_t \cdot \text{value}_t$$
+#
+# So we can swap a part of the sum. At the nurse's token alone, say, the head reads the value that the *carpenter* has there. It keeps
+# its attention, and reads all other tokens as they are. How far does that move the log-odds?
+
+# %% [markdown]
+# ### Exercise 3 · ●●○ · 10 minutes
+#
+# Write `said(attention, values, source_values, here)`: what a head says at the last token if, at some tokens, it reads the source's
+# values instead of the text's own. `attention` is [texts, tokens], the last token's attention to each token. `values` and
+# `source_values` are [texts, tokens, size]. `here` is [texts, tokens], True where the source's are read. Return [texts, size].
 #
 # <details><summary>Hint</summary>
 #
-# With $k$ random sets, beating all has $p = 1/(k + 1)$. A fair set has as many heads as the chosen one, none of its heads, and comes
-# from blocks at least as deep as its shallowest one, or from the very same blocks.
+# First mix the two kinds of values (`torch.where`, with a new last dimension for `here`). Then weigh, then add up over the tokens.
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_08 import check_control_sets
+from course_utils.lessons.exercises.lesson_08 import check_said
 
 
 # BEGIN SOLUTION
-def control_sets(chosen, heads, blocks):
-    lowest = min(block for block, _ in chosen)
-    others = [(b, h) for b in range(lowest, blocks) for h in range(heads)]
-    others = [head for head in others if head not in chosen]
-    draw, sets = np.random.default_rng(0), []
-    for _ in range(19):
-        drawn = draw.choice(len(others), len(chosen), replace=False)
-        sets.append([others[number] for number in drawn])
-    return sets
+def said(attention, values, source_values, here):
+    mixed = torch.where(here[..., None], source_values, values)
+    return (attention[..., None] * mixed).sum(1)
 
 
 # END SOLUTION
 # BEGIN STUB
-# def control_sets(chosen, heads, blocks):
-#     ...  # a list of lists of (block, head)
+# def said(attention, values, source_values, here):
+#     ...  # [texts, size]
 # END STUB
-check_control_sets(control_sets)
+check_said(said)
 
 # %% [markdown]
-# ## Three heads
+# ## The word, the tokens between, the last one
 #
-# **Predict before you run.** The three estimates add up to more than the first figure shows for the three together. Are the estimates too
-# high, or do shares not add?
+# Take "The nurse was late because": the word ends at "nurse", between stand "was" and "late", and the last token is "because". In all
+# judging pairs we swap the three heads' values at one of these places, then at all three. The control is a **neutral swap**: values
+# from another word of the *same* group. Its moves go either way and would cancel in a mean, so the last two rows tell how far a pair
+# moves on average, whatever way.
+#
+# **Predict before you run.** Where do the heads read most of the stereotype: at the word, at the tokens between, or at the last token
+# itself? And "woman"? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Mostly the second. Really patched, the three move 62, 24 and 21 % of the occupations' gap, and together 88 %. One estimate was too high;
-# and as harms don't add (lesson 04), nor do shares.
+# Swapped at the word alone, the stereotype moves by 19 % of its gap; swapped at the tokens between, by 40 %. So when the three heads
+# read, what decides the pronoun can be read along the sentence. With "woman" the word counts for as much as the tokens between.
+#
+# How did it come to "was late"? Earlier heads must have carried something there. These tokens see the word, and by themselves they know
+# nothing of women and men.
+#
+# The neutral swap moves occupations about half as far, because "nurse" and "librarian" differ, too. "Woman" and "aunt" hardly do.
 #
 # </details>
 
 # %%
-from course_utils.bias.pronouns import patched_log_odds, random_heads
+from course_utils.bias.pronouns import swapped_place
 
-sets = [*([head] for head in chosen), chosen]
-sets += random_heads(chosen, heads, blocks, seed=session.seed)
-names = [*(f"block {b}, head {h}" for b, h in chosen), "the three together"]
-table = {}
-for name, words_of in (("occupations", occupations()), ("woman/man", people())):
-    rows = opposites(prompts(words_of, "evaluation"))
-    rows = rows.groupby("template", sort=False).head(3)
-    texts, opposed, same = (list(rows[side]) for side in ("text", "source", "same"))
-    now, then = odds[texts].mean(), odds[opposed].mean()
-    patched = patched_log_odds(model, tokenizer, texts, opposed, sets)
-    moved = 100 * (patched.mean(1) - now) / (then - now)
-    column = dict(zip(names, moved, strict=False))
-    column["19 random sets, least"] = moved[len(names) :].min()
-    column["19 random sets, most"] = moved[len(names) :].max()
-    patched = patched_log_odds(model, tokenizer, texts, same, [chosen]).mean()
-    column["from the same group"] = 100 * (patched - now) / (then - now)
-    table[name] = column
-    told = 100 * record[name]["heads, opposite"][-1]
-    print(f"{name}: together {column['the three together']:.0f} % here", end=", ")
-    print(f"{told:.0f} % in the record, with more pairs")
-table = pd.DataFrame(table)
-alone, together = table.loc[names[:3]], table.loc[names[3]]
-most = table.loc[["19 random sets, most", "from the same group"]].abs().max()
-here("Three heads move over three times what controls move.", together / 3 - most)
-here("They move over half of each gap.", together - 50)
-claim("Together they move less than their shares' sum.", alone.sum() - together)
-table.round().astype(int)
+said = check_said.accepted  # yours, if it is correct
+groups_of_heads = model.config.num_key_value_heads
+model.set_attn_implementation("eager")  # the kind that tells its attention
+
+
+@torch.no_grad()
+def attention_and_values(texts):
+    """For each chosen head: the last token's attention, and the values it reads."""
+    values, found, hooks = {}, {}, []
+    options = {"padding": True, "padding_side": "left", "add_special_tokens": False}
+    batch = tokenizer(texts, return_tensors="pt", **options).to(model.device)
+    for block, _ in chosen:
+
+        def note(v_proj, inputs, output, block=block):
+            values[block] = output.unflatten(-1, (groups_of_heads, size))
+
+        v_proj = layers[block].self_attn.v_proj
+        hooks.append(v_proj.register_forward_hook(note))
+    read = model(**batch, output_attentions=True, logits_to_keep=1)
+    for hook in hooks:
+        hook.remove()
+    for block, head in chosen:
+        group = head * groups_of_heads // heads  # several heads share their values
+        attention = read.attentions[block][:, head, -1]  # [texts, tokens]
+        found[block, head] = attention, values[block][:, :, group]
+    return found
+
+
+# %%
+moves = {}
+for about, words in (("occupations", occupations()), ("woman/man", people())):
+    pairs = opposites(prompts(words, "evaluation"))
+    texts, sources = list(pairs.text), list(pairs.source)
+    count, begun = len(texts), LastToken(model, tokenizer, texts)
+    read = attention_and_values([*texts, *sources, *pairs.same])
+    ends = map(partial(swapped_place, tokenizer), texts, sources)
+    ends = torch.tensor([*ends])[:, None]  # the word's last token, from the end
+    length = read[chosen[0]][0].shape[1]
+    place = torch.arange(length) - length  # …, -2, -1
+    at = {
+        "the word": place == ends,
+        "between": (place > ends) & (place < -1),
+        "the last token": (place == -1) & (ends < -1),
+        "all three": place >= ends,
+        "all three, same group": place >= ends,
+    }
+    now, there = begun.odds(), LastToken(model, tokenizer, sources).odds()
+    moved, gap = {}, (there - now).mean()
+    for name, swapped in at.items():
+        begin = 2 * count if "same group" in name else count
+        words = {}
+        for head, (weights, values) in read.items():
+            given = weights[:count], values[:count], values[begin : begin + count]
+            words[head] = said(*given, swapped.to(model.device))
+        with saying(words):
+            moves_by = 100 * (begun.odds() - now) / gap
+        moved[name] = moves_by.mean().item()
+        if "all three" in name:
+            moved[f"{name}, either way"] = moves_by.abs().mean().item()
+    moved.pop("all three, same group")
+    moves[about] = moved
+model.set_attn_implementation("sdpa")
+
+# %%
+moves = pd.DataFrame(moves).astype(float)
+word, between, last, all_three, either_way, same_group = moves.to_numpy()
+at_word = [all_three[0] / 2 - word[0]]
+here("Less than half of what they carry is read at the word.", at_word)
+claim("A word of the same group moves a pair less.", either_way - same_group)
+claim("Of woman/man more is read at the word.", [word[1] - word[0]])
+moves.round().astype(int)
+
+# %%
+_, panel = plt.subplots(figsize=(9, 4.2), layout="constrained")
+three = moves.iloc[:3]
+for shift, about in ((0, "occupations"), (0.4, "woman/man")):
+    look = mark("L1" if shift else "activation")
+    bars = panel.bar(np.arange(3) + shift, three[about], 0.38, color=look["color"])
+    bars.set_label(about)
+    panel.bar_label(bars, fmt="%.0f", padding=3)
+panel.set_xticks(np.arange(3) + 0.2, three.index)
+panel.set(ylabel="moves, % of the gap", ylim=(0, 55))
+panel.legend()
+show(
+    "Bars for three places at which the heads read the other word's values. For "
+    "occupations 19 percent at the word, 40 between, 21 at the last token. For "
+    "woman/man 42, 41 and 26."
+)
 
 # %% [markdown]
-# The same heads bring "she" for the woman: the stereotype goes through heads that pass on a word's plain meaning.
+# *How far the log-odds move when three heads read the other word's values at one place only. (Parts needn't add up to 100 %.)*
 #
-# What a patch shows: this place *carries* the difference between these two sentences. It doesn't show where the difference was made,
-# nor that the place does nothing else.
+# So the pronoun isn't fetched from one spot. What decides it spreads from the word to the tokens after it, and late in the model three
+# heads collect it, from all along the sentence, and write it along the direction that the LM head reads. (A part of what they read at
+# the last token may be what one of them has written there a block before.)
+#
+# ## What are these heads for?
+#
+# A colleague reads this lesson and says: "Three gender heads! We cut them out, and the model is fair. Nothing else will change."
+# Would you sign that? The heads have passed every test of ours. But in all of our pairs a woman's word stood opposite a man's, so
+# we don't know what else they carry.
+#
+# Test it with a difference that has nothing to do with women and men: **one thing and several**, as in "the book" and "the books".
+# Many words in a sentence depend on it.
+
+# %%
+from course_utils.lessons.exercises.lesson_08 import NumberExam
+
+exam = NumberExam(model, tokenizer, chosen)  # it knows things of its own
 
 # %% [markdown]
-# ### Exercise 5 · ●●● · 12 minutes
+# ### Exercise 4 · ●●● · 15 minutes
 #
-# A question of your own: two answers, one token each, that a word decides, such as " is" and " are". Give `rows`, six triples or more
-# `(text, source, same)`: the source asks for the other answer, `same` is another word with the text's own answer, and all three end in
-# the same words. Find `own_heads`, three that you choose on the first half of the rows. The check judges them on the other half: the
-# gap must be over 2 nats, the three must beat nineteen random sets, and the neutral swap move less than a quarter. Occupations and
-# family words are refused.
+# Find one sentence and two questions about one thing and several. Give `sentence`, with `{}` in the place of the thing, and two pairs
+# of answers: the three heads carry over half of `carried`, and less than a quarter of `spared`. An answer is one token, and the first
+# of a pair is likelier after one thing, by a nat at least. For example, the form would be
+#
+# ```python
+# sentence = "Look at {} and say"
+# carried = (" yes", " no")
+# ```
+#
+# The exam puts things of its own into your sentence, which nothing has used: "The …" and "The …s". It patches the three heads, and
+# nineteen random sets beside them. "She", "he" and the lesson's sentences are refused. It judges three times, so try your ideas on
+# things of your own before you ask. From `course_utils.bias.pronouns` you have `log_odds(model, tokenizer, texts, answers=…)`, and
+# `patched_log_odds(model, tokenizer, texts, sources, [chosen], answers=…)` for the texts with the heads patched.
 #
 # <details><summary>Hint</summary>
 #
-# `log_odds` and `head_effects` take `answers=` and speak in log-odds, not in shares: towards the source's answer they go *down*. Try
-# "The key near the cabinets".
+# What did all answers in this lesson have in common, besides gender? What *kind of word* are they? And which other kind of word
+# changes its form when one thing becomes several? The sentence has to leave it open which of the two kinds comes next.
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_08 import check_question
+from course_utils.lessons.exercises.lesson_08 import check_two_questions
 
 # BEGIN SOLUTION
-answers, rows = (" is", " are"), []
-for noun, other, place in (
-    ("key", "coin", "cabinets"),
-    ("cup", "plate", "tables"),
-    ("dog", "cat", "cars"),
-    ("lamp", "clock", "beds"),
-    ("house", "church", "rivers"),
-    ("apple", "pear", "trees"),
-):
-    words_of_row = noun, f"{noun}s", other
-    rows.append(tuple(f"The {word} near the {place}" for word in words_of_row))
-mine, theirs, _ = (list(column) for column in zip(*rows, strict=True))
-given = model, tokenizer, mine[:3], theirs[:3]
-effect = head_effects(*given, answers=answers).mean(0)
-strongest = effect.flatten().argsort()[:3].tolist()  # the most negative
-own_heads = [divmod(number, heads) for number in strongest]
+sentence = "{}, I think,"
+carried = (" it", " they")
+spared = (" is", " are")
 # END SOLUTION
 # BEGIN STUB
-# answers = " is", " are"
-# rows = ...  # [(text, source, same), …]
-# own_heads = ...  # [(block, head), …], three of them
+# sentence = ...  # with "{}" in it
+# carried = ...  # (answer, answer)
+# spared = ...  # (answer, answer)
 # END STUB
-check_question(rows, answers, own_heads, model, tokenizer)
+check_two_questions(sentence, carried, spared, exam)
+
+# %% [markdown]
+# ## What we know, and what not
+#
+# <details><summary>What exercise 4 finds</summary>
+#
+# The heads carry "it" and "they" as they carry "she" and "he". They have next to no part in "is" and "are", although it is the very
+# same sentence, and the same difference between two words decides both. So they aren't gender heads. They seem to carry what decides
+# a *pronoun*. Cut them out, and you have to expect that more than gender goes.
+#
+# </details>
+#
+# The patches show that this difference goes through these heads to the last token. They don't show where the stereotype was *made*:
+# what spreads along the sentence may be a pronoun, or it may be "nurse", from which somebody makes a pronoun later. And all of this is
+# about one small model.
 
 # %% [markdown]
 # ## Quiz
 
 # %% [markdown] tags=["quiz"]
-# The log-odds of two groups of occupations differ clearly, and PCA mixes the groups. What follows?
+# The model's log-odds follow labour statistics closely, but in a PCA of its states the two groups are mixed. What follows?
 #
 # - [ ] The log-odds are noise, since a picture of the states shows nothing of them.
-#   > They follow labour statistics in forty words and eight sentences. Noise doesn't.
-# - [x] What separates the groups is a small part of what varies between the words.
-#   > PCA shows the largest directions of variance. One that decides about a pronoun can be small among them.
-# - [ ] PCA needs more components, and one of the next few would show the groups.
-#   > None of them is asked about the groups. More pictures are more chances to see what isn't there.
+#   > They follow the statistics in forty words and eight sentences. Noise doesn't.
+# - [x] The pronoun is a small part of what varies between the words.
+#   > PCA shows the directions along which most varies. The model reads along another one.
+# - [ ] PCA needs more components, and one of the next would show the groups.
+#   > None of them is asked about the groups. And the more pictures you look at, the more you see that isn't there.
 
 # %% [markdown] tags=["quiz"]
-# A patch of one head moves half of the gap. What does that show?
+# A probe tells women's from men's occupations in nearly all of the texts that it hasn't learned from. What do you ask?
 #
-# - [ ] The head has learned the stereotype, so cutting it would leave the rest alone.
-#   > It also carries "she" for the woman, and a patch doesn't say what else.
-# - [ ] The other half of the gap is carried by the other heads of its block.
-#   > Shares needn't add up to 100 %, and no other head was patched.
-# - [x] What it says at that token differs between the two sentences, and matters.
+# - [ ] Nothing: new data are new data.
+#   > A probe with as many numbers as a state can learn each word by heart, and recognises it in a new text.
+# - [ ] Whether logistic regression is the right method.
+#   > Another method would have the same leak.
+# - [x] Whether it has seen the same words, and what it does with random groups.
+#   > With random groups it should fall to chance. On texts with words that it knows, it doesn't.
+
+# %% [markdown] tags=["quiz"]
+# You give three heads their mean, and the gap is gone. What does that show?
+#
+# - [x] What these heads say at the last token differs between the words, and the answer depends on it.
 #   > That is what was changed, and all that it shows. Where the difference was made, it doesn't say.
+# - [ ] The heads have learned the stereotype, so cutting them leaves the rest alone.
+#   > They carry the woman's "she", and more (exercise 4).
+# - [ ] The heads look at the word and copy its pronoun.
+#   > A cut of heads doesn't tell where they read. Swap their values, place by place.
 
 # %% [markdown]
 # ## Take-aways
 #
-# - A difference of activations isn't a bias: neutral swaps and shuffled groups have one, too. Shuffle what was sampled.
-# - What you picked must be judged elsewhere: neurons lose their difference on new words, patched heads keep their effect.
-# - A patch says where something is carried. Beside it belong random sets as deep, and a source that should change nothing.
+# - A picture that asks how much differs shows a bias to the eye hardly better than its control. Ask along which direction, and
+#   take the one that the model itself reads.
+# - An eye finds groups wherever somebody colours them. Show the true picture beside the random one.
+# - Judge a probe on new words, not on new texts.
+# - Then touch: let heads say their mean, swap what they read. What decides the pronoun spreads along the sentence, and three heads
+#   collect it. A test on one difference (women and men) doesn't tell what else they carry.
 #
-# **The story so far:** look by touching. **Next:** three heads carry the stereotype, and that a woman is "she". Can a cut take the one and
-# leave the other? Lesson 09 tries.
+# **On Monday:** somebody shows you a picture of a bias inside a model. Ask for its control, and ask along which direction it looks.
+#
+# **Next:** lesson 09 cuts, and asks what else goes.
 #
 # ## Go deeper
 #
@@ -783,5 +912,7 @@ check_question(rows, answers, own_heads, model, tokenizer)
 # - Goldfarb-Tarrant et al. 2021, *Intrinsic Bias Metrics Do Not Correlate with Application Bias*, arXiv 2012.15859
 # - Zhao et al. 2018, *Gender Bias in Coreference Resolution* (WinoBias, with the shares of women), arXiv 1804.06876
 # - Vig et al. 2020, *Investigating Gender Bias in Language Models Using Causal Mediation Analysis*, arXiv 2004.12265
+# - nostalgebraist 2020, *Interpreting GPT: the logit lens*
+# - Hewitt and Liang 2019, *Designing and Interpreting Probes with Control Tasks*, arXiv 1909.03368: random labels as a control
 # - Nanda 2023, *Attribution Patching: Activation Patching at Industrial Scale*
-# - Martra, *Large Language Model Notebooks Course*, section on pruning (the three views; WizardSData)
+# - Martra, *Large Language Model Notebooks Course*, section on pruning (views of activations, from which this lesson began)

@@ -1,18 +1,18 @@
-"""Checks of lesson 08, seeing bias: the log-odds, a permutation test, a patch, its control, your own question."""
+"""Checks of lesson 08: along one direction, a probe on new words, where a head reads, and what three heads carry."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import operator
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, KFold, cross_val_score
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from course_utils.bias.pronouns import (
     PRONOUNS,
@@ -20,319 +20,298 @@ from course_utils.bias.pronouns import (
     log_odds,
     occupations,
     patched_log_odds,
-    people,
+    prompts,
     random_heads,
-    swapped_place,
-    traced_log_odds,
 )
-from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, untouched
-from course_utils.models.architectures import describe
+from course_utils.lessons.exercises import Attempt, exercise, expect, number, require
+from course_utils.models.architectures import cache_keyword, describe
 
-_TEXTS = ("The nurse said that", "The construction worker was late because")
-_PATCHED = ("The nurse said that", "The construction worker said that")  # text and source
-_close = partial(math.isclose, rel_tol=1e-3, abs_tol=2e-3)
+_SUBJECTS = ("lamp", "horse", "ship", "engine", "truck", "clock", "chair", "coat")  # no cell of the lesson has them
+_GENDERED = {"she", "he", "her", "his", "him", "hers", "herself", "himself"}
+_GAP, _CARRIED, _SPARED = 1.0, 0.5, 0.25  # nats; shares of the gap that the heads move
 
 
-def _she_over_he(model, tokenizer, text, *, spaces=True, at=lambda log_p: log_p[-1], told=lambda she, he: she - he):
+def _toward_she(states, norm, she, he, *, before=True, told=lambda x, row: x @ row, row=lambda she, he: she - he):
     """The answer to exercise 1, with switches for mistakes."""
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
-    log_p = at(model(ids).logits[0].float().log_softmax(-1))  # of [tokens, vocabulary]
-    words = (word if spaces else word.strip() for word in PRONOUNS)
-    return float(told(*(log_p[tokenizer(word, add_special_tokens=False)["input_ids"][0]] for word in words)))
-
-
-_LAST = "Take the last one's prediction, [0, -1]."
+    states = norm(states) if before else states
+    return told(states, row(she, he))
 
 
 @exercise(
     1,
-    task="Return one number: log P(she) - log P(he) for the token after the text.",
-    proved="What a model expects is a number, and its sign says whom.",
-    answer=_she_over_he,
+    task="Return a tensor [texts, blocks]: for each state the nats by which the head would lean towards she.",
+    proved="Out of 576 directions you look along one, the one by which the head tells she from he.",
+    answer=_toward_she,
     mistakes=[
-        (partial(_she_over_he, told=lambda she, he: he - she), "the sign is turned round: that is he less she."),
-        (partial(_she_over_he, told=lambda she, he: (she - he).exp()),
-         "that is the ratio of the probabilities. Take its logarithm."),
-        (partial(_she_over_he, told=lambda she, he: (she - he) / math.log(2)),
-         "that is in bits. Take the natural logarithm."),
-        (partial(_she_over_he, spaces=False),
-         'you ask for "she" and "he" without their spaces. Within a sentence the space belongs to the token.'),
-        (partial(_she_over_he, at=lambda log_p: log_p[0]), f"that is behind the first token. {_LAST}"),
-        (partial(_she_over_he, at=lambda log_p: log_p.mean(0)), f"that is a mean over the tokens. {_LAST}"),
-        (partial(_she_over_he, at=lambda log_p: log_p[-2]), f"that is one token too early. {_LAST}"),
-        (partial(_she_over_he, told=lambda she, he: she.exp() - he.exp()),
-         "that is a difference of probabilities. Take their logarithms first."),
-        (partial(_she_over_he, told=lambda she, he: she), "that is log P(she) alone. Subtract log P(he)."),
+        (partial(_toward_she, before=False), "The final norm is missing: the head reads the state behind it."),
+        (partial(_toward_she, row=lambda she, he: he - she), "The sign is turned round: that is he minus she."),
+        (partial(_toward_she, row=lambda she, he: she), "That is the logit of she alone. Subtract he's."),
+        (partial(_toward_she, row=lambda she, he: (she - he) / (she - he).norm()),
+         "You made the direction one long. The head doesn't: take the two rows as they are."),
+        (lambda states, norm, she, he: norm(states @ (she - he)[:, None].expand(-1, len(she)))[..., 0],
+         "The norm comes first, and then the direction."),
+        (lambda states, norm, she, he: _toward_she(states, norm, she, he)[:, -1],
+         "That is behind the last block alone. Give a number for each block."),
+        (lambda states, norm, she, he: _toward_she(states, norm, she, he).mean(0),
+         "That is a mean over the texts. Give a number for each text."),
     ],
 )  # fmt: skip
 @torch.no_grad()
-def check_log_odds(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check a function text -> log-odds of "she" against "he" after it, in nats."""
-    for text in _TEXTS:
-        attempt.knowing(model, tokenizer).compare(text, read=number, same=_close, where=f"After {text!r}: ")
+def check_toward_she(attempt: Attempt) -> None:
+    """Check a function (states [texts, blocks, hidden], norm, she [hidden], he [hidden]) -> [texts, blocks]."""
+    draw = torch.Generator().manual_seed(8)
+    norm = LlamaRMSNorm(7)
+    norm.weight.data = torch.rand(7, generator=draw) + 0.5
+    states = torch.randn(3, 4, 7, generator=draw) * torch.arange(1.0, 5)[:, None]
+    she, he = torch.randn(2, 7, generator=draw)
+
+    def read(answer: Any) -> Tensor:
+        expect(answer, Tensor, "Return a tensor [texts, blocks]")
+        return answer
+
+    attempt.compare(states, norm, she, he, read=read, same=_near, where="For made-up states: ")
 
 
-def _share_of_ways(statistic, words, groups, _shuffles, *, counts=operator.ge):
-    """The answer to exercise 2 from every way to deal as many labels out to words, the seen one among them."""
-    _, at, rows = np.unique(words, return_index=True, return_inverse=True)
-    seen, of_words = statistic(groups), groups[at]
-    chosen = itertools.combinations(range(len(at)), int(of_words.sum()))
-    ways = [statistic(np.isin(np.arange(len(at)), ones)[rows]) for ones in chosen]
-    return float(np.mean([counts(way, seen) for way in ways]))
+def _near(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-4)
 
 
-_LESS = "that is how often chance gives less. Turn the sign."
+def _score(points, groups, words):
+    """The answer to exercise 2."""
+    return float(cross_val_score(_probe(), points, groups, groups=words, cv=GroupKFold(5)).mean())
+
+
+def _probe() -> LogisticRegression:
+    return LogisticRegression(C=0.01, max_iter=1000)
+
+
+def _fitted(points, groups, words):
+    """The share right among what the probe has learned from."""
+    return float(_probe().fit(points, groups).score(points, groups))
 
 
 @exercise(
     2,
-    task="Return p: the share of labellings, the seen one among them, whose statistic is at least as large.",
-    proved="What was sampled is shuffled, words and not sentences, and what was seen counts as one way.",
-    answer=_share_of_ways,
-    mistakes=[
-        (partial(_share_of_ways, counts=operator.gt), "ties count: at least as large is >=."),
-        (partial(_share_of_ways, counts=operator.le), _LESS),
-        (partial(_share_of_ways, counts=operator.lt), _LESS),
-    ],
+    task="Return the share of right answers about words that the probe hasn't learned from.",
+    proved="It says chance where only words are known, and nearly everything where there is something to know.",
+    answer=_score,
 )
-def check_p_shuffled(attempt: Attempt) -> None:
-    """Check a function (statistic, words, groups, shuffles) -> p, on planted data of eight sentences per word."""
-    words = np.repeat([f"word {number}" for number in (3, 0, 7, 5, 1, 9, 2, 8, 6, 4)], 8)
-    groups, shuffles = np.repeat([True, True, False, True, False, False, True, False, True, False], 8), 999
-    sizes = np.repeat([3.0, 2, 2, 2, 1, 2, 1, 0, 2, 1], 8)  # a word's own: whole numbers, so that ties come
-    for name, values in {"a small difference": sizes, "a large difference": 9.0 * groups + sizes}.items():
-        asked: list[np.ndarray] = []
-
-        def statistic(labels: Any, values: np.ndarray = values, asked: list = asked) -> float:
-            labels = np.asarray(labels)
-            require(
-                labels.shape == groups.shape,
-                f"`statistic` wants one label per sentence, {len(groups)}; it got the shape {labels.shape}. Deal each "
-                "word's label out to its sentences.",
-            )
-            asked.append(labels.astype(bool).copy())
-            return _mean_gap(values, asked[-1])
-
-        p = number(attempt(statistic, words.copy(), groups.copy(), shuffles))
-        where = f"For {name}: "
-        require(0 <= p <= 1, f"{where}p lies from 0 to 1; yours is {p:.3f}.")
-        _require_whole_words(asked, words, groups, where)
-        given, near = (statistic, words, groups, shuffles), partial(math.isclose, abs_tol=0.045)
-        nothing = f"{where}your p is 0. What was seen is a way, too: (1 + hits) / (1 + shuffles)."
-        require(p > 0, nothing)
-        right = attempt.answer(*given)
-        attempt.name_mistake(p, right, lambda wrong: wrong(*given), same=near, where=where)  # noqa: B023
-        require(near(p, right), f"{where}all ways give p = {right:.3f}; yours is {p:.3f}.")
-        require(number(attempt(statistic, words.copy(), groups.copy(), 4)) > 0, nothing)
-
-
-def _mean_gap(values: np.ndarray, groups: np.ndarray) -> float:
-    return float(values[groups].mean() - values[~groups].mean()) if 0 < groups.sum() < len(groups) else 0.0
-
-
-def _require_whole_words(asked: list[np.ndarray], words: np.ndarray, groups: np.ndarray, where: str) -> None:
-    split = [labels for labels in asked if any(len({*labels[words == word]}) > 1 for word in words[::8])]
+def check_new_words(attempt: Attempt) -> None:
+    """Check a function (points [sentences, hidden], groups, words) -> share right, on made-up words."""
+    draw = np.random.default_rng(8)
+    count, sentences, hidden = 60, 6, 90
+    order = draw.permutation(count * sentences)  # a word's sentences aren't neighbours
+    words = np.repeat([f"word {n:02}" for n in range(count)], sentences)[order]
+    of_words = draw.permutation(np.arange(count) % 2 == 0)
+    groups = np.repeat(of_words, sentences)[order]
+    own = np.repeat(draw.normal(size=(count, hidden)), sentences, axis=0)[order]
+    nothing = own + 0.1 * draw.normal(size=own.shape)  # each word has a place of its own, which tells nothing
+    something = nothing.copy()
+    something[:, : hidden // 3] += 3 * (2 * groups[:, None] - 1)
+    shares = {}
+    for name, points in (("nothing", nothing), ("something", something)):
+        shares[name] = number(attempt(points.copy(), groups.copy(), words.copy()))
+        require(0 <= shares[name] <= 1, f"A share lies from 0 to 1; yours is {shares[name]:.3f}.")
+    told = f"On made-up words whose groups were dealt at random you report {shares['nothing']:.0%}"
     require(
-        not split,
-        f"{where}sentences of one word get different groups. What was sampled is words: shuffle one label per word, "
-        "and deal it out to its sentences. Otherwise p is far too small.",
+        shares["nothing"] < _fitted(nothing, groups, words) - 1e-9 or shares["nothing"] < 0.7,
+        f"{told}: the probe is judged on what it has learned from.",
     )
-    shuffled = all(labels.sum() == groups.sum() for labels in asked)
-    require(shuffled, f"{where}the groups change their sizes: labels are drawn with replacement. Shuffle them.")
-    require(len({labels.tobytes() for labels in asked}) > 2, f"{where}the shuffles are all alike. Draw each anew.")
+    by_row = cross_val_score(_probe(), nothing, groups, cv=KFold(5, shuffle=True, random_state=0)).mean()
+    require(
+        shares["nothing"] < 0.7,
+        f"{told}, where there is nothing to know. Sentences of one word stand on both sides (about {by_row:.0%} comes "
+        "of that): keep all sentences of a word together.",
+    )
+    possible = _score(something, groups, words)
+    require(
+        shares["something"] > 0.9,
+        f"Where the groups do differ you find only {shares['something']:.0%}, and {possible:.0%} can be found. Does "
+        "the probe learn from all the other words?",
+    )
+    require(shares["nothing"] > 0.3, f"{told}, which is worse than guessing. Are the answers the wrong way round?")
 
 
-def _patched(model, tokenizer, text, source, block, place):
-    """The answer to exercise 3."""
-    return float(traced_log_odds(model, tokenizer, [text], [source], [place], [block])[0, 0])
-
-
-def _put(put: Callable[[Tensor, Tensor, int], None]) -> Callable[..., float]:
-    """The log-odds when a mistaken ``put(states, the source's, place)`` changes what leaves the block."""
-
-    def patched(
-        model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, source: str, block: int, place: int
-    ) -> float:
-        layer, kept = describe(model).blocks[block], list[Tensor]()
-
-        def change(_layer: nn.Module, _inputs: tuple, states: Tensor) -> Tensor:
-            states = states.clone()
-            put(states, kept[0], place)
-            return states
-
-        for hook, prompt in ((lambda _layer, _inputs, states: kept.append(states.clone()), source), (change, text)):
-            handle = layer.register_forward_hook(hook)
-            try:
-                odds = float(log_odds(model, tokenizer, [prompt])[0])
-            finally:
-                handle.remove()
-        return odds
-
-    return patched
-
-
-def _put_all(states: Tensor, kept: Tensor, _place: int) -> None:
-    size = min(states.shape[1], kept.shape[1])
-    states[:, -size:] = kept[:, -size:]
-
-
-def _put_same_index(states: Tensor, kept: Tensor, place: int) -> None:
-    index = states.shape[1] + place
-    states[:, index] = kept[:, index]
-
-
-def _beside(told: Callable[[float, float, float], float]) -> Callable[..., float]:
-    """What is told of the right log-odds, the text's own and the source's."""
-
-    def patched(model, tokenizer, text, source, *at):
-        own, there = (float(odds) for odds in log_odds(model, tokenizer, [text, source]))
-        return told(_patched(model, tokenizer, text, source, *at), own, there)
-
-    return patched
+def _said(attention, values, source_values, here, *, weigh=True, chosen=lambda here: here, over=1):
+    """The answer to exercise 3, with switches for mistakes."""
+    mixed = torch.where(chosen(here)[..., None], source_values, values)
+    return (attention[..., None] * mixed).sum(over) if weigh else mixed.sum(over)
 
 
 @exercise(
     3,
-    task="Return the log-odds after the text when one state, behind one block, is the source's.",
-    proved="One state of one token changed hands, and nothing else: what moved went through it.",
-    answer=_patched,
+    task="Return a tensor [texts, size]: what the head says at the last token.",
+    proved="What a head says is a sum over tokens, so you can swap the part that comes from each of them.",
+    answer=_said,
     mistakes=[
-        (_beside(lambda right, own, there: own),
-         "nothing has changed. A hook must *return* the states for them to count."),
-        (lambda model, tokenizer, text, source, *at: _patched(model, tokenizer, source, text, *at),
-         "text and source are exchanged: the text runs, with the source's state."),
-        (lambda model, tokenizer, text, source, block, place: (
-            _patched(model, tokenizer, text, source, max(0, block - 1), place)),
-         "that is the state that *enters* the block. Take what leaves it."),
-        (_put(_put_all), "all tokens are patched. Only `place` changes hands."),
-        (_put(_put_same_index),
-         "the source's word stands elsewhere, counted from the front. Count from the end in both texts."),
-        (lambda model, tokenizer, text, source, block, _: _patched(model, tokenizer, text, source, block, -1),
-         "you patch the last token. Patch at `place`."),
-        (_beside(lambda right, own, there: right - own), "that is the change. Return the log-odds themselves."),
-        (_beside(lambda right, own, there: (right - own) / (there - own)), "that is a share. Return the log-odds."),
+        (partial(_said, chosen=lambda here: ~here),
+         "You swap at all other tokens. The source's values belong where `here` is True."),
+        (partial(_said, weigh=False), "You add the values as they are. Each is weighed by the head's attention to it."),
+        (lambda a, v, s, here: (a[..., None] * here[..., None] * s).sum(1),
+         "Only the swapped tokens are in your sum. The head goes on reading the others, with the text's own values."),
+        (lambda a, v, s, here: (a[..., None] * here[..., None] * (s - v)).sum(1),
+         "That is what changes. Return what the head says: its own part belongs to it."),
+        (lambda a, v, s, here: _said(a, v, s, torch.ones_like(here)), "You swap at every token. Swap where `here` is."),
+        (lambda a, v, s, here: _said(a, v, s, torch.zeros_like(here)), "Nothing is swapped."),
+        (partial(_said, over=0), "You add up over the texts. Add up over the tokens."),
     ],
 )  # fmt: skip
-@torch.no_grad()
-def check_patch(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check a function (text, source, block, place) -> log-odds, on the lesson's model."""
-    last, word = describe(model).num_blocks - 1, swapped_place(tokenizer, *_PATCHED)
+def check_said(attempt: Attempt) -> None:
+    """Check a function (attention, values, source's values, here) -> what the head says at the last token."""
+    draw = torch.Generator().manual_seed(8)
+    attention = torch.rand(5, 5, generator=draw).softmax(-1)  # [texts, tokens]
+    values, source = torch.randn(2, 5, 5, 3, generator=draw)
+    here = torch.tensor([[False, True, False, False, True]]).expand(5, -1).clone()
+    here[2] = torch.tensor([True, False, False, True, False])
 
-    def patched(*given: Any) -> Any:
-        with untouched(model, weights=False):
-            return attempt(*given)
+    def read(answer: Any) -> Tensor:
+        expect(answer, Tensor, "Return a tensor [texts, size]")
+        return answer
 
-    watched = Attempt(patched, attempt.answer, attempt.mistakes).knowing(model, tokenizer)
-    for block, place in ((last // 3, word), (last // 2, word), (last // 2, -1), (last, -1)):
-        where = f"Behind block {block} at place {place}: "
-        watched.compare(*_PATCHED, block, place, read=number, same=_close, where=where)
+    attempt.compare(attention, values, source, here, read=read, same=_near, where="For made-up values: ")
+
+
+class LastToken:
+    """Texts whose tokens but the last are read once, into a cache, so that each further pass costs one token a text.
+
+    All texts end at the same place: shorter ones have padding in front.
+
+    Args:
+        model: a language model that leaves its cache as transformers' do.
+        tokenizer: its own, with a padding token.
+        texts: of two tokens at least.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+        batch = tokenizer(
+            [*texts], padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+        ).to(model.device)
+        ids, self._seen = batch["input_ids"], batch["attention_mask"]
+        self._model, self._last, self._keyword = model, ids[:, -1:], cache_keyword(model)
+        read = model(input_ids=ids[:, :-1], attention_mask=self._seen[:, :-1], use_cache=True)
+        self._cache = read[self._keyword]
+        self._answers = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in PRONOUNS]
+
+    @torch.no_grad()
+    def odds(self) -> Tensor:
+        """The log-odds of "she" against "he" behind each text, [texts] float32 on the CPU, in nats."""
+        given = {"attention_mask": self._seen, self._keyword: self._cache}
+        logits = self._model(input_ids=self._last, use_cache=True, **given).logits[:, -1].float()
+        self._cache.crop(-1)  # forget the last tokens again
+        she, he = self._answers
+        return (logits[:, she] - logits[:, he]).cpu()
+
+
+class NumberExam:
+    """What given heads carry of a thing's number: sentences about things that lesson 08 has never read, a few times.
+
+    Args:
+        model: any that ``describe`` knows.
+        tokenizer: its own.
+        heads: pairs (block, head).
+        tries: how often it judges.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: Sequence[Head], *, tries: int = 3
+    ) -> None:
+        self._model, self._tokenizer, self.heads, self.left = model, tokenizer, [*heads], tries
+        controls = random_heads(self.heads, model.config.num_attention_heads, describe(model).num_blocks)
+        self._sets = [self.heads, *controls]
+
+    def tokens_of(self, word: str) -> int:
+        """How many tokens a word has."""
+        return len(self._tokenizer(word, add_special_tokens=False)["input_ids"])
+
+    def carried(self, sentence: str, answers: tuple[str, str]) -> tuple[float, float, float]:
+        """The gap in nats, the share of it that the heads carry, and the most that random heads do.
+
+        The gap is how much more the first answer is expected after one thing than after several. Patched, the heads say
+        after one thing what they say after several.
+        """
+        one = [_filled(sentence, subject) for subject in _SUBJECTS]
+        several = [_filled(sentence, _several(subject)) for subject in _SUBJECTS]
+        ask = {"answers": answers}
+        before, there = (log_odds(self._model, self._tokenizer, texts, **ask).mean() for texts in (one, several))
+        patched = patched_log_odds(self._model, self._tokenizer, one, several, self._sets, **ask).mean(1)
+        shares = (before - patched) / (before - there)
+        return float(before - there), float(shares[0]), float(shares[1:].max())
+
+
+def _several(subject: str) -> str:
+    return f"{subject}s"
+
+
+def _filled(sentence: str, subject: str) -> str:
+    begins = sentence.startswith("{}")
+    return sentence.replace("{}", f"{'The' if begins else 'the'} {subject}").rstrip()
 
 
 @exercise(
     4,
-    task="Return the sets of heads that the chosen ones shall be compared with, each a list of (block, head).",
-    proved="As many heads, as deep, none of the chosen ones, and enough sets: beating them all means something.",
+    task='Give a sentence with "{}" in it, and two pairs of answers of one token each.',
+    proved="One sentence, one difference between two words: the heads carry it to one question and not to another.",
 )
-def check_control_sets(attempt: Attempt) -> None:
-    """Check a function (chosen, heads, blocks) -> sets of (block, head) to compare with."""
-    for picked in ([(7, 1), (9, 0), (9, 4)], [(10, 3), (8, 2)]):
-        heads, blocks, lowest = 6, 12, min(block for block, _ in picked)
-        answer = attempt(list(picked), heads, blocks)
-        expect(answer, list | tuple, "Return a list of sets of heads")
+def check_two_questions(sentence: Any, carried: Any, spared: Any, exam: NumberExam) -> None:
+    """Check a question about number that the exam's heads answer, and one in the same place that they leave alone.
+
+    Args:
+        sentence: with "{}" in the place of a thing.
+        carried: two answers; the heads carry over half of what one and several differ in.
+        spared: two answers; they carry less than a quarter of it.
+        exam: whose heads they are.
+    """
+    _require_sentence(sentence)
+    asked = {"carried": _answers("carried", carried, exam), "spared": _answers("spared", spared, exam)}
+    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
+    exam.left -= 1
+    found = {name: exam.carried(sentence, answers) for name, answers in asked.items()}
+    for name, (gap, share, most) in found.items():
+        part = f", your heads carry {share:.0%}, random ones at most {most:.0%}" if abs(gap) >= _GAP else ""
+        print(f"  exam, {name}: {_filled(sentence, '…')} [{' /'.join(asked[name])}]: {gap:.1f} nats{part}")
+    print(f"  (tries left: {exam.left})")
+    for name, (gap, _, _) in found.items():
+        one, other = asked[name]
         require(
-            len(answer) >= 19,
-            f"You return {len(answer)} sets: beating all of them has p = 1/{len(answer) + 1}. For p ≤ .05 it takes 19.",
+            gap >= _GAP,
+            f"`{name}`: {one!r} beside {other!r} should be likelier after one thing than after several, by {_GAP:.0f} "
+            f"nat at least; it is {gap:+.1f}."
+            + (" Turn the answers round?" if gap <= -_GAP else " Does the sentence leave room for both pairs?"),
         )
-        sets = [_pairs(drawn, heads, blocks) for drawn in answer]
-        require(
-            all(len(drawn) == len(picked) for drawn in sets),
-            f"Each set needs as many different heads as the chosen one, {len(picked)}: more heads move more.",
-        )
-        require(
-            not any(drawn & {*picked} for drawn in sets),
-            "Some of your sets hold a chosen head. Then the control carries what it is to be compared with.",
-        )
-        require(
-            all(block >= lowest for drawn in sets for block, _ in drawn),
-            "Some heads are less deep than any chosen one. Depth could make the difference.",
-        )
-        require(len({*sets}) > len(sets) // 2, "Your sets are nearly all the same: draw each at random.")
-
-
-def _pairs(given: Any, heads: int, blocks: int) -> frozenset[Head]:
-    """Pairs (block, head) that a model of so many heads in each of so many blocks has."""
-    try:
-        found = frozenset((int(block), int(head)) for block, head in given)
-    except (TypeError, ValueError):
-        require(False, f"Heads are pairs (block, head); yours are {str(given)[:60]}.")
+    share, most = found["carried"][1:]
     require(
-        all(0 <= block < blocks and 0 <= head < heads for block, head in found),
-        f"Blocks count from 0 to {blocks - 1}, heads to {heads - 1}; yours are {sorted(found)}.",
+        share > max(_CARRIED, most),
+        f"`carried`: these heads carry {share:.0%} of it, and over half is asked for. They don't answer whatever the "
+        "number of things decides. What have all the answers in this lesson had in common?",
     )
-    return found
+    share = abs(found["spared"][1])
+    require(
+        share < _SPARED,
+        f"`spared`: these heads have a part of {share:.0%} in it, and less than a quarter is asked for. What else does "
+        "the number of things decide in a sentence?",
+    )
 
 
-@exercise(
-    5,
-    task="Give `rows`, `answers` and `own_heads`, three pairs (block, head).",
-    proved="You found who carries another word's answer, beside fair controls.",
-)
-def check_question(
-    rows: Any,
-    answers: Any,
-    heads: Any,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    """Check triples (text, source, same), their two answers, and heads chosen on the first half."""
-    expect(rows, list | tuple, "`rows` is a list of triples (text, source, same)")
-    require(
-        len(rows) >= 6
-        and all(len(row) == len({*row}) == 3 for row in rows)
-        and len({row[0] for row in rows}) == len(rows),
-        "`rows` holds six triples or more, (text, source, same), each of three different texts, and no text twice.",
-    )
-    texts, sources, same = ([row[place].rstrip() for row in rows] for place in range(3))
-    _require_answers(answers, tokenizer)
-    known = {*occupations()["word"], *people()["word"]}
-    own = next((word for word in known for text in texts + sources if f" {word} " in f" {text.lower()} "), None)
-    require(own is None, f"{own!r} is the lesson's. Ask a question of your own.")
-    places = [swapped_place(tokenizer, *pair) for pair in zip(texts, sources, strict=True)]
-    require(min(places) < -1, "The word is always the last token, so there is nothing to carry. Put more behind it.")
-    here, there = (log_odds(model, tokenizer, side, answers=answers) for side in (texts, sources))
-    gap = float((here - there).mean())
-    require(
-        gap > 2,
-        f"On average the texts lean {gap:+.1f} nats more to {answers[0]!r} than the sources; it takes over 2."
-        + (" Turn the answers round?" if gap < -2 else ""),
-    )
-    blocks, count, half = describe(model).num_blocks, model.config.num_attention_heads, len(texts) // 2
-    chosen = sorted(_pairs(heads, count, blocks))
-    require(len(chosen) == 3, f"Choose three different heads; yours are {chosen}.")
-    patch = partial(patched_log_odds, model, tokenizer, texts[half:], answers=answers)
-    before, wanted = here[half:].mean(), (there - here)[half:].mean()
-    sets = [chosen, *random_heads(chosen, count, blocks)]
-    moved, *others = (patch(sources[half:], sets).mean(1) - before) / wanted
-    require(
-        moved > max(others),
-        f"On the other rows your three move {moved:.0%} of the gap, the best of {len(others)} random sets "
-        f"{max(others):.0%}."
-        + (" Less than nothing: toward the source's answer, effects are negative." if moved < 0 else ""),
-    )
-    neutral = float((patch(same[half:], [chosen]).mean() - before) / wanted)
-    require(
-        abs(neutral) < 0.25,
-        f"The neutral swap moves {neutral:.0%} of the gap, a quarter or more: its answer isn't quite the text's.",
-    )
-    print(f"Gap {gap:.1f} nats. On the other rows your three heads move {moved:.0%} of it, random sets", end=" ")
-    print(f"{min(others):.0%} to {max(others):.0%}, the neutral swap {neutral:.0%}.")
+def _require_sentence(sentence: Any) -> None:
+    expect(sentence, str, 'The sentence is a string, such as "Look at {} and say"')
+    require(sentence.count("{}") == 1, 'The sentence holds "{}" once, in the place of the thing.')
+    end = sentence.split("{}")[1].strip().lower()
+    require(end, "Put a few words between the thing and the answer.")
+    lessons = {text.split("{}")[1].strip().lower() for text in prompts(occupations())["template"]}
+    require(end not in lessons, "That is a sentence of the lesson. Write one of your own.")
 
 
-def _require_answers(answers: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    expect(answers, list | tuple, 'Give two answers, such as (" is", " are")', size=2)
-    taken = {word.strip() for word in PRONOUNS} & {word.strip().lower() for word in answers}
-    require(not taken, '"she" and "he" are the lesson\'s. Ask for something else.')
-    require(answers[0] != answers[1], "The two answers are the same.")
-    for word in answers:
-        count = len(tokenizer(word, add_special_tokens=False)["input_ids"])
-        require(count == 1, f"{word!r} has {count} tokens; an answer is one.")
+def _answers(name: str, given: Any, exam: NumberExam) -> tuple[str, str]:
+    what = f'`{name}` is two answers, such as (" yes", " no")'
+    expect(given, list | tuple, what, size=2)
+    one, other = given
+    for word in given:
+        expect(word, str, what)
+    require(one != other, f"`{name}`: the two answers are the same.")
+    gendered = sorted(_GENDERED & {word.strip().lower() for word in given})
+    require(not gendered, f"`{name}`: {gendered[:1]} is about women and men. Ask about one thing and several.")
+    for word in given:
+        count = exam.tokens_of(word)
+        require(count == 1, f"`{name}`: {word!r} has {count} tokens; an answer is one, such as ' is' with its space.")
+    return one, other
