@@ -806,12 +806,7 @@ exam = NumberExam(model, tokenizer, chosen)  # it knows things of its own
 #
 # Find one sentence and two questions about one thing and several. Give `sentence`, with `{}` in the place of the thing, and two pairs
 # of answers: the three heads carry over half of `carried`, and less than a quarter of `spared`. An answer is one token, and the first
-# of a pair is likelier after one thing, by a nat at least. For example, the form would be
-#
-# ```python
-# sentence = "Look at {} and say"
-# carried = (" yes", " no")
-# ```
+# of a pair is likelier after one thing, by a nat at least. In the right form are `"Look at {} and say"` and `(" yes", " no")`.
 #
 # The exam puts things of its own into your sentence, which nothing has used: "The …" and "The …s". It patches the three heads, and
 # nineteen random sets beside them. "She", "he" and the lesson's sentences are refused. It judges three times, so try your ideas on
@@ -839,21 +834,6 @@ spared = (" is", " are")
 # spared = ...  # (answer, answer)
 # END STUB
 check_two_questions(sentence, carried, spared, exam)
-
-# %% [markdown]
-# ## What we know, and what not
-#
-# <details><summary>What exercise 4 finds</summary>
-#
-# The heads carry "it" and "they" as they carry "she" and "he". They have next to no part in "is" and "are", although it is the very
-# same sentence, and the same difference between two words decides both. So they aren't gender heads. They seem to carry what decides
-# a *pronoun*. Cut them out, and you have to expect that more than gender goes.
-#
-# </details>
-#
-# The patches show that this difference goes through these heads to the last token. They don't show where the stereotype was *made*:
-# what spreads along the sentence may be a pronoun, or it may be "nurse", from which somebody makes a pronoun later. And all of this is
-# about one small model.
 
 # %% [markdown]
 # ## Quiz
@@ -897,6 +877,18 @@ check_two_questions(sentence, carried, spared, exam)
 # - Judge a probe on new words, not on new texts.
 # - Then touch: let heads say their mean, swap what they read. What decides the pronoun spreads along the sentence, and three heads
 #   collect it. A test on one difference (women and men) doesn't tell what else they carry.
+#
+# <details><summary>What exercise 4 finds</summary>
+#
+# The heads carry "it" and "they" as they carry "she" and "he". They have next to no part in "is" and "are", although it is the very
+# same sentence, and the same difference between two words decides both. So they aren't gender heads. They seem to carry what decides
+# a *pronoun*. Cut them out, and you have to expect that more than gender goes.
+#
+# </details>
+#
+# The patches show that this difference goes through these heads to the last token. They don't show where the stereotype was *made*:
+# what spreads along the sentence may be a pronoun, or it may be "nurse", from which somebody makes a pronoun later. And all of this is
+# about one small model.
 #
 # **On Monday:** somebody shows you a picture of a bias inside a model. Ask for its control, and ask along which direction it looks.
 #
