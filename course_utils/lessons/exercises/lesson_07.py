@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, true_or_false
+from course_utils.lessons.exercises import (
+    Attempt,
+    alike,
+    exercise,
+    expect,
+    number,
+    require,
+    true_or_false,
+    whole_number,
+)
+from course_utils.measuring import evaluate
 from course_utils.support.uncertainty import kl_divergence, ratio_interval
 
 
@@ -26,14 +38,13 @@ def _refit(
     toward=lambda pulled, old: pulled @ old.T,
     added=False,
 ):
-    """The answer to exercise 1, in float64, [hidden, width], with switches for mistakes.
+    """The answer to exercise 1, solved in float64, [hidden, width], with switches for mistakes.
 
     ``pull`` gives the ridge's diagonal, ``toward`` what it adds on the right-hand side.
     """
-    kept, target, old = kept.double(), target.double(), old.double()
-    gram = kept.T @ kept
+    gram, cross, old = (kept.T @ kept).double(), (kept.T @ target).double(), old.double()
     pulled = pull(gram, ridge).diag()
-    found = torch.linalg.solve(gram + pulled, kept.T @ target + toward(pulled, old)).T
+    found = torch.linalg.solve(gram + pulled, cross + toward(pulled, old)).T
     return (old + found if added else found).float()
 
 
@@ -195,7 +206,7 @@ def _texts() -> tuple[Tensor, Tensor, Tensor]:
     return student, teacher, mask
 
 
-_RANK, _ALPHA = 2, 6  # of exercise 3
+_RANK, _ALPHA = 2, 6  # of notebook 07a's exercise 2
 _SCALES = {  # what a mistaken correction is multiplied with, where 3 is right
     0: "the correction isn't added, or B was copied when it was 0.",
     1: "alpha / rank is missing.",
@@ -206,7 +217,7 @@ _SCALES = {  # what a mistaken correction is multiplied with, where 3 is right
 
 
 @exercise(
-    3,
+    2,
     task="Complete the class: A and B learn, the layer doesn't; forward adds the correction, merged gives the weight.",
     proved="It begins as the layer itself, learns few numbers, and ends as one plain matrix.",
 )
@@ -259,7 +270,7 @@ def _said(value: Any) -> Any:
 
 
 @exercise(
-    4,
+    3,
     task="Return True if the loss's teacher part moves the student toward the teacher, otherwise False.",
     proved="It finds the dead ones, also beside a living cross-entropy, and those that push the wrong way. Keep it.",
 )
@@ -306,51 +317,68 @@ _DEAD: dict[Callable, str] = {
     ),
 }
 
-SOLVE, STEPS = "solve", "train"  # moves of a plan
-LESSONS_PLAN = [(SOLVE, 32, 0.3), (STEPS, 4, {"lr": 2e-4})]
-_BUDGET = 16.0  # steps' worth of time
-_A_SOLVE = 1.5  # steps' worth of time for as many tokens as a step has, four rows
+_SPEECHES = ({"speeches": 16}, {"speeches": 12})  # what the lesson did: rows that score neurons, rows that solve
+_ROWS = 16, 12  # at most
+_KINDS = ("speeches", "wiki", "stories")
+_ASKED = 64  # passages of LAMBADA, those to practise with among them
+_FEWER = 1.0  # nats per last word that a plan must give back beyond the lesson's
 
 
-def _time_of(plan: Sequence[tuple[Any, ...]]) -> float:
-    """What a plan of exercise 5 costs, in steps' worth of time."""
-    return sum(move[1] if move[0] == STEPS else _A_SOLVE * move[1] / 4 for move in plan)
+class LastWords:
+    """Passages of LAMBADA that nothing in lesson 07 has asked; it judges a few times only.
+
+    Args:
+        built: makes a student by a plan.
+        tokenizer: its own.
+        practised: what ``evaluate`` found for passages that the lesson has asked; they don't judge.
+        tries: how often it judges.
+    """
+
+    def __init__(
+        self, built: Callable[..., Any], tokenizer: PreTrainedTokenizerBase, *, practised: pd.DataFrame, tries: int = 3
+    ) -> None:
+        self._built, self._tokenizer, self.left = built, tokenizer, tries
+        self._practised = set(practised.attrs["answers"].table.document)
+        self._known: dict[str, np.ndarray] = {}
+
+    def nats(self, plan: Sequence[Mapping[str, int]]) -> np.ndarray:
+        """What the plan's student loses at each passage's last word; each plan is built and asked once."""
+        name = str([sorted(rows.items()) for rows in plan])
+        if name not in self._known:
+            found = evaluate(self._built(plan), self._tokenizer, "lambada_openai", limit=_ASKED).attrs["answers"].table
+            fresh = found[(found.metric == "perplexity") & ~found.document.isin(self._practised)]
+            self._known[name] = -fresh.value.to_numpy()
+        return self._known[name]
 
 
 @exercise(
-    5,
-    task='Give a plan: a list of moves, ("solve", rows, ridge) or ("train", steps, settings).',
-    proved="Less is lost than by the plan of the lesson, by more than the rows explain, in the same time.",
+    4,
+    task="Give two dictionaries: how many rows of each kind score the neurons, and how many solve.",
+    proved="You cut and healed for novels without having one: what text decides, decides twice.",
 )
-def check_plan(attempt: Any, healed: Attempt) -> None:
-    """Check a plan; ``healed(plan)`` gives what a student that was healed by it loses, nats per token of each row."""
-    require(isinstance(attempt, list | tuple) and attempt, "Give a list of moves, at least one.")
-    for move in attempt:
-        require(
-            _is_move(move),
-            'A move is ("solve", rows, ridge) or ("train", steps, settings), with a whole number of rows or steps, a '
-            f'number as the ridge, and settings without "steps", such as {{"lr": 2e-4}}; yours is {move!r}.',
-        )
-    spent = _time_of(attempt)
-    require(spent <= _BUDGET, f"It takes the time of {spent:g} steps; {_BUDGET:g} are there.")
-    yours, baseline = (np.asarray(healed(plan), dtype=float) for plan in (attempt, LESSONS_PLAN))
-    require(np.isfinite(yours).all(), "With yours the student is broken: the rate is far too high.")
-    difference, _, low, high = ratio_interval(yours - baseline, np.ones(len(yours)))
+def check_plan(plan: Any, exam: LastWords) -> None:
+    """Check a plan, (rows that score, rows that solve): does its student know last words better than the lesson's?"""
+    told = 'Give two dictionaries, such as ({"speeches": 8, "wiki": 8}, {"speeches": 12})'
+    expect(plan, list | tuple, told, size=2)
+    for rows, most, what in zip(plan, _ROWS, ("score", "solve"), strict=True):
+        expect(rows, dict, told)
+        require(rows.keys() <= {*_KINDS} and rows, f"The kinds are {', '.join(_KINDS)}; yours are {[*rows]}.")
+        counts = [whole_number(count, "Say how many rows of each kind") for count in rows.values()]
+        require(min(counts) > 0, "Of each kind that you name there is at least one row.")
+        require(sum(counts) <= most, f"At most {most} rows {what}; yours are {sum(counts)}.")
+    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
+    exam.left -= 1
+    yours, lessons = exam.nats(plan), exam.nats(_SPEECHES)
+    fewer, _, low, high = ratio_interval(lessons - yours, np.ones(len(yours)))
     print(
-        f"lost, nats per token: {yours.mean():.3f} with yours, {baseline.mean():.3f} with the lesson's plan; "
-        f"difference {difference:+.3f} ({low:+.3f} to {high:+.3f}, paired by rows)"
+        f"  exam: {fewer:.2f} nats per last word less than with speeches for both ({low:.2f} to {high:.2f}, paired by "
+        f"{len(yours)} passages; tries left: {exam.left})"
     )
-    told = "More is lost than with the lesson's plan. Split the time in another way, or take longer steps (lr)."
-    require(difference < 0, told)
-    require(high < 0, "Less is lost, but the interval holds 0: nothing is shown. Change something bolder.")
-
-
-def _is_move(move: Any) -> bool:
-    if not (isinstance(move, tuple | list) and len(move) == 3 and type(move[1]) is int and move[1] > 0):
-        return False
-    what, _, how = move
-    trains = what == STEPS and isinstance(how, dict) and "lr" in how and "steps" not in how
-    return trains or (what == SOLVE and isinstance(how, float | int))
+    require(low > 0, "That isn't shown to be better than speeches for both. Practise first: which text is nearer?")
+    require(
+        fewer >= _FEWER,
+        f"Better, but by less than {_FEWER:g}. Two places take text. Have you asked which of them matters more?",
+    )
 
 
 class _Trial:
