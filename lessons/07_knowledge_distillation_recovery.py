@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Healing: what gets back what pruning took?"
-#     minutes: 90 to 120 minutes
+#     minutes: 90 to 115 minutes
 #     prerequisites: lesson 01 (a neuron's constant, guessing), lesson 03 (the activation score, hooks, the first token), lesson 05 (text before)
 #     assets: [smollm2, texts, speeches, benchmarks]
 #     concepts: [echo, ridge regression, share that is said, teacher and student, KL divergence, cross-entropy, shift and mask, LAMBADA]
@@ -52,7 +52,6 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from course_utils.lessons import claim, here
 from course_utils.support import mark, read_record, show, start, style
@@ -74,13 +73,10 @@ def recorded(cut, edit, text, steps=0):
 
 # %%
 _, panel = plt.subplots(figsize=(9, 4.8), layout="constrained")
-for shift, edit, look, words in (
-    (-0.2, "cut", "wrong", "cut"),
-    (0.2, "solved", "whole", "the same, solved"),
-):
+for shift, edit, look in ((-0.2, "cut", "wrong"), (0.2, "solved", "whole")):
     heights = [recorded(cut, edit, "speeches")[0] for cut in CUTS]
-    places = [place + shift for place in range(3)]
-    panel.bar(places, heights, 0.38, color=mark(look)["color"], label=words)
+    places = np.arange(3) + shift
+    panel.bar(places, heights, 0.38, color=mark(look)["color"], label=edit)
     for place, height in zip(places, heights, strict=True):
         panel.text(place, height, f"{height:.2f}", ha="center", va="bottom")
 uncut = record[(record.criterion == "") & (record.text == "speeches")].nats.iloc[0]
@@ -95,12 +91,15 @@ show(
 )
 
 # %% [markdown]
-# *Forty per cent of the neurons of each MLP are gone. Loss on speeches that nothing else has read, from a record that was made
+# *Forty per cent of the neurons of each MLP are gone. Loss on speeches of a split that only judges, from a record that was made
 # beforehand.*
 #
 # The random cut ruins the model: it is worse than guessing. Then somebody reads 8,192 tokens of other speeches, solves one system
 # of linear equations for each block, and writes the solution into weights that are *still there*. No gradient, about a minute.
-# Nothing that was removed has come back. And the loss falls to 0.80!
+# Nothing that was removed has come back. And what is lost falls from 7.82 to 0.80!
+#
+# To get back what a cut took is called **healing**. A **split** is a part of the texts that meets no other part: what solves or
+# trains here never judges.
 #
 # So what the removed neurons did was still there. Where?
 
@@ -119,7 +118,7 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# @@ONE@@
+# Hardly any: 2 %. Of the typical removed neuron the kept ones can say a fifth (0.19).
 #
 # </details>
 
@@ -191,22 +190,20 @@ panels[0].plot(told, **mark("activation") | {"label": "what the kept ones say"})
 panels[0].set(xlabel="token", ylabel="value", title="one removed neuron")
 panels[0].legend()
 panels[1].hist(score, bins=np.linspace(0, 1, 26), color=mark("random")["color"])
-panels[1].set(xlabel="variance said, unseen tokens", ylabel="removed neurons")
-panels[1].set_title("all that were removed here")
+panels[1].set(xlabel="variance said", ylabel="neurons", title="all removed ones")
 show(
     "Left, the values of one removed neuron over sixty unseen tokens, and what the "
-    "kept ones say of it: the two lines go up and down together. Right a histogram: "
-    "how much of the variance is said, for all removed neurons of the block."
+    "kept ones say of it: the two lines go up and down together. Right a histogram "
+    "of how much of the variance is said, for all removed neurons of the block."
 )
 half, typical = (score > 0.5).mean(), np.median(score)
-print(f"block {middle}: of {half:.0%} of the removed over a half is said", end=", ")
-print(f"of the typical one {typical:.2f}")
+print(f"more than half is said of {half:.0%}; of the typical one {typical:.2f}")
 
 # %% [markdown]
 # *Left: the removed neuron with the clearest echo, and what the kept ones say of it, on unseen tokens. Right: how much of each
 # removed neuron they can say.*
 #
-# @@TWO@@
+# So hardly any single neuron has a clear echo. Even of the clearest one a part is missing.
 #
 # But nobody asked for single neurons. The rest of the model only reads what all of them *write together*, after `down_proj`, the
 # matrix that leads out of the neurons. How much of that can the kept ones say?
@@ -310,6 +307,7 @@ shares, solved = {}, {}
 for cut in CUTS:
     solved[cut] = cut_by(cut)
     shares[cut] = solve(solved[cut], read, read_unseen)
+del solved["activation"]  # a small GPU needs its room
 
 # %%
 _, panel = plt.subplots(figsize=(10, 4.5), layout="constrained")
@@ -343,21 +341,22 @@ def nats(model):
     found = []
     for ids in judges:
         logits = model(ids, use_cache=False).logits[:, :-1].float()
-        losses = cross_entropy(logits.mT, ids[:, 1:], reduction="none")
-        found += losses.mean(dim=1).tolist()
+        each = nn.functional.cross_entropy(logits.mT, ids[:, 1:], reduction="none")
+        found += each.mean(dim=1).tolist()
     return np.array(found)
 
 
-whole = nats(base)
-harm = {}
+def harm_of(model):
+    return (nats(model) - whole).mean()
+
+
+whole, harm = nats(base), {}
 for cut in CUTS[1:]:
-    harm[cut, "cut"] = (nats(cut_by(cut)) - whole).mean()
-    harm[cut, "solved"] = (nats(solved[cut]) - whole).mean()
-    back = 1 - harm[cut, "solved"] / harm[cut, "cut"]
-    print(f"{cut}: {harm[cut, 'cut']:.2f} nats per token lost", end=", ")
-    print(f"solved {harm[cut, 'solved']:.2f}: {back:.0%} is back")
-    share = np.mean(shares[cut])
-    here("More of the nats is back than of the lost output.", [back - share])
+    lost, left = harm_of(cut_by(cut)), harm_of(solved[cut])
+    harm[cut, "cut"], harm[cut, "solved"] = lost, left
+    back = 1 - left / lost
+    print(f"{cut}: {lost:.2f} nats lost, solved {left:.2f}: {back:.0%} is back")
+    here("More nats are back than output.", [back - np.mean(shares[cut])])
 
 # %% [markdown]
 # A third of what was lost is said, and more than four fifths of the harm are gone. How can that be?
@@ -401,12 +400,12 @@ echoes = {0: harm[BAD, "cut"]}
 for count in (100, 300):
     student = cut_by(BAD)
     share = np.mean(solve(student, read, read_unseen, count))
-    echoes[share] = (nats(student) - whole).mean()
+    echoes[share] = harm_of(student)
 third = np.mean(shares[BAD])
 echoes[third] = harm[BAD, "solved"]
 evenly = {0: harm[BAD, "cut"]}
 for share in (third, 0.6, 0.8):
-    evenly[share] = (nats(turned_down(share)) - whole).mean()
+    evenly[share] = harm_of(turned_down(share))
 
 # %%
 _, panel = plt.subplots(figsize=(9, 4.8), layout="constrained")
@@ -422,10 +421,9 @@ show(
     "echoes falls steeply, to below one nat at a third; that of the removed ones, "
     "turned down, comes as low only at about twice that share."
 )
-print(f"with {third:.2f} of the lost output back:", end=" ")
-print(f"echoes {echoes[third]:.2f}, turned down {evenly[third]:.2f} nats")
-ahead = evenly[third] - echoes[third]
-here("Echoes give back more than as much of everything.", [ahead])
+one, other = echoes[third], evenly[third]
+print(f"{third:.2f} back: echoes {one:.2f}, turned down {other:.2f} nats lost")
+here("Echoes give back more than as much of everything.", [other - one])
 
 # %% [markdown]
 # *The peak-to-peak student. Orange: what the kept neurons say. Grey: the removed neurons themselves, all equally turned down.*
@@ -469,17 +467,16 @@ def with_constants(cut, first=True, others=True):
     return student
 
 
-ladder = {"nothing": harm["random", "cut"]}
-for name, chosen in (
-    ("other tokens' constant", {"first": False}),
-    ("first token's constant", {"others": False}),
-    ("both constants", {}),
-):
-    ladder[name] = (nats(with_constants("random", **chosen)) - whole).mean()
-ladder["echoes (solved)"] = harm["random", "solved"]
-nothing, others, first, both, linear = ladder.values()
-here("The first token's constant undoes over a third.", [nothing * 2 / 3 - first])
-here("Echoes undo more than both constants.", [both - linear])
+ladder = {
+    "nothing": harm["random", "cut"],
+    "other tokens' constant": harm_of(with_constants("random", first=False)),
+    "first token's constant": harm_of(with_constants("random", others=False)),
+    "both constants": harm_of(with_constants("random")),
+    "echoes (solved)": harm["random", "solved"],
+}
+nothing, _, first, both, linear = ladder.values()
+margins = [nothing * 2 / 3 - first, both - linear]
+here("The first token's constant undoes over a third, echoes more.", margins)
 pd.Series(ladder, name="random cut, what is back").to_frame().round(2)
 
 # %% [markdown]
@@ -518,8 +515,8 @@ p = torch.tensor([0.45, 0.25, 0.20, 0.08, 0.02])
 logits = torch.tensor([0.10, 0.20, 0.25, 0.05, 0.40]).log().requires_grad_()
 log_q, came = logits.log_softmax(-1), WORDS.index("school")
 losses = {"KL": (p * (p.log() - log_q)).sum(), "cross-entropy": -log_q[came]}
-q = log_q.exp().detach()
-table = pd.DataFrame({"teacher p": p, "student q": q}, index=WORDS)
+table = {"teacher p": p, "student q": log_q.exp().detach()}
+table = pd.DataFrame(table, index=WORDS)
 for name, loss in losses.items():
     (slope,) = torch.autograd.grad(loss, logits, retain_graph=True)
     table[f"push of {name}"] = -slope.numpy()
@@ -583,8 +580,7 @@ kl_sum = check_kl_sum.accepted
 tiny = tiny_llama().to(base.device)
 pupil = variant(tiny)
 prune_neurons(pupil, neuron_importance(pupil, "random"), ratio=0.5)
-generator = torch.Generator().manual_seed(session.seed)
-ids = torch.randint(1, 97, (2, 16), generator=generator).to(base.device)
+ids = torch.arange(1, 33).reshape(2, 16).to(base.device)
 batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -608,12 +604,10 @@ def train(teacher, student, batch, recipe):
 
 
 recipe = Recipe(steps=8, lr=1e-3)
-by_hand, by_package = copy.deepcopy(pupil), copy.deepcopy(pupil)
-ours = train(tiny, by_hand, batch, recipe)
-theirs = distill(tiny, by_package, [batch] * 8, recipe).frame().loss
+ours = train(tiny, copy.deepcopy(pupil), batch, recipe)
+theirs = distill(tiny, pupil, [batch] * 8, recipe).frame().loss
 np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 print(f"{len(ours)} steps equal distill's; loss {ours[0]:.3f}, then {ours[-1]:.3f}")
-claim("The steps lower the loss.", [ours[0] - ours[-1]])
 
 # %% [markdown]
 # ## The ladder
@@ -639,8 +633,7 @@ for cut in CUTS:
     for text in TEXTS:
         rungs = [("cut", 0), ("constants", 0), ("solved", 0)]
         rungs += [("solved + KL", 32), ("solved + KL", 128)]
-        path = [recorded(cut, edit, text, steps) for edit, steps in rungs]
-        heights[cut, text] = [found.mean() for found in path]
+        heights[cut, text] = [recorded(cut, e, text, s).mean() for e, s in rungs]
 _, panels = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
 for cut in CUTS:
     panels[0].plot(STEPS, heights[cut, "speeches"], **mark(cut))
@@ -677,15 +670,16 @@ def told(cut, edit, steps, text="speeches"):
 
 leads = []
 for cut in CUTS:
-    leads += [*(told(cut, "KL", 8) - told(cut, "solved", 0))]
+    pairs = zip(told(cut, "KL", 8), told(cut, "solved", 0), strict=False)
+    leads += [trained - solved for trained, solved in pairs]
 claim("With as many tokens the solve ends lower, in each order.", leads)
 alone, both = told("activation", "KL", 32), told("activation", "solved + KL", 32)
 claim("The good cut, solved first, is still ahead at 33k.", alone - both)
-text_alone = told("activation", "cross-entropy", 32)
-on_wiki = told("activation", "cross-entropy", 32, "wiki")
-from_teacher = told("activation", "KL", 32, "wiki")
-claim("Text alone is ahead on speeches.", alone - text_alone)
-claim("The teacher is ahead on wiki.", on_wiki - from_teacher)
+of_text = told("activation", "cross-entropy", 32)
+claim("Text alone is ahead on speeches.", alone - of_text)
+ways = ("cross-entropy", "KL")
+text_alone, teacher = (told("activation", way, 32, "wiki") for way in ways)
+claim("The teacher is ahead on wiki.", text_alone - teacher)
 
 # %% [markdown]
 # *Three numbers are three orders of the text: a seed chooses the rows and their order.*
@@ -738,8 +732,8 @@ from course_utils.measuring import evaluate, paired
 
 known = record.query("text == 'LAMBADA' and criterion == ''").nats.item()
 for edit, steps in (("cut", 0), ("solved", 0), ("KL", 128)):
-    lost = recorded("activation", edit, "LAMBADA", steps)[0]
-    print(f"record, good cut, {edit}: {known + lost:.1%} of the last words")
+    share = known + recorded("activation", edit, "LAMBADA", steps)[0]
+    print(f"record, good cut, {edit}: {share:.1%} of the last words")
 PASSAGES = 24
 students = {"whole": base, "cut": cut_by(BAD), "solved": solved[BAD]}
 answers, compared = {}, {}
@@ -762,7 +756,7 @@ pd.DataFrame(compared).T.astype(float).round(2)
 # spend a night on it?
 
 # %% [markdown]
-# ### Exercise 3 · ●●● · 15 minutes
+# ### Exercise 3 · ●●● · 17 minutes
 #
 # Write `teaches(loss)`. `loss(student_logits, teacher_logits, targets)` takes logits [tokens, vocabulary] of any size and the words
 # that came [tokens], and returns one number. It may or may not contain a cross-entropy. Return True if its **teacher's part** moves
@@ -819,18 +813,18 @@ check_teaches(teaches)
 # This lesson took speeches for both.
 
 # %%
-from course_utils.lessons.exercises.lesson_07 import LastWords
+from course_utils.lessons.exercises.lesson_07 import PurposeExam
 
 del solved, students, student  # a small GPU needs their room
 
 
-def drawn(rows, split, length):
+def drawn(wanted, split, length):
     """So many rows of each kind of text."""
     found = []
-    for kind, count in rows.items():
+    for kind, count in wanted.items():
         some = {"domain": kind, "tokens": 3072, "length": length}
-        some = token_blocks(tokenizer, split, **some)
-        found.append(some.sample(count, seed=session.seed).input_ids)
+        rows = token_blocks(tokenizer, split, **some)
+        found.append(rows.sample(count, seed=session.seed).input_ids)
     return torch.cat(found)
 
 
@@ -845,21 +839,24 @@ def built(plan):
     return student
 
 
-def last_words(plan):
-    """Nats that a student gives to the last word, on passages to practise with."""
-    found = evaluate(built(plan), tokenizer, "lambada_openai", limit=PASSAGES)
-    return np.log(found.value[1])
+def practice(plan):
+    """What a student loses per last word, and per token of speeches and wiki."""
+    student = built(plan)
+    found = evaluate(student, tokenizer, "lambada_openai", limit=PASSAGES)
+    last_word = np.log(found.value[1] / answers["whole"].value[1])
+    return last_word, harm_of(student)
 
 
-exam = LastWords(built, tokenizer, practised=answers["whole"])
+exam = PurposeExam(built, tokenizer, practised=answers["whole"])
 
 # %% [markdown]
-# ### Exercise 4 · ●●● · 20 minutes
+# ### Exercise 4 · ●●● · 25 minutes
 #
 # Give a `plan`: which rows score, and which rows solve, such as `({"speeches": 8, "wiki": 8}, {"speeches": 12})`. Kinds are
 # `"speeches"`, `"wiki"` and `"stories"`; at most 16 rows score and 12 solve. On passages that nothing has asked, your student must
-# lose at least 1 nats per last word less than one with speeches for both. The exam judges three times only.
-# `last_words(plan)` tells beforehand, on other passages (half a minute each; the mean of a few passages is noisy).
+# lose at least 1 nats per last word less than one with speeches for both. And on speeches and wiki it may lose at most
+# 0.1 nats per token more than that one, because novels aren't all that is read. The exam judges three times only. Before that,
+# `practice(plan)` tells both on other passages and rows, in half a minute. (Few passages are noisy.)
 #
 # <details><summary>Hint</summary>
 #

@@ -24,8 +24,9 @@ from course_utils.lessons.exercises import (
     true_or_false,
     whole_number,
 )
-from course_utils.measuring import evaluate
+from course_utils.measuring import evaluate, perplexity
 from course_utils.support.uncertainty import kl_divergence, ratio_interval
+from course_utils.text import further_rows
 
 
 def _refit(
@@ -66,7 +67,7 @@ _PLAIN = "the ridge is the same number for all neurons ({}). It grows with each 
 @exercise(
     1,
     task="Return the weights, [hidden, width], that bring the kept neurons nearest to the target.",
-    proved="The text decides where it speaks, and the old weights where it doesn't; in the student's block 0, too.",
+    proved="The text decides where it speaks, and the old weights where it doesn't; in a real block, too.",
     answer=_refit,
     mistakes=[
         (lambda *given: _refit(*given).T,
@@ -320,12 +321,14 @@ _DEAD: dict[Callable, str] = {
 _SPEECHES = ({"speeches": 16}, {"speeches": 12})  # what the lesson did: rows that score neurons, rows that solve
 _ROWS = 16, 12  # at most
 _KINDS = ("speeches", "wiki", "stories")
-_ASKED = 64  # passages of LAMBADA, those to practise with among them
+_ASKED = 56  # passages of LAMBADA, those to practise with among them
+_READ = 12  # rows each of speeches and wiki
 _FEWER = 1.0  # nats per last word that a plan must give back beyond the lesson's
+_MORE = 0.1  # nats per token that it may lose beyond the lesson's on other text
 
 
-class LastWords:
-    """Passages of LAMBADA that nothing in lesson 07 has asked; it judges a few times only.
+class PurposeExam:
+    """Passages of LAMBADA and rows of text that nothing in lesson 07 has asked; it judges a few times only.
 
     Args:
         built: makes a student by a plan.
@@ -339,24 +342,27 @@ class LastWords:
     ) -> None:
         self._built, self._tokenizer, self.left = built, tokenizer, tries
         self._practised = set(practised.attrs["answers"].table.document)
-        self._known: dict[str, np.ndarray] = {}
+        self._rows = [rows[:_READ] for rows in further_rows(tokenizer).values()]
+        self._known: dict[str, tuple[np.ndarray, float]] = {}
 
-    def nats(self, plan: Sequence[Mapping[str, int]]) -> np.ndarray:
-        """What the plan's student loses at each passage's last word; each plan is built and asked once."""
+    def lost(self, plan: Sequence[Mapping[str, int]]) -> tuple[np.ndarray, float]:
+        """Nats of a plan's student at each passage's last word, and per token of text; each plan is asked once."""
         name = str([sorted(rows.items()) for rows in plan])
         if name not in self._known:
-            found = evaluate(self._built(plan), self._tokenizer, "lambada_openai", limit=_ASKED).attrs["answers"].table
+            student = self._built(plan)
+            found = evaluate(student, self._tokenizer, "lambada_openai", limit=_ASKED).attrs["answers"].table
             fresh = found[(found.metric == "perplexity") & ~found.document.isin(self._practised)]
-            self._known[name] = -fresh.value.to_numpy()
+            text = np.mean([perplexity(student, rows, batch_size=_READ).nll for rows in self._rows])
+            self._known[name] = -fresh.value.to_numpy(), float(text)
         return self._known[name]
 
 
 @exercise(
     4,
     task="Give two dictionaries: how many rows of each kind score the neurons, and how many solve.",
-    proved="You cut and healed for novels without having one: what text decides, decides twice.",
+    proved="You cut and healed for novels without having one, and other text didn't pay for it.",
 )
-def check_plan(plan: Any, exam: LastWords) -> None:
+def check_plan(plan: Any, exam: PurposeExam) -> None:
     """Check a plan, (rows that score, rows that solve): does its student know last words better than the lesson's?"""
     told = 'Give two dictionaries, such as ({"speeches": 8, "wiki": 8}, {"speeches": 12})'
     expect(plan, list | tuple, told, size=2)
@@ -368,16 +374,21 @@ def check_plan(plan: Any, exam: LastWords) -> None:
         require(sum(counts) <= most, f"At most {most} rows {what}; yours are {sum(counts)}.")
     require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
     exam.left -= 1
-    yours, lessons = exam.nats(plan), exam.nats(_SPEECHES)
-    fewer, _, low, high = ratio_interval(lessons - yours, np.ones(len(yours)))
+    (words, text), (lessons_words, lessons_text) = exam.lost(plan), exam.lost(_SPEECHES)
+    fewer, _, low, high = ratio_interval(lessons_words - words, np.ones(len(words)))
     print(
         f"  exam: {fewer:.2f} nats per last word less than with speeches for both ({low:.2f} to {high:.2f}, paired by "
-        f"{len(yours)} passages; tries left: {exam.left})"
+        f"{len(words)} passages), and {text - lessons_text:+.2f} nats per token on speeches and wiki; tries left: "
+        f"{exam.left}"
     )
-    require(low > 0, "That isn't shown to be better than speeches for both. Practise first: which text is nearer?")
+    require(low > 0, "That isn't shown to be better at last words. Practise first: which text is nearer to novels?")
     require(
         fewer >= _FEWER,
-        f"Better, but by less than {_FEWER:g}. Two places take text. Have you asked which of them matters more?",
+        f"Better at last words, but by less than {_FEWER:g}. Two places take text: which of them matters more?",
+    )
+    require(
+        text - lessons_text <= _MORE,
+        f"Better at last words, but other text pays: over {_MORE:g} nats per token. A mix can serve both.",
     )
 
 
