@@ -202,7 +202,7 @@ class MadeUpExam:
     def lost(self, plan):
         stories = [rows.get("stories", 0) / sum(rows.values()) for rows in plan]
         speeches = min(rows.get("speeches", 0) / sum(rows.values()) for rows in plan)
-        return np.linspace(3, 5, 20) - 3 * min(stories), 0.5 + (0.3 if speeches < 0.2 else 0)
+        return np.linspace(5, 7, 20) - 4 * min(stories), 0.5 + (0.3 if speeches < 0.2 else 0)
 
 
 GOOD = ({"speeches": 8, "stories": 8}, {"speeches": 6, "stories": 6})
@@ -220,7 +220,7 @@ GOOD = ({"speeches": 8, "stories": 8}, {"speeches": 6, "stories": 6})
         (({"wiki": 16.5}, {"wiki": 12}), "Say how many rows"),
         (({"wiki": 16}, {"wiki": 12}), "isn't shown"),
         (({"speeches": 12, "stories": 4}, {"speeches": 9, "stories": 3}), "by less than"),
-        (({"stories": 16}, {"stories": 12}), "other text pays"),
+        (({"stories": 16}, {"stories": 12}), "speeches and wiki pay"),
         (GOOD, "correct"),
     ],
 )
