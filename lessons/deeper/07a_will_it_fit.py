@@ -450,8 +450,8 @@ panel.plot(steps[13:], weights_alone, **look)
 panel.set(xlabel="step", ylabel="loss (nats per token)")
 panel.legend()
 show(
-    "Three curves of a falling loss. The run with a whole checkpoint lies on the one "
-    "that was never interrupted; that from weights alone leaves it at step 14."
+    "Three curves of a falling loss. The run with a whole checkpoint lies on the "
+    "one that was never interrupted; from weights alone it leaves it at step 14."
 )
 
 # %% [markdown]
