@@ -457,6 +457,9 @@ show(
 # %% [markdown]
 # *The same tiny student, three times. Dotted, on top of the black one: resumed from a whole checkpoint.*
 #
+# From weights alone the loss jumps first. Here it even ends lower, because its rate began anew and was higher from then on. That is
+# luck of this run. It isn't the run that was planned, and nobody can compare it with another one.
+#
 # ## Take-aways
 #
 # - Keep the hidden states and take head and loss in chunks: equal gradients, and logits cost nothing.
