@@ -18,8 +18,8 @@
 # **Answer.** First of all the neurons that were left. A part of what was removed is a **constant**, above all at the first token
 # of a text, and any neuron that is always on can write a constant. Another part has **echoes**: the kept neurons together can say
 # a fifth to a third of what the removed ones wrote, also on tokens that the fit has not seen. One linear solve writes that into
-# their weights. It is worth far more than an equal part of everything that was removed. Training brings back more, but it needs many
-# more tokens. And all of it comes back first for the kind of text that you heal with.
+# their weights. That is enough for three quarters of the lost nats, because harm is steep: the first part that comes back is worth most.
+# Training brings back more, but it needs many more tokens. And all of it comes back first for the kind of text that you heal with.
 #
 # </details>
 
@@ -273,7 +273,7 @@ for ridge in (0.001, RIDGE, 10):
     print(f"{said[1]:.2f} elsewhere")
 
 # %% [markdown]
-# With hardly any ridge the fit says most where it was fitted, and less elsewhere. With a very large one nothing changes at all.
+# With hardly any ridge the fit says most where it was fitted, and least elsewhere. With a large one it says little of either.
 #
 # ## All blocks, three cuts
 #
@@ -392,8 +392,8 @@ for cut in CUTS[1:]:
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The echoes. With 0.29 of the lost output back they leave 1.04 nats, and the removed neurons, turned down, leave 2.66. And the
-# fewer kept neurons speak, the less comes back.
+# The echoes, but not by far: they leave 1.04 nats, and the removed neurons, turned down, leave 1.48. So most of it is the first
+# reason. And the fewer kept neurons speak, the less comes back.
 #
 # </details>
 
@@ -447,8 +447,12 @@ here("Echoes give back more than as much of everything.", [other - one])
 # *The peak-to-peak student. Orange: what the kept neurons say. Grey: the removed neurons themselves, turned down; the first grey
 # point has the same share back as the last orange one, block by block.*
 #
-# So it isn't any part. At the same share, what the kept neurons can say gives back more than the removed ones turned down. And the
-# fewer of the kept ones may speak, the less comes back. (*Why* a model says just the important things several times, we don't know.)
+# So it is mostly the first reason. Any part as large, in the same blocks, brings back most of the harm: it is *steep*, so the first
+# part that comes back is worth most. The echoes do better than that, by four tenths of a nat. And the fewer of the kept neurons may
+# speak, the less comes back.
+#
+# Look at the grey line once more. At 0.6 and 0.8 each block has the same share back. With twice as much of the output as the echoes
+# it does hardly better. So it also matters *in which blocks* something comes back: the echoes are clearest at both ends of the model.
 #
 # ## The random cut and the first token
 #
@@ -740,7 +744,7 @@ here("The solve gives last words back, by the interval.", [low])
 # In these passages the badly cut student finds no last word, cut or solved. Its nats tell more: they show that the solve brings much
 # back, and that much is missing.
 #
-# In the record the good cut finds 10 % of a thousand last words, and solved hardly more. After the longest training on speeches it
+# In the record the good cut finds 10 % of a thousand last words, and solved it isn't shown to find more. After the longest training on speeches it
 # finds 14 %. On speeches nearly all of its loss was healed by then. On last words it wasn't. So measure the task that you need, and
 # not the text that you healed with.
 #
@@ -879,10 +883,10 @@ check_plan(plan, exam)
 # %% [markdown] tags=["quiz"]
 # The kept neurons can say three tenths of what a cut took. The solve brings back three quarters of the nats. What follows?
 #
-# - [ ] That any three tenths of the lost output would have brought back as much.
-#   > That was tested: the removed neurons, turned down to the same share, bring back far less.
-# - [x] That these three tenths are worth more than an equal part of everything.
-#   > At the same share, the echoes bring back more than everything turned down.
+# - [ ] That the kept neurons say just what the model needs, and another part would do little.
+#   > That was tested: the removed neurons, turned down to the same share in each block, bring back nearly as much.
+# - [x] That harm isn't in proportion: the first part that comes back is worth most.
+#   > The echoes show it, and so do the removed neurons turned down. The echoes are ahead by a little.
 # - [ ] That one of the two was measured wrongly, since shares must agree.
 #   > One is a share of squares of an output, the other of a loss. Nothing says that they agree.
 
@@ -912,7 +916,7 @@ check_plan(plan, exam)
 # - What a cut takes is partly still there: a **constant**, and **echoes** in the kept neurons. You can measure them before you heal,
 #   on tokens that you don't fit.
 # - A linear solve writes them into the weights that are left. It needs a ridge, a few thousand tokens, and no gradient.
-# - Three tenths of the lost output can be three quarters of the harm, and not any three tenths are.
+# - Harm is steep: three tenths of the lost output can be three quarters of the nats. In which blocks they come back matters, too.
 # - Then train. A loss counts once per position, shifted and masked. Test that it teaches.
 # - Cut well all the same, and heal with text like that of your users. Measure the task that you need.
 #
