@@ -50,6 +50,9 @@ EXPERIMENTS = {
     "attention_reach": Small("records/attention_reach", {
         "ROWS": 2, "JUDGED": 8, "LONG": 24, "BETWEEN": (8,), "WINDOW": 4, "EIGHT": 1,
         "BYPASSED": (2,), "OTHERS": (2,), "NEAR_MISS": (3,), "SIX": 1, "BLIND": 2}),
+    "heal": Small("records/heal", {
+        "STEPS": (1, 3, 4), "LONG": 6, "IN_ITS_TIME": 2, "POOL": 10, "LENGTH": 16, "ROWS": 2, "SOLVED": 1,
+        "PASSAGES": 3, "BEFORE": (0, 8)}),
     "plant_and_cut": Small("records/plant_and_cut", {
         "AXES": 1, "RATES": {"down": 1e-3, "attention": 1e-3}, "STEPS": 2, "CHOSEN": 48, "JUDGED": 48, "NEURONS": 2,
         "RANDOM": 1, "RANDOM_REAL": 1}),
@@ -144,7 +147,7 @@ def made_small(name, monkeypatch, folder):
         return lambda *given, **named: {text: some[:count] for text, some in rows(*given, **named).items()}
 
     changed = dict(small.constants)
-    if name in ("keep_the_mean", "random_cuts", "leave_out", "attention_reach", "plant_and_cut"):
+    if name in ("keep_the_mean", "random_cuts", "leave_out", "attention_reach", "heal", "plant_and_cut"):
         monkeypatch.setattr(models, "_random_configuration", small_configuration)
     if hasattr(script, "judging_rows") and name != "make_a_small_model":
         changed["judging_rows"] = few(script.judging_rows)

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, true_or_false
+from course_utils.lessons.exercises import (
+    Attempt,
+    alike,
+    exercise,
+    expect,
+    number,
+    require,
+    true_or_false,
+    whole_number,
+)
+from course_utils.measuring import evaluate, perplexity
 from course_utils.support.uncertainty import kl_divergence, ratio_interval
+from course_utils.text import further_rows
 
 
 def _refit(
@@ -26,14 +39,13 @@ def _refit(
     toward=lambda pulled, old: pulled @ old.T,
     added=False,
 ):
-    """The answer to exercise 1, in float64, [hidden, width], with switches for mistakes.
+    """The answer to exercise 1, solved in float64, [hidden, width], with switches for mistakes.
 
     ``pull`` gives the ridge's diagonal, ``toward`` what it adds on the right-hand side.
     """
-    kept, target, old = kept.double(), target.double(), old.double()
-    gram = kept.T @ kept
+    gram, cross, old = (kept.T @ kept).double(), (kept.T @ target).double(), old.double()
     pulled = pull(gram, ridge).diag()
-    found = torch.linalg.solve(gram + pulled, kept.T @ target + toward(pulled, old)).T
+    found = torch.linalg.solve(gram + pulled, cross + toward(pulled, old)).T
     return (old + found if added else found).float()
 
 
@@ -55,7 +67,7 @@ _PLAIN = "the ridge is the same number for all neurons ({}). It grows with each 
 @exercise(
     1,
     task="Return the weights, [hidden, width], that bring the kept neurons nearest to the target.",
-    proved="The text decides where it speaks, and the old weights where it doesn't; in the student's block 0, too.",
+    proved="The text decides where it speaks, and the old weights where it doesn't; in a real block, too.",
     answer=_refit,
     mistakes=[
         (lambda *given: _refit(*given).T,
@@ -195,7 +207,7 @@ def _texts() -> tuple[Tensor, Tensor, Tensor]:
     return student, teacher, mask
 
 
-_RANK, _ALPHA = 2, 6  # of exercise 3
+_RANK, _ALPHA = 2, 6  # of notebook 07a's exercise 2
 _SCALES = {  # what a mistaken correction is multiplied with, where 3 is right
     0: "the correction isn't added, or B was copied when it was 0.",
     1: "alpha / rank is missing.",
@@ -206,7 +218,7 @@ _SCALES = {  # what a mistaken correction is multiplied with, where 3 is right
 
 
 @exercise(
-    3,
+    2,
     task="Complete the class: A and B learn, the layer doesn't; forward adds the correction, merged gives the weight.",
     proved="It begins as the layer itself, learns few numbers, and ends as one plain matrix.",
 )
@@ -259,7 +271,7 @@ def _said(value: Any) -> Any:
 
 
 @exercise(
-    4,
+    3,
     task="Return True if the loss's teacher part moves the student toward the teacher, otherwise False.",
     proved="It finds the dead ones, also beside a living cross-entropy, and those that push the wrong way. Keep it.",
 )
@@ -306,51 +318,77 @@ _DEAD: dict[Callable, str] = {
     ),
 }
 
-SOLVE, STEPS = "solve", "train"  # moves of a plan
-LESSONS_PLAN = [(SOLVE, 32, 0.3), (STEPS, 4, {"lr": 2e-4})]
-_BUDGET = 16.0  # steps' worth of time
-_A_SOLVE = 1.5  # steps' worth of time for as many tokens as a step has, four rows
+_SPEECHES = ({"speeches": 16}, {"speeches": 12})  # what the lesson did: rows that score neurons, rows that solve
+_ROWS = 16, 12  # at most
+_KINDS = ("speeches", "wiki", "stories")
+_ASKED = 56  # passages of LAMBADA, those to practise with among them
+_READ = 12  # rows each of speeches and wiki
+_FEWER = 1.7  # nats per last word that a plan must give back beyond the lesson's
 
 
-def _time_of(plan: Sequence[tuple[Any, ...]]) -> float:
-    """What a plan of exercise 5 costs, in steps' worth of time."""
-    return sum(move[1] if move[0] == STEPS else _A_SOLVE * move[1] / 4 for move in plan)
+class PurposeExam:
+    """Passages of LAMBADA and rows of text that nothing in lesson 07 has asked; it judges a few times only.
+
+    Args:
+        built: makes a student by a plan.
+        tokenizer: its own.
+        practised: what ``evaluate`` found for passages that the lesson has asked; they don't judge.
+        tries: how often it judges.
+    """
+
+    def __init__(
+        self, built: Callable[..., Any], tokenizer: PreTrainedTokenizerBase, *, practised: pd.DataFrame, tries: int = 3
+    ) -> None:
+        self._built, self._tokenizer, self.left = built, tokenizer, tries
+        self._practised = set(practised.attrs["answers"].table.document)
+        self._rows = [rows[:_READ] for rows in further_rows(tokenizer).values()]
+        self._known: dict[str, tuple[np.ndarray, float]] = {}
+
+    def lost(self, plan: Sequence[Mapping[str, int]]) -> tuple[np.ndarray, float]:
+        """Nats of a plan's student at each passage's last word, and per token of text; each plan is asked once."""
+        name = str([sorted(rows.items()) for rows in plan])
+        if name not in self._known:
+            student = self._built(plan)
+            found = evaluate(student, self._tokenizer, "lambada_openai", limit=_ASKED).attrs["answers"].table
+            fresh = found[(found.metric == "perplexity") & ~found.document.isin(self._practised)]
+            text = np.mean([perplexity(student, rows, batch_size=_READ).nll for rows in self._rows])
+            self._known[name] = -fresh.value.to_numpy(), float(text)
+        return self._known[name]
 
 
 @exercise(
-    5,
-    task='Give a plan: a list of moves, ("solve", rows, ridge) or ("train", steps, settings).',
-    proved="Less is lost than by the plan of the lesson, by more than the rows explain, in the same time.",
+    4,
+    task="Give two dictionaries: how many rows of each kind score the neurons, and how many solve.",
+    proved="You cut and healed for novels without having one, and other text didn't pay for it.",
 )
-def check_plan(attempt: Any, healed: Attempt) -> None:
-    """Check a plan; ``healed(plan)`` gives what a student that was healed by it loses, nats per token of each row."""
-    require(isinstance(attempt, list | tuple) and attempt, "Give a list of moves, at least one.")
-    for move in attempt:
-        require(
-            _is_move(move),
-            'A move is ("solve", rows, ridge) or ("train", steps, settings), with a whole number of rows or steps, a '
-            f'number as the ridge, and settings without "steps", such as {{"lr": 2e-4}}; yours is {move!r}.',
-        )
-    spent = _time_of(attempt)
-    require(spent <= _BUDGET, f"It takes the time of {spent:g} steps; {_BUDGET:g} are there.")
-    yours, baseline = (np.asarray(healed(plan), dtype=float) for plan in (attempt, LESSONS_PLAN))
-    require(np.isfinite(yours).all(), "With yours the student is broken: the rate is far too high.")
-    difference, _, low, high = ratio_interval(yours - baseline, np.ones(len(yours)))
+def check_plan(plan: Any, exam: PurposeExam) -> None:
+    """Check a plan, (rows that score, rows that solve): does its student know last words better than the lesson's?"""
+    told = 'Give two dictionaries, such as ({"speeches": 8, "wiki": 8}, {"speeches": 12})'
+    expect(plan, list | tuple, told, size=2)
+    for rows, most, what in zip(plan, _ROWS, ("score", "solve"), strict=True):
+        expect(rows, dict, told)
+        require(rows.keys() <= {*_KINDS} and rows, f"The kinds are {', '.join(_KINDS)}; yours are {[*rows]}.")
+        counts = [whole_number(count, "Say how many rows of each kind") for count in rows.values()]
+        require(min(counts) > 0, "Of each kind that you name there is at least one row.")
+        require(sum(counts) <= most, f"At most {most} rows {what}; yours are {sum(counts)}.")
+    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
+    exam.left -= 1
+    (words, text), (lessons_words, lessons_text) = exam.lost(plan), exam.lost(_SPEECHES)
+    fewer, _, low, high = ratio_interval(lessons_words - words, np.ones(len(words)))
     print(
-        f"lost, nats per token: {yours.mean():.3f} with yours, {baseline.mean():.3f} with the lesson's plan; "
-        f"difference {difference:+.3f} ({low:+.3f} to {high:+.3f}, paired by rows)"
+        f"  exam: {fewer:.2f} nats per last word less than with speeches for both ({low:.2f} to {high:.2f}, paired by "
+        f"{len(words)} passages), and {text - lessons_text:+.2f} nats per token on speeches and wiki; tries left: "
+        f"{exam.left}"
     )
-    told = "More is lost than with the lesson's plan. Split the time in another way, or take longer steps (lr)."
-    require(difference < 0, told)
-    require(high < 0, "Less is lost, but the interval holds 0: nothing is shown. Change something bolder.")
-
-
-def _is_move(move: Any) -> bool:
-    if not (isinstance(move, tuple | list) and len(move) == 3 and type(move[1]) is int and move[1] > 0):
-        return False
-    what, _, how = move
-    trains = what == STEPS and isinstance(how, dict) and "lr" in how and "steps" not in how
-    return trains or (what == SOLVE and isinstance(how, float | int))
+    require(low > 0, "That isn't shown to be better at last words. Practise first: which text is nearer to novels?")
+    require(
+        fewer >= _FEWER,
+        f"Better at last words, but by less than {_FEWER:g}. Two places take text: which of them matters more?",
+    )
+    require(
+        text <= lessons_text,
+        "Better at last words, but speeches and wiki pay for it. Which text keeps them, and may help last words, too?",
+    )
 
 
 class _Trial:

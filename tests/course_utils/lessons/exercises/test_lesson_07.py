@@ -1,11 +1,14 @@
 """Lesson 07's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+import numpy as np
 import pytest
 import torch
 from exercise_cases import cases_of
 from torch import nn
 
 from course_utils.lessons.exercises import lesson_07
+from course_utils.measuring import evaluate
+from course_utils.models import load_model
 
 refit = lesson_07.check_refit.answer
 
@@ -190,33 +193,61 @@ def test_the_right_test_does_not_depend_on_luck(seed):
     assert not any(teaches(loss, seed) for loss in lesson_07._DEAD)
 
 
-def healed(plan):
-    """Rows that lose less where the rate is high, and more where there is no solve."""
-    noise = torch.linspace(-0.1, 0.1, 20).numpy()
-    total = 2.0
-    for what, count, how in plan:
-        total -= 0.02 * count if what == "solve" else 100 * count * how["lr"]
-        if what == "train" and how["lr"] > 0.1:
-            return noise * float("nan")
-    return total + noise * (1 + total)
+class MadeUpExam:
+    """Stories help last words where they score and where they solve; without speeches other text pays."""
+
+    def __init__(self, left=3):
+        self.left = left
+
+    def lost(self, plan):
+        stories = [rows.get("stories", 0) / sum(rows.values()) for rows in plan]
+        speeches = min(rows.get("speeches", 0) / sum(rows.values()) for rows in plan)
+        return np.linspace(5, 7, 20) - 4 * min(stories), 0.5 + (0.3 if speeches < 0.2 else 0)
 
 
-PLAN = lesson_07.LESSONS_PLAN
-NO_MOVES = [("mend", 3, 0.1), ("solve", 2.5, 0.1), ("solve", 4, {"lr": 1e-3}), ("train", 4, 1e-3), ("train", 4, {})]
-test_plan = cases_of(
-    lesson_07.check_plan,
-    healed,
-    stubs=[[...]],
-    mistakes=[
-        ([], "at least one"),
-        *(([move], "A move is") for move in NO_MOVES),
-        ([("solve", 32, 0.3), ("train", 5, {"lr": 1e-3})], "time of 17 steps; 16 are there"),
-        ([("train", 4, {"lr": 1.0})], "student is broken"),
-        (PLAN, "More is lost"),  # no difference is none
-        ([("train", 16, {"lr": 2e-4})], "More is lost"),
+GOOD = ({"speeches": 8, "stories": 8}, {"speeches": 6, "stories": 6})
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (..., "not solved yet"),
+        (({"speeches": 16},), "Give two dictionaries"),
+        (({"speeches": 16}, 12), "Give two dictionaries"),
+        (({"novels": 16}, {"speeches": 12}), "The kinds are"),
+        (({"wiki": 16}, {"wiki": 0}), "at least one row"),
+        (({"wiki": 16}, {"wiki": 13}), "At most 12 rows solve; yours are 13"),
+        (({"wiki": 16.5}, {"wiki": 12}), "Say how many rows"),
+        (({"wiki": 16}, {"wiki": 12}), "isn't shown"),
+        (({"speeches": 12, "stories": 4}, {"speeches": 9, "stories": 3}), "by less than"),
+        (({"stories": 16}, {"stories": 12}), "speeches and wiki pay"),
+        (GOOD, "correct"),
     ],
-    answers=[[("solve", 32, 0.3), ("train", 4, {"lr": 8e-4})], (("solve", 32, 1), ("train", 4, {"lr": 2e-3}))],
 )
+def test_plan(plan, said, capsys):
+    assert lesson_07.check_plan(plan, MadeUpExam()) is (said == "correct")
+    assert said in capsys.readouterr().out
+
+
+def test_the_exam_judges_a_few_times_only(capsys):
+    exam = MadeUpExam(left=1)
+    assert [lesson_07.check_plan(plan, exam) for plan in (({"wiki": 16}, {"wiki": 12}), GOOD)] == [False] * 2
+    assert "The exam is over" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_exam_asks_other_passages_and_builds_each_plan_once(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    monkeypatch.setattr(lesson_07, "_ASKED", 5)
+    model, tokenizer = load_model("llama", device="cpu")
+    asked = []
+    exam = lesson_07.PurposeExam(
+        lambda plan: asked.append(plan) or model,
+        tokenizer,
+        practised=evaluate(model, tokenizer, "lambada_openai", limit=2),
+    )
+    words, _ = exam.lost(GOOD)
+    assert len(words) == 3
+    assert exam.lost(GOOD)[0] is words and asked == [GOOD]
 
 
 def of_all(leaf, part):
