@@ -154,8 +154,8 @@ class Clinic:
         student = variant(self.teacher)
         if criterion == ATTENTIONS:
             rows = token_blocks(self.tokenizer, "calibration", tokens=32_768, length=64).sample(80, seed=0)[:16]
-            importance = attention_importance(student, rows.batches(16))
-            bypass_attention(student, importance.topk(round(len(importance) / 4), largest=False).indices.tolist())
+            turns = attention_importance(student, rows.batches(16))
+            bypass_attention(student, turns.topk(round(len(turns) / 4), largest=False).indices.tolist())
             return student
         importance = {
             "activation": partial(neuron_importance, student, "activation", batches=self._calibration),
