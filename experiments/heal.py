@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -154,8 +154,8 @@ class Clinic:
         student = variant(self.teacher)
         if criterion == ATTENTIONS:
             rows = token_blocks(self.tokenizer, "calibration", tokens=32_768, length=64).sample(80, seed=0)[:16]
-            importance = attention_importance(student, rows.batches(16))
-            bypass_attention(student, importance.topk(round(len(importance) / 4), largest=False).indices.tolist())
+            turns = attention_importance(student, rows.batches(16))
+            bypass_attention(student, turns.topk(round(len(turns) / 4), largest=False).indices.tolist())
             return student
         importance = {
             "activation": partial(neuron_importance, student, "activation", batches=self._calibration),
@@ -202,10 +202,13 @@ class Clinic:
         def left(run: Run) -> float:
             return perplexity(self.trained(run), self.watched, batch_size=16).nll
 
+        def by_rate(run: Run) -> dict[str, float]:
+            return {str(lr): left(replace(run, lr=lr)) for lr in RATES[run.edit]}
+
         found = Kept(self.work / "rates.json")
         for solved, loss in [(False, loss) for loss in LEARNS] + [(True, "KL")]:
             run = Run("activation", solved, loss, STEPS[1])
-            found.once(run.edit, lambda run=run: {str(lr): left(replace(run, lr=lr)) for lr in RATES[run.edit]})
+            found.once(run.edit, partial(by_rate, run))
         return found
 
 
@@ -266,7 +269,7 @@ def arms(clinic: Clinic) -> Iterator[Arm]:
             make = partial(whole, dtype)
             if run is not None:
                 make = partial(clinic.healed, replace(run, lr=best.get(run.edit, 0.0)), dtype)
-            tasks: dict[str, Callable] = lambada if name == "bfloat16" and (run is None or run.lambada) else {}
+            tasks: Mapping[str, Callable] = lambada if name == "bfloat16" and (run is None or run.lambada) else {}
             if name == "float32" and (run is None or run.criterion == ATTENTIONS):
                 tasks = context
             yield Arm({**(run.key if run else uncut), "draw": 0, "dtype": name}, make, judges, tasks)

@@ -218,7 +218,7 @@ print(f"more than half is said of {half:.0%}; of the typical one {typical:.2f}")
 # ($x_j$ is column $j$ of $X$, neuron $j$'s values, and $W_j$ its weights.) The first part is a regression like the
 # one above, for all outputs at once (without an intercept, because this model's `down_proj` has no bias). The second part is a
 # **ridge**: it holds each neuron's weights to the old ones. With 922 neurons and 3,072 tokens a fit finds relations that hold only
-# by chance, and the ridge is there against those.
+# by accident, and the ridge is there against those.
 
 # %% [markdown]
 # ### Exercise 1 · ●●○ · 12 minutes
