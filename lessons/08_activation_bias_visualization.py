@@ -315,7 +315,7 @@ for panel, (x, name) in zip(panels, sides, strict=False):
 for name in ("nurse", "carpenter"):
     panels[1].text(100 * by_word.women[name], y[name] + 0.3, name, ha="center")
 panels[0].set_ylabel("towards “she”, nats")
-panels[0].legend(loc="lower left")
+panels[0].legend(loc="upper right")
 grey = mark("random") | {"label": None, "marker": None, "linewidth": 1}
 panels[2].plot(of_others, **grey)
 panels[2].plot(apart_by, **mark("whole") | {"label": "she − he", "markersize": 7})
