@@ -153,7 +153,6 @@ both = [np.arange(len(far)), draw.permutation(len(far))][:: 1 - 2 * side_of_map]
 for panel, name, order in zip(panels, ("left", "right"), both, strict=True):
     image = panel.imshow(far[np.ix_(order, order)], cmap="viridis")
     panel.set(title=name, xlabel="occupations", xticks=[], yticks=[])
-    panel.grid(visible=False)
 plt.colorbar(image, ax=panels, label="relative difference")
 show(
     "Two maps of how far each pair of forty occupations is apart. Both have a dark "
@@ -312,10 +311,11 @@ for panel, (x, name) in zip(panels, sides, strict=False):
     for group, mine in (("mostly women", women), ("mostly men", ~women)):
         panel.plot(x[mine], y[mine], linestyle="none", **mark(group))
     panel.set(xlabel=name, title=f"behind block {after}")
-for name in ("nurse", "carpenter"):
+    panel.set_ylim(top=1.7 * y.max())  # room for names
+for name in ("secretary", "carpenter"):
     panels[1].text(100 * by_word.women[name], y[name] + 0.3, name, ha="center")
 panels[0].set_ylabel("towards “she”, nats")
-panels[0].legend(loc="lower left")
+panels[0].legend(loc="upper right")
 grey = mark("random") | {"label": None, "marker": None, "linewidth": 1}
 panels[2].plot(of_others, **grey)
 panels[2].plot(apart_by, **mark("whole") | {"label": "she − he", "markersize": 7})
