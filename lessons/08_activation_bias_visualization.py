@@ -16,11 +16,12 @@
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** The popular pictures ask how *much* differs, over all directions at once. Occupations differ in many ways, and little of
-# it is along the direction of the pronoun, so to the eye these pictures look much the same with true and with random groups. The
+# **Answer.** The popular pictures aren't made for the pronoun: a map of differences adds up all directions, and principal components
+# take the two along which most varies. Occupations differ in many ways, and little of it is along the direction of the pronoun, so to
+# the eye these pictures look much the same with true and with random groups. The
 # model itself chooses between "she" and "he" along *one* direction. Look along that one, and the groups part, suddenly, behind two
 # late blocks. Three heads out of all carry it to the last token. If they say the same for everybody, nine tenths of the stereotype
-# are gone. They don't fetch it from the word "nurse" alone: most of it they read from the tokens after it, the last one included.
+# are gone. They don't fetch it from the word "nurse" alone: they read twice as much from the tokens between it and the last.
 # And they aren't made for stereotypes: the woman's "she" goes through them as well, and more, which the last exercise asks for.
 #
 # </details>
@@ -170,7 +171,8 @@ show(
 # look better than the truth. Of what the true picture shows, not one percent lies between the groups.
 #
 # The map does know something: occupations of opposite groups differ 1.02 times as much as those of the same group, and shuffled
-# groups seldom reach that. But hardly anybody sees two percent in a picture, and an eye that wants squares finds some on either side.
+# groups seldom reach that. But that makes one dark square in the sorted map at best, not two, and an eye that wants squares finds some on
+# either side.
 #
 # </details>
 
@@ -205,8 +207,8 @@ here("Opposite groups differ little more than others.", [1.1 - ratio(women)])
 #
 # We deal out words and not sentences, because eight sentences about the nurse aren't eight occupations.)
 #
-# So the groups do differ, but hardly to the eye. These pictures ask how **much** differs, over all directions at once, and occupations
-# may differ in many ways: hospital or building site, sitting or standing. What we should ask is **along which direction** they differ.
+# So the groups do differ, but hardly to the eye. The map asks how **much** differs, over all directions at once, and the
+# cloud takes the two along which most varies. But occupations may differ in many ways: hospital or building site, sitting or standing. What we should ask is **along which direction** they differ.
 #
 # ## The direction that decides
 #
@@ -262,7 +264,7 @@ check_toward_she(toward_she)
 #
 # At once, and late. There is a hint before: up to block 19 the order gets better, to a rank correlation of 0.59, and it is partly lost
 # again. But the two groups lie less than half a nat apart. In blocks 25 and 26 that becomes over two nats, and the order 0.82.
-# Something writes the pronoun to the last token there. (The last blocks take back a part.)
+# Something writes the pronoun to the last token there. (The last blocks take back a good part.)
 #
 # </details>
 
@@ -332,7 +334,7 @@ show(
 # forty). Middle: the same against the share of women. Right: how far the two groups are apart, block by block; grey are nineteen
 # pairs of other tokens.*
 #
-# So the bias was in that cloud all the time, along a direction with only 1.5 % of what varies between the words.
+# So the bias was in these states all the time, along a direction with only 1.5 % of what varies between the words.
 #
 # ## Could a machine have found the direction?
 #
@@ -467,7 +469,8 @@ found.round(2)
 # ## Who writes it?
 #
 # In the two blocks of the jump somebody wrote the pronoun into the last token's state. The last token is "because" or "that", so
-# its information about the nurse came from other tokens, and only attention carries anything between tokens. The model has 270 heads.
+# its information about the nurse came from other tokens, and only attention carries anything between tokens. (What came earlier, an MLP may turn into a
+# pronoun here. We look for those that carry.) The model has 270 heads.
 # Each one adds something to the state; what it adds we call what the head **says**. (In the code it is the head's part of what
 # `o_proj` reads.)
 #
@@ -510,7 +513,7 @@ show(
 )
 
 # %% [markdown]
-# *Each field is one head: its estimated part in the difference between women's and men's occupations. Three of 270 are lit, in the
+# *Each field is one head: the estimated part of what it says at the last token in the difference between women's and men's occupations. Three of 270 are lit, in the
 # blocks of the jump and one behind it. (The field of the other colour works against the difference. Estimates of single heads needn't
 # add up to 100 %.)*
 #
@@ -880,7 +883,7 @@ check_two_questions(sentence, carried, spared, exam)
 #
 # <details><summary>What exercise 4 finds</summary>
 #
-# The heads carry "it" and "they" as they carry "she" and "he". They have next to no part in "is" and "are", although it is the very
+# The heads carry "it" and "they", too. They have next to no part in "is" and "are", although it is the very
 # same sentence, and the same difference between two words decides both. So they aren't gender heads. They seem to carry what decides
 # a *pronoun*. Cut them out, and you have to expect that more than gender goes.
 #
