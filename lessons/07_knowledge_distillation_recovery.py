@@ -392,8 +392,8 @@ for cut in CUTS[1:]:
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The echoes, but not by far: they leave 1.04 nats, and the removed neurons, turned down, leave 1.48. So most of it is the first
-# reason. And the fewer kept neurons speak, the less comes back.
+# Here the echoes leave 1.04 nats, and the removed neurons, turned down, 1.48. But on two other draws of the text there was no
+# difference, or it was the other way round. So it is the first reason. And the fewer kept neurons speak, the less comes back.
 #
 # </details>
 
@@ -441,15 +441,14 @@ show(
 )
 one, other = echoes[third], evenly[third]
 print(f"{third:.2f} back: echoes {one:.2f}, turned down {other:.2f} nats lost")
-here("Echoes give back more than as much of everything.", [other - one])
 
 # %% [markdown]
 # *The peak-to-peak student. Orange: what the kept neurons say. Grey: the removed neurons themselves, turned down; the first grey
 # point has the same share back as the last orange one, block by block.*
 #
-# So it is mostly the first reason. Any part as large, in the same blocks, brings back most of the harm: it is *steep*, so the first
-# part that comes back is worth most. The echoes do better than that, by four tenths of a nat. And the fewer of the kept neurons may
-# speak, the less comes back.
+# So it is the first reason. Any part as large, in the same blocks, undoes most of the harm: it is *steep*, so the first part that
+# comes back is worth most. That the echoes do better than any other part isn't shown: here they do, on two other draws of the text
+# they don't. And the fewer of the kept neurons may speak, the less comes back.
 #
 # Look at the grey line once more. At 0.6 and 0.8 each block has the same share back. With twice as much of the output as the echoes
 # it does hardly better. So it also matters *in which blocks* something comes back: the echoes are clearest at both ends of the model.
@@ -884,9 +883,9 @@ check_plan(plan, exam)
 # The kept neurons can say three tenths of what a cut took. The solve brings back three quarters of the nats. What follows?
 #
 # - [ ] That the kept neurons say just what the model needs, and another part would do little.
-#   > That was tested: the removed neurons, turned down to the same share in each block, bring back nearly as much.
+#   > That was tested: the removed neurons, turned down to the same share in each block, bring back about as much.
 # - [x] That harm isn't in proportion: the first part that comes back is worth most.
-#   > The echoes show it, and so do the removed neurons turned down. The echoes are ahead by a little.
+#   > The echoes show it, and so do the removed neurons turned down.
 # - [ ] That one of the two was measured wrongly, since shares must agree.
 #   > One is a share of squares of an output, the other of a loss. Nothing says that they agree.
 
