@@ -129,7 +129,7 @@ show(
 # $$1 - \cos\bigl(x,\; x + \mathrm{attention}(\mathrm{norm}(x))\bigr)$$
 #
 # We take out the quarter that turns it least. (The library's
-# `select_attention_layers` takes one, measures again in what is left, and takes the next.)
+# `select_attention_layers` is **iterative**: it takes one, measures again in what is left, and takes the next.)
 #
 # There are two ways to write an attention that "does nothing". What it returns is added to $x$. So should it return zeros, or
 # return what it was given, like a layer that passes its input on?

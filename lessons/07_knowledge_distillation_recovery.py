@@ -932,6 +932,7 @@ check_plan(plan, exam)
 # ## References
 #
 # - He, Zhang and Sun 2017, *Channel Pruning for Accelerating Very Deep Neural Networks*, arXiv 1707.06168: least squares after a cut
+# - Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv 2106.09685 (in 07a)
 # - Luo, Wu and Lin 2017, *ThiNet*, arXiv 1707.06342: channels that others can make up for
 # - Frantar and Alistarh 2023, *SparseGPT*, arXiv 2301.00774, and Ling et al. 2024, *SlimGPT*, arXiv 2412.18110: the same in language
 #   models

@@ -486,7 +486,7 @@ found.round(2)
 
 # %%
 from course_utils.bias.pronouns import head_effects, opposites
-from course_utils.support.plotting import heatmap
+from course_utils.support import heatmap
 
 choosing = opposites(prompts(occupations(), "selection"))  # most women, least, …
 texts, sources = list(choosing.text), list(choosing.source)

@@ -20,7 +20,6 @@ from transformers import AutoTokenizer, LlamaConfig
 
 import course_utils
 from course_utils.bias import pronouns
-from course_utils.bias.contrastive import write_pairs
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.stereotypes import Question
 from course_utils.compress import Budget, Candidate, importance
@@ -239,7 +238,6 @@ OWN = {
     "prune_kv_groups": {"importance": lambda: heads.head_importance(WHOLE, tiny_batches())},
     "rank": {"importance": all_scores, "text": tiny_batches},
     "read_own_text": {"text": own_text},
-    "read_pairs": {"path": lambda: str(write_pairs(make_pairs(), f"{folder()}/pairs.jsonl"))},
     "read_record": {"name": always("keep_the_mean")},
     "show": {"alt": always("A line that rises from left to right.")},
     "shrink": {"importance": all_scores},
@@ -247,9 +245,7 @@ OWN = {
     "strongest": {"scores": always(torch.arange(8.0))},
     "swapped_place": {"source": always("w1 w3")},
     "token_blocks": BYTES,
-    "traced_log_odds": {"blocks": always([0]), "places": always([-1] * len(TEXTS))},
     "write_model_card": {"folder": saved_folder, "recipe": always({"cut": "a half"})},
-    "write_pairs": {"path": lambda: f"{folder()}/pairs.jsonl"},
 }  # fmt: skip
 # Given although there is a default, which would take long.
 SHORT = {
@@ -289,7 +285,6 @@ REFUSED_BY = {
     "invented_axis": {"swaps": [0, 101]},
     "judging_rows": {"draw": [3]},
     "knock_out": {"pairs": [[], ["a text"]], "neurons": [[], [(3, 0)], [(0, 48)], [(0, -1)], [(0, 1.0)], [(True, 0)], [5]]},
-    "log_odds": {"texts": [[]], "answers": [(" w1",)]},
     "measure_pairs": {"pairs": [[]], "sites": [["mlp"]]},
     "measure_speed": {"phases": [[], ["training"]], "models": [{}]},
     "neuron_importance": {"criterion": ["magnitude"], "seed": [None, True, -1, 0.5]},

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, KFold, cross_val_score
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -78,10 +76,14 @@ def _near(one: Tensor, other: Tensor) -> bool:
 
 def _score(points, groups, words):
     """The answer to exercise 2."""
+    from sklearn.model_selection import GroupKFold, cross_val_score  # part of the extra lessons
+
     return float(cross_val_score(_probe(), points, groups, groups=words, cv=GroupKFold(5)).mean())
 
 
-def _probe() -> LogisticRegression:
+def _probe() -> Any:
+    from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression(C=0.01, max_iter=1000)
 
 
@@ -98,6 +100,8 @@ def _fitted(points, groups, words):
 )
 def check_new_words(attempt: Attempt) -> None:
     """Check a function (points [sentences, hidden], groups, words) -> share right, on made-up words."""
+    from sklearn.model_selection import KFold, cross_val_score
+
     draw = np.random.default_rng(8)
     count, sentences, hidden = 60, 6, 90
     order = draw.permutation(count * sentences)  # a word's sentences aren't neighbours
