@@ -28,13 +28,12 @@ import itertools
 import json
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from course_utils.support import checks, files
+from course_utils.support import checks
 from course_utils.support.checks import check_types
 
 KINDS = ("demographic", "neutral", "paraphrase", "identity", "invented", "benchmark")
@@ -277,63 +276,3 @@ def subset(pairs: Iterable[Pair], *, templates: int, swaps: int) -> list[Pair]:
 @functools.cache
 def _templates() -> tuple[dict[str, str], ...]:
     return tuple(json.loads((_DATA / "templates.json").read_text(encoding="utf-8")))
-
-
-@check_types
-def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike) -> Path:
-    """Write pairs as JSONL, one object with all fields of ``Pair`` per line, atomically; return the path."""
-    path = Path(path)
-    files.write_text(path, "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs))
-    return path
-
-
-def read_pairs(path: str | os.PathLike) -> list[Pair]:
-    """Read what ``write_pairs`` wrote, equal to what was written. Fields with a default may be missing.
-
-    Raises:
-        ValueError: the file can't be read, or a line is not an object with the fields of ``Pair``; names file and line.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"'{path}' can't be read as JSONL: {error}") from error
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                pair = Pair(**json.loads(line))
-                wrong = [f.name for f in fields(pair) if type(getattr(pair, f.name)).__name__ != f.type]
-                if wrong:
-                    raise TypeError(f"wrong type of {', '.join(wrong)}")
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"'{path}', line {number}, holds no pair: {error}") from error
-            found.append(pair)
-    return found
-
-
-@check_types
-def to_conversations(pairs: Iterable[Pair]) -> list[dict]:
-    """Pairs as two-role conversations, in the rows that WizardSData writes, and one field more.
-
-    Each side of a pair becomes a conversation of its own: ``rol1`` asks, and ``rol2`` answers with the next sentence.
-
-    Returns:
-        rows with ``id_conversation`` (the number of the pair and the side, "17-a"), ``topic`` (the axis), ``sequence``
-        (from 0 within a conversation), ``rol1``, ``rol2``, and ``metadata``: the side and all fields of the pair. The
-        answers of a conversation, joined by spaces, are that side's text.
-    """
-    rows = []
-    for number, pair in enumerate(pairs):
-        for side, text in (("a", pair.text_a), ("b", pair.text_b)):
-            for sequence, sentence in enumerate(re.split(r"(?<=[.!?]) ", text)):
-                rows.append(
-                    {
-                        "id_conversation": f"{number}-{side}",
-                        "topic": pair.axis,
-                        "sequence": sequence,
-                        "rol1": "And then?" if sequence else "What happened?",
-                        "rol2": sentence,
-                        "metadata": {"side": side, **asdict(pair)},
-                    }
-                )
-    return rows

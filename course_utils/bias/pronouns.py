@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,12 +28,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.bias.contrastive import SPLITS, Pair
-from course_utils.bias.statistics import means, sums_by_cell
 from course_utils.models.architectures import Architecture, describe
-from course_utils.pruning.activations import evaluating, leaving, watching
+from course_utils.pruning.activations import evaluating, watching
 from course_utils.support import checks
 from course_utils.support.checks import check_types
-from course_utils.support.uncertainty import crossed_interval
 from course_utils.text.batches import Batch, padded, read_batch
 
 PRONOUNS = (" she", " he")
@@ -78,17 +75,6 @@ def people() -> pd.DataFrame:
         for word, group in zip(words, ("she", "he"), strict=True)
     ]
     return pd.DataFrame(rows)
-
-
-def recorded_trace() -> dict:
-    """A record of SmolLM2-135M, made by ``experiments/trace_the_pronoun.py`` of commit 6e19982.
-
-    It has "heads", and a part for each kind of words.
-    A part holds "pairs", the "gap" in nats, and shares of it that a patch moves: "word, opposite", "last, opposite",
-    "word, same group" and "last, same group" [blocks]; "heads, opposite" and "heads, same group" [heads, and together];
-    and "random, opposite" [sets].
-    """
-    return json.loads((_FOLDER / "pronoun_trace.json").read_text(encoding="utf-8"))
 
 
 @check_types
@@ -168,24 +154,6 @@ def pronoun_pairs(table: pd.DataFrame, axis: str) -> list[Pair]:
             for valence, pronoun in zip((1, -1), PRONOUNS, strict=True)
         ]
     return made
-
-
-@check_types
-def group_gap(table: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean log-odds of the first group's words less the second's; the 95 % interval draws words and templates.
-
-    ``table`` has rows with ``word``, ``template``, ``group`` and ``odds``, of ``log_odds``. Of the two groups the later
-    one in the alphabet is first: "she" less "he", "mostly women" less "mostly men".
-
-    Raises:
-        ValueError: the table has no column ``odds``.
-    """
-    checks.one_of("column", "odds", list(table))
-    items, used = table.rename(columns={"word": "swap"}), table["template"].unique()
-    groups = sorted(table["group"].unique(), reverse=True)
-    tables = [sums_by_cell(items[items["group"] == group], ["odds"], used) for group in groups]
-    value, low, high, _ = crossed_interval(tables, lambda first, second: means(first) - means(second))
-    return float(value[0]), float(low[0]), float(high[0])
 
 
 @check_types
@@ -283,8 +251,20 @@ def patched_log_odds(
         {block: [head for where, head in heads if where == block] for block, _ in heads}
         for heads in checks.not_empty("head_sets", head_sets)
     ]
-    places = [-1] * len(checks.strings("texts", texts))
-    return _patched(describe(model), tokenizer, texts, sources, places, _hook_heads, patches, answers)
+    wanted = {block for patch in patches for block in patch}
+    architecture, odds = describe(model), []
+    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources):
+        said: dict[int, Tensor] = {}
+        with evaluating(model, *_hook_heads(architecture, wanted, _recorder(said, last_of_source))):
+            architecture.hidden_states(source)
+        patched = []
+        for patch in patches:
+            put = functools.partial(_put, patch=patch, last=last, said=said)
+            with evaluating(model, *_hook_heads(architecture, patch, put)):
+                states = architecture.hidden_states(batch)[last]
+            patched.append(_odds(architecture, tokenizer, states, answers).double().cpu())
+        odds.append(torch.stack(patched))
+    return torch.cat(odds, dim=1).numpy()
 
 
 @check_types
@@ -325,47 +305,6 @@ def head_effects(
         for weight, state in frozen.items():
             weight.requires_grad_(state)
     return torch.cat(effects)
-
-
-@check_types
-@torch.no_grad()
-def traced_log_odds(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    sources: Sequence[str],
-    places: Sequence[int],
-    blocks: Sequence[int],
-    *,
-    answers: tuple[str, str] = PRONOUNS,
-) -> np.ndarray:
-    """The log-odds after each text when the state of one token, behind one block, is that of its source.
-
-    Activation patching of the residual stream (Vig et al. 2020; Meng et al. 2022, arXiv 2202.05262, call it causal
-    tracing).
-
-    Args:
-        model: any that ``describe`` knows.
-        tokenizer: the model's.
-        texts: [n].
-        sources: [n], one for each text.
-        places: [n], the token that is patched, counted from the end of both texts: -1 is the last one.
-        blocks: behind each of them, one after the other.
-        answers: see the module.
-
-    Returns:
-        [blocks, n] float64, nats.
-
-    Raises:
-        ValueError: not as many places as texts, no token at a place, or an unknown block.
-    """
-    architecture, texts = describe(model), checks.strings("texts", texts)
-    blocks = checks.not_empty("blocks", checks.whole_numbers("blocks", blocks, most=architecture.num_blocks - 1))
-    places = checks.whole_numbers("places", places, least=-sys.maxsize, most=-1, meaning="the last token")
-    if len(places) != len(texts):
-        raise ValueError(f"'places' must hold one place for each of {len(texts)} texts; got {len(places)}.")
-    patches = [{block: slice(None)} for block in blocks]
-    return _patched(architecture, tokenizer, texts, sources, places, _hook_blocks, patches, answers)
 
 
 @check_types
@@ -410,55 +349,14 @@ def _both(
     return zip(*(_batches(architecture, tokenizer, side) for side in (texts, sources)), strict=True)
 
 
-def _patched(
-    architecture: Architecture,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    sources: Sequence[str],
-    places: Sequence[int],
-    hook: Callable[[Architecture, Collection[int], _Receiver], list[RemovableHandle]],
-    patches: Sequence[Mapping[int, list[int] | slice]],
-    answers: tuple[str, str],
-) -> np.ndarray:
-    """[patches, n] log-odds when a part of each text's states, at its place, is as in its source.
-
-    ``hook`` is ``_hook_heads`` or ``_hook_blocks``; a patch tells for each block which of its heads, or
-    ``slice(None)`` for its whole state.
-    """
-    odds, first = [], 0
-    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources):
-        shift = 1 + torch.tensor(places[first : first + len(last[0])])
-        first += len(shift)
-        here, there = ((rows, ends + shift) for rows, ends in (last, last_of_source))
-        if min(here[1].min(), there[1].min()) < 0:
-            raise ValueError(f"'places' must be tokens of both texts, counted from their ends; got {list(places)}.")
-        said: dict[int, Tensor] = {}
-        wanted = {block for patch in patches for block in patch}
-        with evaluating(architecture.model, *hook(architecture, wanted, _recorder(said, there))):
-            architecture.hidden_states(source)
-        patched = []
-        for patch in patches:
-            put = functools.partial(_put, patch=patch, here=here, said=said)
-            with evaluating(architecture.model, *hook(architecture, patch, put)):
-                states = architecture.hidden_states(batch)[last]
-            patched.append(_odds(architecture, tokenizer, states, answers).double().cpu())
-        odds.append(torch.stack(patched))
-    return torch.cat(odds, dim=1).numpy()
-
-
 def _put(
-    block: int,
-    states: Tensor,
-    *,
-    patch: Mapping[int, list[int] | slice],
-    here: Place,
-    said: Mapping[int, Tensor],
+    block: int, states: Tensor, *, patch: Mapping[int, list[int]], last: Place, said: Mapping[int, Tensor]
 ) -> Tensor:
-    """The states of a block with the patched part of them, at one place in each row, as the source has it."""
-    mixed, part = states[here], patch[block]  # a copy, [texts, heads, size] or [texts, hidden]
-    mixed[:, part] = said[block][:, part]
+    """The states of a block's heads, of which the patched ones say at each last token what they say in the source."""
+    mixed, heads = states[last], patch[block]  # a copy, [texts, heads, size]
+    mixed[:, heads] = said[block][:, heads]
     states = states.clone()
-    states[here] = mixed
+    states[last] = mixed
     return states
 
 
@@ -487,16 +385,6 @@ def _hook_heads(architecture: Architecture, blocks: Collection[int], receive: _R
     return [
         module.register_forward_pre_hook(functools.partial(enter, block=block)) for block, module in outputs.items()
     ]
-
-
-def _hook_blocks(architecture: Architecture, blocks: Collection[int], receive: _Receiver) -> list[RemovableHandle]:
-    """Hooks that hand over what leaves each block, [rows, length, hidden], and go on with what they get."""
-
-    def leave(_module: nn.Module, _args: tuple, output: Tensor | tuple, *, block: int) -> Tensor | tuple:
-        states = receive(block, leaving(output))
-        return (states, *output[1:]) if isinstance(output, tuple) else states
-
-    return [architecture.blocks[block].register_forward_hook(functools.partial(leave, block=block)) for block in blocks]
 
 
 def _recorder(into: dict[int, Tensor], place: Place | None = None) -> _Receiver:

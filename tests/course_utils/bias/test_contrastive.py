@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,64 +162,6 @@ def test_a_wrong_file_is_refused_with_its_name_and_what_is_wrong(tmp_path, conte
 
 
 # What holds the course's own pairs to account
-
-
-# Files
-
-texts = st.text(st.characters(exclude_categories=["Cs"]))
-any_pairs = st.builds(
-    Pair,
-    **dict.fromkeys(("before", "a", "b", "after", "axis", "group_a", "group_b", "template", "source"), texts),
-    kind=st.sampled_from(contrastive.KINDS),
-    valence=st.sampled_from((-1, 0, 1)),
-    split=st.sampled_from(contrastive.SPLITS),
-)
-
-
-@given(st.lists(any_pairs, max_size=4))
-def test_what_is_written_is_read_again(tmp_path_factory, pairs):
-    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    assert contrastive.write_pairs(pairs, path) == path
-    assert contrastive.read_pairs(path) == pairs
-    assert [each.name for each in path.parent.iterdir()] == ["pairs.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "pairs.jsonl', line 2, holds no pair"),
-        ("[1]", "line 2, holds no pair"),
-        ('{"before": ""}', "line 2, holds no pair.*missing"),
-        (json.dumps(vars(GOOD) | {"valence": "1", "a": 3}), "line 2, holds no pair: wrong type of a, valence"),
-    ],
-)
-def test_a_broken_line_is_named(tmp_path, line, message):
-    path = contrastive.write_pairs([GOOD], tmp_path / "pairs.jsonl")
-    path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(ValueError, match=message):
-        contrastive.read_pairs(path)
-
-
-# Conversations and printing
-
-
-def test_conversations_tell_each_side_and_keep_the_pair():
-    pairs = [*contrastive.pairs("age")[:3], replace(GOOD, after=" guest. ")]
-    told = defaultdict(list)
-    for row in json.loads(json.dumps(contrastive.to_conversations(pairs))):
-        assert list(row) == ["id_conversation", "topic", "sequence", "rol1", "rol2", "metadata"]
-        assert row["rol1"].endswith("?")
-        told[row["id_conversation"]].append(row)
-    assert list(told) == [f"{number}-{side}" for number in range(4) for side in "ab"]
-    for number, pair in enumerate(pairs):
-        for side in "ab":
-            rows = told[f"{number}-{side}"]
-            assert [row["sequence"] for row in rows] == list(range(len(rows)))
-            assert " ".join(row["rol2"] for row in rows) == getattr(pair, f"text_{side}")
-            for row in rows:
-                metadata = dict(row["metadata"])
-                assert row["topic"] == pair.axis and metadata.pop("side") == side and Pair(**metadata) == pair
-    assert len(told["0-a"]) == 2
 
 
 def test_printing_a_pair_shows_the_swap_but_never_a_benchmark_s_text():

@@ -24,7 +24,7 @@ def _tiny_words(monkeypatch):
     """A tiny tokenizer's words for "she" and "he", where nobody names others."""
     monkeypatch.setattr(pronouns, "PRONOUNS", ANSWERS)
     monkeypatch.setattr(pronouns, "_BATCH_SIZE", 3)
-    for function in (pronouns.log_odds, pronouns.patched_log_odds, pronouns.head_effects, pronouns.traced_log_odds):
+    for function in (pronouns.log_odds, pronouns.patched_log_odds, pronouns.head_effects):
         monkeypatch.setitem(inspect.unwrap(function).__kwdefaults__, "answers", ANSWERS)
 
 
@@ -75,16 +75,6 @@ def test_opposites_of_people_are_their_pairs():
     assert (known[pairs["word"]].to_numpy() == known[pairs["other"]].to_numpy()).all()
 
 
-def test_gap_is_the_difference_of_means_and_its_interval_holds_it():
-    table = pronouns.prompts(pronouns.occupations())
-    noise = np.random.default_rng(0).standard_normal(len(table))
-    table["odds"] = 2.0 * (table["group"] == "mostly women") + 0.5 * noise
-    gap, low, high = pronouns.group_gap(table)
-    means = table.groupby("group")["odds"].mean()
-    assert gap == pytest.approx(means["mostly women"] - means["mostly men"])
-    assert low < gap < high and low > 1.5 and high < 2.5
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_odds_and_states_are_those_of_single_texts(family):
     model, tokenizer = tiny_model(family), word_tokenizer()
@@ -108,24 +98,20 @@ def test_patching_all_heads_of_all_blocks_at_equal_words_gives_the_sources_odds(
     np.testing.assert_allclose(everything, [odds_of(model, text) for text in sources], atol=2e-4)
 
 
-def exchanged(model, module, text, source, place, part):
-    """The log-odds after a text when a part of what a module hands on at one place is what it is in the source."""
+def exchanged(model, module, text, source, part):
+    """The log-odds after a text when a part of what a module reads at the last token is what it is in the source."""
     seen = []
 
-    def states_of(args, output):
-        return output if output is not None else args[0]
+    def look(_, args):
+        seen.append(args[0][0, -1].clone())
 
-    def look(_, args, output=None):
-        seen.append(states_of(args, output)[0, place].clone())
+    def put(_, args):
+        states = args[0].clone()
+        states[0, -1, part] = seen[0][part]
+        return (states,)
 
-    def put(_, args, output=None):
-        states = states_of(args, output).clone()
-        states[0, place, part] = seen[0][part]
-        return states if output is not None else (states,)
-
-    register = module.register_forward_pre_hook if part != slice(None) else module.register_forward_hook
     for hook, read in ((look, source), (put, text)):
-        handle = register(hook)
+        handle = module.register_forward_pre_hook(hook)
         odds = odds_of(model, read)
         handle.remove()
     return odds
@@ -136,7 +122,7 @@ def test_one_head_is_patched_as_by_hand():
     model = tiny_model()
     (patched,) = pronouns.patched_log_odds(model, word_tokenizer(), TEXTS, SOURCES, [[(1, 2)]])
     module, part = model.model.layers[1].self_attn.o_proj, slice(16, 24)  # heads of 8
-    right = [exchanged(model, module, *pair, -1, part) for pair in zip(TEXTS, SOURCES, strict=True)]
+    right = [exchanged(model, module, *pair, part) for pair in zip(TEXTS, SOURCES, strict=True)]
     np.testing.assert_allclose(patched, right, atol=2e-4)
 
 
@@ -156,26 +142,10 @@ def test_the_gradient_estimates_what_a_patch_does_and_weights_keep_whether_they_
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@torch.no_grad()
-def test_states_are_traced_as_by_hand():
-    model, tokenizer = tiny_model(), word_tokenizer()
+def test_the_swapped_place_is_the_last_token_that_differs():
+    tokenizer = word_tokenizer()
     ends = [pronouns.swapped_place(tokenizer, *pair) for pair in zip(TEXTS, SOURCES, strict=True)]
     assert ends == [-1, -1, -1, -2]
-    for places in (ends, [-3, -1, -2, -1]):
-        found = pronouns.traced_log_odds(model, tokenizer, TEXTS, SOURCES, places, [2, 0])
-        right = [
-            [exchanged(model, model.model.layers[block], *row, slice(None)) for block in (2, 0)]
-            for row in zip(TEXTS, SOURCES, places, strict=True)
-        ]
-        np.testing.assert_allclose(found, np.transpose(right), atol=2e-4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_last_tokens_state_behind_the_last_block_decides(family):
-    model, tokenizer = tiny_model(family), word_tokenizer()
-    texts, sources = TEXTS * 9, SOURCES * 9  # more than run at once
-    (found,) = pronouns.traced_log_odds(model, tokenizer, texts, sources, [-1] * len(texts), [2])
-    np.testing.assert_allclose(found, [odds_of(model, source) for source in sources], atol=2e-4)
 
 
 def test_other_answers():
@@ -185,7 +155,6 @@ def test_other_answers():
         (pronouns.log_odds, [TEXTS]),
         (pronouns.patched_log_odds, [*pair, [[(1, 0)]]]),
         (pronouns.head_effects, pair),
-        (pronouns.traced_log_odds, [*pair, [-1] * 4, [0]]),
     ):
         one, other = (function(model, tokenizer, *rest, answers=each) for each in (ANSWERS, turned))
         np.testing.assert_allclose(np.asarray(one), -np.asarray(other), atol=1e-6)
@@ -199,21 +168,6 @@ def test_random_heads_are_as_many_as_deep_and_others():
         *chosen
     }
     assert sets == pronouns.random_heads(chosen, 4, 5) != pronouns.random_heads(chosen, 4, 5, seed=1)
-
-
-@pytest.mark.parametrize(
-    ("places", "blocks", "named"),
-    [
-        ([-1] * 3, [0], "'places'"),
-        ([-1] * 3 + [0], [0], "'places'"),
-        ([-1] * 3 + [-9], [0], "'places' must be tokens of both"),
-        ([-1] * 4, [3], "'blocks'"),
-        ([-1] * 4, [], "'blocks'"),
-    ],
-)
-def test_a_place_or_block_that_is_not_there_is_refused(places, blocks, named):
-    with pytest.raises(ValueError, match=named):
-        pronouns.traced_log_odds(tiny_model(), word_tokenizer(), TEXTS, SOURCES, places, blocks)
 
 
 def test_texts_without_a_source_or_a_difference_and_answers_of_two_tokens_are_refused():
