@@ -246,9 +246,9 @@ del again, mlp
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It is far surer than it should be. If it spread its bets over all tokens, it would lose as much as guessing does. But its entropy on
-# speeches is only 5.23 nats, as for an even choice among 186 tokens, and it loses 12.18. The right token stands in the median at
-# place 5,075, so it knows something, but little.
+# It is far surer than it should be. If it spread its bets over all tokens, it would lose as much as guessing does. But its
+# entropy on speeches is only 5.23 nats, as for an even choice among 186 tokens, and it loses 12.18. The right token stands in the
+# median at place 5,075, so it knows something, but little.
 #
 # </details>
 
@@ -348,8 +348,8 @@ claim("The toy that was cut so equals none of the masked ones.", [min(off) - 0.0
 #
 # Write the test that was missing. `is_exact(prune)` gets a function like `carried_over`, which is called as `prune(gate, up,
 # down, keep)`. Make up **several** random GLUs; no model and no text is needed. Return True if each small GLU that `prune` makes
-# equals the large one with as many neurons silenced as it took out, and False if not. How `prune` chooses is its own affair. The check hands your
-# test some right pruners and some broken ones. Some of these are right now and then, by luck.
+# equals the large one with as many neurons silenced as it took out, and False if not. How `prune` chooses is its own affair. The
+# check hands your test some right pruners and some broken ones. Some of these are right now and then, by luck.
 #
 # <details><summary>Hint</summary>
 #
@@ -538,8 +538,8 @@ by_distance.agg(["min", "max"]).round(2).T
 # %% [markdown]
 # The table has the lowest and the highest damage, in nats per token, of two draws of rows $i$ at each distance. It follows the
 # distance. But one could still object: perhaps it is the lost rows, and the far ones just happened to be worse. So we remove the
-# shift, and the lost rows stay lost. `mended` lets a function mend each MLP of a broken model, and `judge` measures the damage that is left.
-# (`moved` is for later.)
+# shift, and the lost rows stay lost. `mended` lets a function mend each MLP of a broken model, and `judge` measures the damage
+# that is left. (`moved` is for later.)
 
 
 # %%
@@ -611,22 +611,23 @@ check_in_step(in_step, judge, careful, gate_lists, up_lists)
 # %% [markdown]
 # ## The shift is the harm
 #
-# Your function can mend every model of the knob. In step, a row that has lost its partner does nothing, because it is multiplied by
-# zero. So in effect the two neurons $i$ and $j$ are gone whole, and nobody meets a stranger. (The lesson's own function is used if yours wasn't accepted.)
+# Your function can mend every model of the knob. In step, a row that has lost its partner does nothing, because it is multiplied
+# by zero. So in effect the two neurons $i$ and $j$ are gone whole, and nobody meets a stranger. (The lesson's own function is
+# used if yours wasn't accepted.)
 #
 # Are the strangers *actively* harmful, or have a third of the neurons merely stopped working? A third series tells: we
 # **silence** everything between the gaps, by removing all neurons from $i$ to $j$ whole.
 #
-# And must any row be missing at all? In the last two models **nothing is lost**: all rows of our Llama stay. In one of them, up's row at
-# the earlier gap is put behind its row at the later gap, so those between move up by one, and gate and down stay. In the other all three
-# matrices do so alike.
+# And must any row be missing at all? In the last two models **nothing is lost**: all rows of our Llama stay. In one of them, up's
+# row at the earlier gap is put behind its row at the later gap, so those between move up by one, and gate and down stay. In the
+# other all three matrices do so alike.
 #
 # **Predict before you run.** What will each of the four cost: in step, silence, up moved alone, all three moved alike? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# In step nearly nothing, at any distance: our model goes from over 8 nats to about 0.1. Silence costs half to
-# three quarters of what strangers cost, up to a third of the block; with two thirds silent it is as bad. Up moved alone, with nothing lost, does
+# In step nearly nothing, at any distance: our model goes from over 8 nats to about 0.1. Silence costs half to three quarters of
+# what strangers cost, up to a third of the block; with two thirds silent it is as bad. Up moved alone, with nothing lost, does
 # nearly all of the harm. And if all three move alike, nothing happens: the same neurons are there, in another order. So to have
 # *moved* isn't the harm. To have moved **apart** is.
 #
@@ -701,8 +702,9 @@ show(
 # cross has; in effect two neurons are gone whole. The blue squares are our own Llama, at the mean of its distances. (With all three
 # moved alike it would lie at 0.)
 #
-# The lost rows were hardly missed. The **shift** was the harm, and it needs no missing row: between the gaps, one neuron's gate decides
-# over another neuron's content. (It isn't quite our cut's shift, because there it is sometimes gate that moved, and down with it.)
+# The lost rows were hardly missed. The **shift** was the harm, and it needs no missing row: between the gaps, one neuron's gate
+# decides over another neuron's content. (It isn't quite our cut's shift, because there it is sometimes gate that moved, and down
+# with it.)
 #
 # With the neurons between the gaps silent, our model has 3.68 nats of damage; with strangers there, 8.04. So a part of the harm is
 # work that isn't done, and the rest is something wrong that is said. (At two thirds of the block we find no difference between the
@@ -773,9 +775,9 @@ print(f"beats {beaten} of {len(random_cuts)} random cuts")
 claim("The exact cut by L1 beats none of the random cuts.", [0.5 - beaten])
 
 # %% [markdown]
-# The shift is over half of the harm here, too: put in step, the model with separate lists comes from 19.96 to 11.04. The rest is the
-# choice. Two lists take more neurons than one, since each names others. And L1 names those that are dear: why, and which neurons can
-# go, is the question of lesson 03.
+# The shift is over half of the harm here, too: put in step, the model with separate lists comes from 19.96 to 11.04. The rest is
+# the choice. Two lists take more neurons than one, since each names others. And L1 names those that are dear: why, and which
+# neurons can go, is the question of lesson 03.
 #
 # ## Rescue a checkpoint
 #

@@ -351,8 +351,8 @@ check_halve(halve, disaster, harm)
 # %% [markdown]
 # ## There are two
 #
-# Your function searches twice: among all neurons, and then (to save time) among the others of the block where it found the first. If
-# there is only one culprit, the second search can heal nothing.
+# Your function searches twice: among all neurons, and then (to save time) among the others of the block where it found the first.
+# If there is only one culprit, the second search can heal nothing.
 
 # %%
 search = check_halve.accepted  # your function, once it is right
@@ -380,8 +380,8 @@ told.round(2)
 # *Damage in nats per token, on rows that chose nothing. (The same cut costs different amounts on different rows, so these numbers
 # aren't those of the first figure.)*
 #
-# How can two different neurons each be the cure? Because either of them nearly does the job alone. This disaster needs **both** of them
-# gone. A blind tenth takes both with a chance of about one in a hundred.
+# How can two different neurons each be the cure? Because either of them nearly does the job alone. This disaster needs **both**
+# of them gone. A blind tenth takes both with a chance of about one in a hundred.
 #
 # Is it really these two, and not something else in the red cut? Then the same two must ruin other cuts as well. We take them out of
 # nine of the eighteen harmless ones.
@@ -400,9 +400,9 @@ here("Without the two each of the nine gets worse.", np.subtract(after, before))
 # Each of them gets worse, and the worst of them comes near the disaster. So it is these two, whatever else goes. (How much worse a
 # cut gets depends on the rows, too.)
 #
-# Now compare the last two rows of the table. The rest of the cut, with both back, does little. The two alone do no more than an ordinary blind cut of 4,590. Both together
-# are the disaster, and that is far more than the sum. So losing the two is *needed*, but not *enough*. Somebody helped. The last
-# exercise finds out who.
+# Now compare the last two rows of the table. The rest of the cut, with both back, does little. The two alone do no more than an
+# ordinary blind cut of 4,590. Both together are the disaster, and that is far more than the sum. So losing the two is *needed*,
+# but not *enough*. Somebody helped. The last exercise finds out who.
 #
 # ## What do the two write?
 #
@@ -671,13 +671,13 @@ check_silence(silence)
 # either. We take the two apart. In one try the others hear nothing from it, but its own attention returns to it what it always did.
 # In the other it talks to all others, and only its own attention returns nothing.
 #
-# **Predict before you run.** What will silence do to the whole model, and what to the disaster? The later heads had turned away from
-# the first token. When do they come back: if the others don't hear it, or if it doesn't hear itself? Because …
+# **Predict before you run.** What will silence do to the whole model, and what to the disaster? The later heads had turned away
+# from the first token. When do they come back: if the others don't hear it, or if it doesn't hear itself? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# To the whole model silence does nothing, since the first token says little there anyway. In the disaster over half of the damage is
-# gone, and the heads come back: 49 %, where the disaster had left 26 %. (That is on more rows than above, so it isn't 17 %.)
+# To the whole model silence does nothing, since the first token says little there anyway. In the disaster over half of the damage
+# is gone, and the heads come back: 49 %, where the disaster had left 26 %. (That is on more rows than above, so it isn't 17 %.)
 #
 # Each half does a part of both. If only the others don't hear it, heads give it 39 %, and if only it doesn't hear itself, 40 %.
 #
@@ -731,9 +731,9 @@ silent.round(2)
 # %% [markdown]
 # *Damage in nats per token, and the share of later attention that the first token gets.*
 #
-# So the token does harm in two ways, and they weigh about the same. What it tells the others disturbs them. What it hears from itself
-# changes its own state. Either makes later heads turn away from it. **The two neurons help to keep the first token silent**, for the
-# others and for itself. But some damage is left.
+# So the token does harm in two ways, and they weigh about the same. What it tells the others disturbs them. What it hears from
+# itself changes its own state. Either makes later heads turn away from it. **The two neurons help to keep the first token
+# silent**, for the others and for itself. But some damage is left.
 #
 # There is one more suspect. A head compares its *query*, what it looks for, with each token's *key*. So the key of the first
 # token decides how easily it is found, and a token that hears itself has another key. So we give the disaster the first token's
@@ -921,15 +921,15 @@ show(
 # %% [markdown]
 # *The large marks are the three models as they are. From there we turn the one number. Each curve has its cliff at the left.*
 #
-# So that is the story. **Turn the one number, and each of the three models falls ill or recovers.** The two write most of it. Without
-# them a rest is left, and the model lives on that rest. The disaster lost a part of the rest as well, and a tenth of everything
-# else.
+# So that is the story. **Turn the one number, and each of the three models falls ill or recovers.** The two write most of it.
+# Without them a rest is left, and the model lives on that rest. The disaster lost a part of the rest as well, and a tenth of
+# everything else.
 #
-# It isn't the whole story. Compare the two lower curves at the same number: the model that lost the helper as well stands higher. So
-# the helper does something beside the number, and we don't know what. How much it adds depends on the rows, too: on two further draws
-# of text it is about a third of what it is here. We chose the two rows of the search because it finds few neurons there; on other
-# pairs of rows, or in another order of the suspects, it finds other and longer lists. And at its far right the disaster's curve rises
-# again. We don't know why.
+# It isn't the whole story. Compare the two lower curves at the same number: the model that lost the helper as well stands higher.
+# So the helper does something beside the number, and we don't know what. How much it adds depends on the rows, too: on two
+# further draws of text it is about a third of what it is here. We chose the two rows of the search because it finds few neurons
+# there; on other pairs of rows, or in another order of the suspects, it finds other and longer lists. And at its far right the
+# disaster's curve rises again. We don't know why.
 #
 # ## Quiz
 
@@ -944,7 +944,8 @@ show(
 #   > With both back, the rest of the cut still cost something, as the table shows.
 
 # %% [markdown] tags=["quiz"]
-# Another model is ruined if *either* of two neurons goes, and a cut took both. You put back one half of the cut, then the other. What do you see?
+# Another model is ruined if *either* of two neurons goes, and a cut took both. You put back one half of the cut, then the other.
+# What do you see?
 #
 # - [ ] One half heals the model, so halving goes on as usual.
 #   > Only if both neurons happen to sit in that half.

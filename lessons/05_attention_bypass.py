@@ -483,8 +483,8 @@ pd.Series(instead, name="harm of the eight").to_frame().round(2)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# More, for each of the three choices. Those of least importance cost 0.24 nats alone, and 0.38 with 448 tokens before. Their fixed vectors cost
-# next to nothing alone, 0.05, but 0.29 with the text before.
+# More, for each of the three choices. Those of least importance cost 0.24 nats alone, and 0.38 with 448 tokens before. Their
+# fixed vectors cost next to nothing alone, 0.05, but 0.29 with the text before.
 #
 # </details>
 
@@ -531,9 +531,9 @@ show(
 # on rows of 64 tokens, once on rows of 512 ("long"). Right: four, eight and twelve of least importance, and the share of the cache
 # that goes with them.*
 #
-# For the dearest attention little changes: its fixed vector does nearly as well after a long text. But the eight cost more, and so do
-# their fixed vectors, since a fixed vector can't carry what was said before. A row of 64 tokens hides that: half of its tokens
-# have fewer than 32 others to look at.
+# For the dearest attention little changes: its fixed vector does nearly as well after a long text. But the eight cost more, and
+# so do their fixed vectors, since a fixed vector can't carry what was said before. A row of 64 tokens hides that: half of its
+# tokens have fewer than 32 others to look at.
 #
 # And the choice? The eight that leave-one-out chose on short rows are the dearest after a long text (0.53). Those that it chose
 # on long rows cost 0.44 there. So **if you choose by measured harm, measure on rows as long as your texts**. (On the mean of
@@ -657,7 +657,8 @@ pd.Series(tried, name="harm").to_frame().round(2)
 # The first time lies 128 tokens back, outside of a window of 64. (Could windows pass it on, block by block? Jiang et al. 2023
 # hope so, for a model that was trained with windows. Ours wasn't.)
 #
-# **Predict before you run.** The whole model loses 4 nats per token the first time, and half a nat the second time. How much do three changes add the second time: eight left out, windows for the eight, windows for all? Because …
+# **Predict before you run.** The whole model loses 4 nats per token the first time, and half a nat the second time. How much do
+# three changes add the second time: eight left out, windows for the eight, windows for all? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -726,12 +727,12 @@ show(
 # what is near: for the eight, 8 tokens do most of it, for all thirty it takes about 64.
 #
 # On the passage that comes again, no window helps all thirty much, until it reaches the right place, two passages back. What came
-# next there lies 127 tokens back. A window of as many just misses it, because it counts the token itself: 2.98 nats. One token more,
-# and it is in sight: 1.25. And with everything in sight *but* this one token: 2.85.
+# next there lies 127 tokens back. A window of as many just misses it, because it counts the token itself: 2.98 nats. One token
+# more, and it is in sight: 1.25. And with everything in sight *but* this one token: 2.85.
 #
-# So most of copying hangs on **one token**: the one that came next the first time. (The rest comes back with a few more around it. For
-# the eight alone a short window helps more than a longer one. We don't know why.) The loss on running text hardly notices, since
-# little of it repeats.
+# So most of copying hangs on **one token**: the one that came next the first time. (The rest comes back with a few more around
+# it. For the eight alone a short window helps more than a longer one. We don't know why.) The loss on running text hardly
+# notices, since little of it repeats.
 #
 # And the choice of layers? Here is what the three choices of eight cost on the passage that comes twice (in the record):
 
@@ -848,8 +849,8 @@ claim("Six drawn blindly lose over twice as much.", blindly - 2 * lost)
 
 # %% [markdown]
 # Copying takes two kinds of heads. One kind notes at each word what came just before it, which is near. The other finds the place
-# whose note is the present word, which is far. Only the second kind must see everything. Xiao et al. 2024 (*DuoAttention*) build a whole method on that, head by head. Lesson
-# 12 returns to such heads.
+# whose note is the present word, which is far. Only the second kind must see everything. Xiao et al. 2024 (*DuoAttention*) build
+# a whole method on that, head by head. Lesson 12 returns to such heads.
 #
 # ## Quiz
 

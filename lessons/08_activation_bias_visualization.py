@@ -16,13 +16,13 @@
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** The popular pictures aren't made for the pronoun: a map of differences adds up all directions, and principal components
-# take the two along which most varies. Occupations differ in many ways, and little of it is along the direction of the pronoun, so to
-# the eye these pictures look much the same with true and with random groups. The
-# model itself chooses between "she" and "he" along *one* direction. Look along that one, and the groups part, suddenly, behind two
-# late blocks. Three heads out of all carry it to the last token. If they say the same for everybody, nine tenths of the stereotype
-# are gone. They don't fetch it from the word "nurse" alone: they read twice as much from the tokens between it and the last.
-# And they aren't made for stereotypes: the woman's "she" goes through them as well, and more, which the last exercise asks for.
+# **Answer.** The popular pictures aren't made for the pronoun: a map of differences adds up all directions, and principal
+# components take the two along which most varies. Occupations differ in many ways, and little of it is along the direction of the
+# pronoun, so to the eye these pictures look much the same with true and with random groups. The model itself chooses between
+# "she" and "he" along *one* direction. Look along that one, and the groups part, suddenly, behind two late blocks. Three heads
+# out of all carry it to the last token. If they say the same for everybody, nine tenths of the stereotype are gone. They don't
+# fetch it from the word "nurse" alone: they read twice as much from the tokens between it and the last. And they aren't made for
+# stereotypes: the woman's "she" goes through them as well, and more, which the last exercise asks for.
 #
 # </details>
 
@@ -75,8 +75,8 @@ for text, rest in written["goes on"].items():
     print(f"{text} | {rest.strip()}")
 
 # %% [markdown]
-# We ask for forty occupations in eight such sentences, 320 texts. For each text the **log-odds** say which pronoun the model expects
-# next, in nats. At 0 both are equally likely, at +1 "she" is 2.7 times as likely as "he".
+# We ask for forty occupations in eight such sentences, 320 texts. For each text the **log-odds** say which pronoun the model
+# expects next, in nats. At 0 both are equally likely, at +1 "she" is 2.7 times as likely as "he".
 #
 # $$\text{log-odds} = \log P(\text{she}) - \log P(\text{he})$$
 #
@@ -139,9 +139,10 @@ show(
 # %% [markdown]
 # *Which side has the true colours? Decide before you go on, and mind that we chose the random deal.*
 #
-# The second popular picture is a map of differences. Each of its 1,600 fields says how far apart the states of two occupations are,
-# relative to their size. On one side the occupations stand in the order of their share of women, so both groups are together. If the
-# bias could be seen, there would be two dark squares (same group) and two pale ones. On the other side the order is random.
+# The second popular picture is a map of differences. Each of its 1,600 fields says how far apart the states of two occupations
+# are, relative to their size. On one side the occupations stand in the order of their share of women, so both groups are
+# together. If the bias could be seen, there would be two dark squares (same group) and two pale ones. On the other side the order
+# is random.
 
 # %%
 x = states[:, late].unflatten(0, (-1, sentences)).transpose(0, 1)
@@ -157,7 +158,7 @@ for panel, name, order in zip(panels, ("left", "right"), both, strict=True):
 plt.colorbar(image, ax=panels, label="relative difference")
 show(
     "Two maps of how far each pair of forty occupations is apart. Both have a dark "
-    "diagonal and look like the same random weave; neither has squares."
+    "diagonal and look like a random weave; neither has two dark squares."
 )
 
 # %% [markdown]
@@ -167,12 +168,12 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The cloud that looks better separated is the random one! It is the best of nineteen. But the others do well, too: 16 of the nineteen
-# look better than the truth. Of what the true picture shows, not one percent lies between the groups.
+# The cloud that looks better separated is the random one! It is the best of nineteen. But the others do well, too: 16 of the
+# nineteen look better than the truth. Of what the true picture shows, not one percent lies between the groups.
 #
 # The map does know something: occupations of opposite groups differ 1.02 times as much as those of the same group, and shuffled
-# groups seldom reach that. But that makes one dark square in the sorted map at best, not two, and an eye that wants squares finds some on
-# either side.
+# groups seldom reach that. But that makes one dark square in the sorted map at best, not two, and an eye that wants squares finds
+# some on either side.
 #
 # </details>
 
@@ -200,15 +201,16 @@ here("Most random colourings look better than the true one.", [better / 19 - 0.5
 here("Opposite groups differ little more than others.", [1.1 - ratio(women)])
 
 # %% [markdown]
-# (The $p$ in the last line is from a **permutation test**. The groups are dealt anew 999 times; how often does the ratio come out as
-# large as the true one? The true one counts as one of them:
+# (The $p$ in the last line is from a **permutation test**. The groups are dealt anew 999 times; how often does the ratio come out
+# as large as the true one? The true one counts as one of them:
 #
 # $$p = \frac{1 + \text{deals that reach it}}{1 + \text{deals}}$$
 #
 # We deal out words and not sentences, because eight sentences about the nurse aren't eight occupations.)
 #
-# So the groups do differ, but hardly to the eye. The map asks how **much** differs, over all directions at once, and the
-# cloud takes the two along which most varies. But occupations may differ in many ways: hospital or building site, sitting or standing. What we should ask is **along which direction** they differ.
+# So the groups do differ, but hardly to the eye. The map asks how **much** differs, over all directions at once, and the cloud
+# takes the two along which most varies. But occupations may differ in many ways: hospital or building site, sitting or standing.
+# What we should ask is **along which direction** they differ.
 #
 # ## The direction that decides
 #
@@ -224,9 +226,9 @@ here("Opposite groups differ little more than others.", [1.1 - ratio(women)])
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 6 minutes
 #
-# Write `toward_she(states, norm, she, he)`. `states` is a tensor [texts, blocks, hidden], `norm` is the final norm (a module that you
-# call), `she` and `he` are the two rows of the LM head, [hidden]. Return a tensor [texts, blocks]: the log-odds if the model ended
-# behind that block.
+# Write `toward_she(states, norm, she, he)`. `states` is a tensor [texts, blocks, hidden], `norm` is the final norm (a module that
+# you call), `she` and `he` are the two rows of the LM head, [hidden]. Return a tensor [texts, blocks]: the log-odds if the model
+# ended behind that block.
 #
 # <details><summary>Hint</summary>
 #
@@ -253,18 +255,18 @@ check_toward_she(toward_she)
 # %% [markdown]
 # ## The third picture
 #
-# We look at the same forty dots along this direction, behind each block. Nothing is fitted, and the labour statistics play no part in
-# the direction. Behind the last block the numbers must be the model's own log-odds; the cell checks that. As a control we take the
-# directions between nineteen pairs of other tokens, drawn at random.
+# We look at the same forty dots along this direction, behind each block. Nothing is fitted, and the labour statistics play no
+# part in the direction. Behind the last block the numbers must be the model's own log-odds; the cell checks that. As a control we
+# take the directions between nineteen pairs of other tokens, drawn at random.
 #
-# **Predict before you run.** The model has thirty blocks. When will the two groups part along this direction: little by little over many
-# blocks, or at once? Early, in the middle, or late? Because …
+# **Predict before you run.** The model has thirty blocks. When will the two groups part along this direction: little by little
+# over many blocks, or at once? Early, in the middle, or late? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# At once, and late. There is a hint before: up to block 19 the order gets better, to a rank correlation of 0.59, and it is partly lost
-# again. But the two groups lie less than half a nat apart. In blocks 25 and 26 that becomes over two nats, and the order 0.82.
-# Something writes the pronoun to the last token there. (The last blocks take back a good part.)
+# At once, and late. There is a hint before: up to block 19 the order gets better, to a rank correlation of 0.59, and it is partly
+# lost again. But the two groups lie less than half a nat apart. In blocks 25 and 26 that becomes over two nats, and the order
+# 0.82. Something writes the pronoun to the last token there. (The last blocks take back a good part.)
 #
 # </details>
 
@@ -339,9 +341,9 @@ show(
 # ## Could a machine have found the direction?
 #
 # Often nobody knows which direction a model reads along. Then people fit one. A **linear probe** is a classifier that learns a
-# direction from examples: here, from states whose group is known. (We take scikit-learn's logistic regression.) A colleague fits one
-# to our states in the late block, and reports how it does on *texts that it hasn't learned from*. We do the same with groups that
-# were dealt at random, nineteen times.
+# direction from examples: here, from states whose group is known. (We take scikit-learn's logistic regression.) A colleague fits
+# one to our states in the late block, and reports how it does on *texts that it hasn't learned from*. We do the same with groups
+# that were dealt at random, nineteen times.
 
 # %%
 from sklearn.linear_model import LogisticRegression
@@ -363,15 +365,15 @@ for name, deals in group_of.items():
     print(f"{name}: {np.mean(found):.0%} right on new texts")
 
 # %% [markdown]
-# It is right nearly always, and on data that it has never seen! But with random groups it is nearly as good. There is nothing to know
-# about these, so it should be right in about half of the cases, by **chance**. What has it learned?
+# It is right nearly always, and on data that it has never seen! But with random groups it is nearly as good. There is nothing to
+# know about these, so it should be right in about half of the cases, by **chance**. What has it learned?
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 10 minutes
 #
-# Write `score_on_new_words(points, groups, words)`, which can't be fooled like that: `points` is an array [texts, hidden], `groups` and
-# `words` have an entry for each text. Return the share that a probe gets right on words from which it hasn't learned. The check knows
-# made-up words where there is nothing to know, and others where there is.
+# Write `score_on_new_words(points, groups, words)`, which can't be fooled like that: `points` is an array [texts, hidden],
+# `groups` and `words` have an entry for each text. Return the share that a probe gets right on words from which it hasn't
+# learned. The check knows made-up words where there is nothing to know, and others where there is.
 #
 # <details><summary>Hint</summary>
 #
@@ -403,21 +405,22 @@ check_new_words(score_on_new_words)
 # %% [markdown]
 # ## New words, not new texts
 #
-# With your function we ask the colleague's probe again. Then we let two methods find a direction: logistic regression, and simply the
-# **mean of the one group minus the mean of the other**. Both learn from half of the words in half of the sentences. They are judged on
-# the other words in the other sentences, by the rank correlation with the share of women. As a control they learn from groups that
-# were dealt at random, nineteen times. The direction she − he has learned from nothing; its control is the nineteen random pairs.
+# With your function we ask the colleague's probe again. Then we let two methods find a direction: logistic regression, and simply
+# the **mean of the one group minus the mean of the other**. Both learn from half of the words in half of the sentences. They are
+# judged on the other words in the other sentences, by the rank correlation with the share of women. As a control they learn from
+# groups that were dealt at random, nineteen times. The direction she − he has learned from nothing; its control is the nineteen
+# random pairs.
 #
-# **Predict before you run.** What is left of the colleague's score, for true and for random groups? And which direction does best on
-# new words? Because …
+# **Predict before you run.** What is left of the colleague's score, for true and for random groups? And which direction does best
+# on new words? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # On new words the random groups fall to chance, where they belong. Their score had come from words that the probe had seen in other
 # texts. The true groups keep a part.
 #
-# Fitted directions read the share of women on new words, and better than after each of nineteen random deals. The direction that the LM
-# head reads does at least as well, and it needed no labels.
+# Fitted directions read the share of women on new words, and better than after each of nineteen random deals. The direction that
+# the LM head reads does at least as well, and it needed no labels.
 #
 # </details>
 
@@ -462,22 +465,21 @@ found.round(2)
 # %% [markdown]
 # *Rank correlation with the share of women, on words and sentences from which nothing was learned.*
 #
-# So a direction can be found from examples, if they are judged on new **words**. Remember this when somebody shows you a probe that is
-# right nearly always: what was new, the texts or the words? And even a good probe shows only that something *can be read* from a state,
-# not that the model reads it. About she − he we know that the LM head reads along it, behind the last block.
+# So a direction can be found from examples, if they are judged on new **words**. Remember this when somebody shows you a probe
+# that is right nearly always: what was new, the texts or the words? And even a good probe shows only that something *can be read*
+# from a state, not that the model reads it. About she − he we know that the LM head reads along it, behind the last block.
 #
 # ## Who writes it?
 #
 # In the two blocks of the jump somebody wrote the pronoun into the last token's state. The last token is "because" or "that", so
-# its information about the nurse came from other tokens, and only attention carries anything between tokens. (What came earlier, an MLP may turn into a
-# pronoun here. We look for those that carry.) The model has 270 heads.
-# Each one adds something to the state; what it adds we call what the head **says**. (In the code it is the head's part of what
-# `o_proj` reads.)
+# its information about the nurse came from other tokens, and only attention carries anything between tokens. (What came earlier,
+# an MLP may turn into a pronoun here. We look for those that carry.) The model has 270 heads. Each one adds something to the
+# state; what it adds we call what the head **says**. (In the code it is the head's part of what `o_proj` reads.)
 #
-# A **contrastive pair** is two texts that differ in one span: "The nurse said that", and "The carpenter said that". In lesson 03 you
-# patched a state. Here we would patch a head: in the first text, it says what it says in the second. If the log-odds move towards the
-# second text, the head carries the difference. Doing that for each head and each pair takes thousands of runs. **Attribution
-# patching** (Nanda 2023) estimates all of them with one gradient. With $o$ for what a head says:
+# A **contrastive pair** is two texts that differ in one span: "The nurse said that", and "The carpenter said that". In lesson 03
+# you patched a state. Here we would patch a head: in the first text, it says what it says in the second. If the log-odds move
+# towards the second text, the head carries the difference. Doing that for each head and each pair takes thousands of runs.
+# **Attribution patching** (Nanda 2023) estimates all of them with one gradient. With $o$ for what a head says:
 #
 # $$\text{effect} \approx (o^{\text{carpenter}} - o^{\text{nurse}}) \cdot \frac{\partial\, \text{log-odds}}{\partial o}$$
 #
@@ -513,21 +515,22 @@ show(
 )
 
 # %% [markdown]
-# *Each field is one head: the estimated part of what it says at the last token in the difference between women's and men's occupations. Three of 270 are lit, in the
-# blocks of the jump and one behind it. (The field of the other colour works against the difference. Estimates of single heads needn't
-# add up to 100 %.)*
+# *Each field is one head: the estimated part of what it says at the last token in the difference between women's and men's
+# occupations. Three of 270 are lit, in the blocks of the jump and one behind it. (The field of the other colour works against the
+# difference. Estimates of single heads needn't add up to 100 %.)*
 #
 # ## Touch them
 #
-# Now we intervene. The three heads keep talking, but they say the same in every sentence: their mean over the choosing texts. So they
-# can't tell the nurse from the carpenter any more. What happens to the stereotype, on words and sentences that chose nothing?
+# Now we intervene. The three heads keep talking, but they say the same in every sentence: their mean over the choosing texts. So
+# they can't tell the nurse from the carpenter any more. What happens to the stereotype, on words and sentences that chose
+# nothing?
 #
 # As a yardstick we take words whose pronoun is no stereotype: woman/man, aunt/uncle and so on. We call the difference between the
 # mean log-odds of the two groups the *gap*. And as in lesson 01, nineteen random sets of three heads are the control, as deep as
 # these.
 #
-# (What a head says at the last token can't change the tokens before. So `LastToken` reads these once, into a cache; `odds()` then reads
-# the last token of each text, and gives the log-odds behind it.)
+# (What a head says at the last token can't change the tokens before. So `LastToken` reads these once, into a cache; `odds()` then
+# reads the last token of each text, and gives the log-odds behind it.)
 
 # %%
 from course_utils.lessons.exercises.lesson_08 import LastToken
@@ -621,22 +624,24 @@ here("Without random heads over three quarters are left.", least - 0.75 * whole)
 gaps.round(2)
 
 # %% [markdown]
-# *The gap in nats, on the words and sentences that chose nothing: with the whole model, with the mean of the three heads in their place,
-# and with that of nineteen random sets. (The picture by block was of all words and sentences, so its last value is another.)*
+# *The gap in nats, on the words and sentences that chose nothing: with the whole model, with the mean of the three heads in their
+# place, and with that of nineteen random sets. (The picture by block was of all words and sentences, so its last value is
+# another.)*
 #
-# On these words and sentences the gap depends on what three heads say at the last token. And they write along she − he: the printed
-# line names the heads whose own output differs most along it, between women's and men's occupations. We looked at all heads for that.
+# On these words and sentences the gap depends on what three heads say at the last token. And they write along she − he: the
+# printed line names the heads whose own output differs most along it, between women's and men's occupations. We looked at all
+# heads for that.
 #
 # ## Where do they read it?
 #
-# You might think that the three look at the word "nurse" and copy its pronoun to the end. Let us test that. A head says a weighted
-# sum. It takes the **value** of each token (a vector that its block makes from the token's state), and weighs it by its attention to
-# that token:
+# You might think that the three look at the word "nurse" and copy its pronoun to the end. Let us test that. A head says a
+# weighted sum. It takes the **value** of each token (a vector that its block makes from the token's state), and weighs it by its
+# attention to that token:
 #
 # $$\text{said} = \sum_{\text{tokens } t} \text{attention}_t \cdot \text{value}_t$$
 #
-# So we can swap a part of the sum. At the nurse's token alone, say, the head reads the value that the *carpenter* has there. It keeps
-# its attention, and reads all other tokens as they are. How far does that move the log-odds?
+# So we can swap a part of the sum. At the nurse's token alone, say, the head reads the value that the *carpenter* has there. It
+# keeps its attention, and reads all other tokens as they are. How far does that move the log-odds?
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 10 minutes
@@ -671,21 +676,22 @@ check_said(said)
 # %% [markdown]
 # ## The word, the tokens between, the last one
 #
-# Take "The nurse was late because": the word ends at "nurse", between stand "was" and "late", and the last token is "because". In all
-# judging pairs we swap the three heads' values at one of these places, then at all three. The control is a **neutral swap**: values
-# from another word of the *same* group. Its moves go either way and would cancel in a mean, so the last two rows tell how far a pair
-# moves on average, whatever way.
+# Take "The nurse was late because": the word ends at "nurse", between stand "was" and "late", and the last token is "because". In
+# all judging pairs we swap the three heads' values at one of these places, then at all three. The control is a **neutral swap**:
+# values from another word of the *same* group. Its moves go either way and would cancel in a mean, so the last two rows tell how
+# far a pair moves on average, whatever way.
 #
-# **Predict before you run.** Where do the heads read most of the stereotype: at the word, at the tokens between, or at the last token
-# itself? And "woman"? Because …
+# **Predict before you run.** Where do the heads read most of the stereotype: at the word, at the tokens between, or at the last
+# token itself? And "woman"? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Swapped at the word alone, the stereotype moves by 19 % of its gap; swapped at the tokens between, by 40 %. So when the three heads
-# read, what decides the pronoun can be read along the sentence. With "woman" the word counts for as much as the tokens between.
+# Swapped at the word alone, the stereotype moves by 19 % of its gap; swapped at the tokens between, by 40 %. So when the three
+# heads read, what decides the pronoun can be read along the sentence. With "woman" the word counts for as much as the tokens
+# between.
 #
-# How did it come to "was late"? Earlier heads must have carried something there. These tokens see the word, and by themselves they know
-# nothing of women and men.
+# How did it come to "was late"? Earlier heads must have carried something there. These tokens see the word, and by themselves
+# they know nothing of women and men.
 #
 # The neutral swap moves occupations about half as far, because "nurse" and "librarian" differ, too. "Woman" and "aunt" hardly do.
 #
@@ -786,9 +792,9 @@ show(
 # %% [markdown]
 # *How far the log-odds move when three heads read the other word's values at one place only. (Parts needn't add up to 100 %.)*
 #
-# So the pronoun isn't fetched from one spot. What decides it spreads from the word to the tokens after it, and late in the model three
-# heads collect it, from all along the sentence, and write it along the direction that the LM head reads. (A part of what they read at
-# the last token may be what one of them has written there a block before.)
+# So the pronoun isn't fetched from one spot. What decides it spreads from the word to the tokens after it, and late in the model
+# three heads collect it, from all along the sentence, and write it along the direction that the LM head reads. (A part of what
+# they read at the last token may be what one of them has written there a block before.)
 #
 # ## What are these heads for?
 #
@@ -807,13 +813,14 @@ exam = NumberExam(model, tokenizer, chosen)  # it knows things of its own
 # %% [markdown]
 # ### Exercise 4 · ●●● · 15 minutes
 #
-# Find one sentence and two questions about one thing and several. Give `sentence`, with `{}` in the place of the thing, and two pairs
-# of answers: the three heads carry over half of `carried`, and less than a quarter of `spared`. An answer is one token, and the first
-# of a pair is likelier after one thing, by a nat at least. In the right form are `"Look at {} and say"` and `(" yes", " no")`.
+# Find one sentence and two questions about one thing and several. Give `sentence`, with `{}` in the place of the thing, and two
+# pairs of answers: the three heads carry over half of `carried`, and less than a quarter of `spared`. An answer is one token, and
+# the first of a pair is likelier after one thing, by a nat at least. In the right form are `"Look at {} and say"` and `(" yes", "
+# no")`.
 #
 # The exam puts things of its own into your sentence, which nothing has used: "The …" and "The …s". It patches the three heads, and
 # nineteen random sets beside them. "She", "he" and the lesson's sentences are refused. It judges three times, so try your ideas on
-# things of your own before you ask. From `course_utils.bias.pronouns` you have `log_odds(model, tokenizer, texts, answers=…)`, and
+# things of your own before you ask. For that you have `log_odds(model, tokenizer, texts, answers=…)`, and
 # `patched_log_odds(model, tokenizer, texts, sources, [chosen], answers=…)` for the texts with the heads patched.
 #
 # <details><summary>Hint</summary>
@@ -824,6 +831,7 @@ exam = NumberExam(model, tokenizer, chosen)  # it knows things of its own
 # </details>
 
 # %% tags=["exercise"]
+from course_utils.bias.pronouns import log_odds, patched_log_odds  # noqa: F401
 from course_utils.lessons.exercises.lesson_08 import check_two_questions
 
 # BEGIN SOLUTION
@@ -883,15 +891,15 @@ check_two_questions(sentence, carried, spared, exam)
 #
 # <details><summary>What exercise 4 finds</summary>
 #
-# The heads carry "it" and "they", too. They have next to no part in "is" and "are", although it is the very
-# same sentence, and the same difference between two words decides both. So they aren't gender heads. They seem to carry what decides
-# a *pronoun*. Cut them out, and you have to expect that more than gender goes.
+# The heads carry "it" and "they", too. They have next to no part in "is" and "are", although it is the very same sentence, and
+# the same difference between two words decides both. So they aren't gender heads. They seem to carry what decides a *pronoun*.
+# Cut them out, and you have to expect that more than gender goes.
 #
 # </details>
 #
-# The patches show that this difference goes through these heads to the last token. They don't show where the stereotype was *made*:
-# what spreads along the sentence may be a pronoun, or it may be "nurse", from which somebody makes a pronoun later. And all of this is
-# about one small model.
+# The patches show that this difference goes through these heads to the last token. They don't show where the stereotype was
+# *made*: what spreads along the sentence may be a pronoun, or it may be "nurse", from which somebody makes a pronoun later. And
+# all of this is about one small model.
 #
 # **On Monday:** somebody shows you a picture of a bias inside a model. Ask for its control, and ask along which direction it looks.
 #

@@ -285,6 +285,7 @@ REFUSED_BY = {
     "invented_axis": {"swaps": [0, 101]},
     "judging_rows": {"draw": [3]},
     "knock_out": {"pairs": [[], ["a text"]], "neurons": [[], [(3, 0)], [(0, 48)], [(0, -1)], [(0, 1.0)], [(True, 0)], [5]]},
+    "log_odds": {"texts": [[]], "answers": [(" w1",)]},
     "measure_pairs": {"pairs": [[]], "sites": [["mlp"]]},
     "measure_speed": {"phases": [[], ["training"]], "models": [{}]},
     "neuron_importance": {"criterion": ["magnitude"], "seed": [None, True, -1, 0.5]},

@@ -31,7 +31,7 @@ BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end --
 
 WORKS = (
     "answers_of", "bbq_score", "block_importance", "block_means", "complexity", "continuations", "damage_profile",
-    "describe", "distill", "evaluate", "expert_importance", "export_vllm", "identity", "leave_one_out",
+    "describe", "distill", "evaluate", "expert_importance", "export_vllm", "identity", "leave_one_out", "log_odds",
     "logits_one_by_one", "model_size", "perplexity", "plant_preference", "prune_experts", "remove_blocks",
     "save_pruned", "stereotype_preference", "variant",
 )  # fmt: skip
@@ -40,7 +40,7 @@ REFUSED = (
     "candidates", "channel_importance", "export_gguf", "gap_attribution", "head_effects", "head_importance",
     "importance", "knock_out", "kv_bytes_per_token", "make_adaptive", "measure_pairs",
     "measure_speed", "memory_plan", "neuron_importance", "neuron_means", "odds_and_states", "outline_of",
-    "plan_gguf", "prune_channels", "prune_kv_groups", "prune_neurons", "rank", "refit",
+    "patched_log_odds", "plan_gguf", "prune_channels", "prune_kv_groups", "prune_neurons", "rank", "refit",
     "select_attention_layers", "shrink",
 )  # fmt: skip
 
