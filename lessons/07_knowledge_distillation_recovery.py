@@ -373,8 +373,7 @@ for cut in CUTS[1:]:
     harm[cut, "cut"], harm[cut, "solved"] = lost, left
     back = 1 - left / lost
     print(f"{cut}: {lost:.2f} nats lost, solved {left:.2f}: {back:.0%} is back")
-    more = back - np.mean(shares[cut])
-    here(f"More nats are back than output: {cut}.", [more])
+    here("More nats are back than output.", [back - np.mean(shares[cut])])
 
 # %% [markdown]
 # Three tenths of what was lost is said, and three quarters of the harm are gone. How can that be?
