@@ -24,9 +24,10 @@ from course_utils.lessons.exercises import (
     true_or_false,
     whole_number,
 )
-from course_utils.measuring import evaluate, perplexity
+from course_utils.measuring.evaluation import evaluate
+from course_utils.measuring.language_modelling import perplexity
 from course_utils.support.uncertainty import kl_divergence, ratio_interval
-from course_utils.text import further_rows
+from course_utils.text.rows import further_rows
 
 
 def _refit(
