@@ -13,7 +13,7 @@
 # Can you make a model of four fifths the size that is worth having?
 #
 # **Answer.** You can find, heal and release one, and choosing beats chance. But after 180,000 tokens its rival, the *uncut* model stored in
-# half its bits, is smaller and better. Cuts keep what bits don't touch: a long prompt's time.
+# half its bits, is smaller and better. Cuts keep what weight-only bits don't touch: a long prompt's time.
 
 # %% [markdown] tags=["notes"]
 # **The point:** a recipe is the sum of its controls, and a small model has a rival: the large one in fewer bits.
@@ -611,9 +611,10 @@ pd.DataFrame(lines).T
 # %% [markdown]
 # All files took turns, reading 128 tokens and writing 32.
 #
-# The whole model has read the winner's text, and is better in any format. Below 4 bits nothing was stored. Fewer bits don't make it read
-# faster, as they save no operations. The winner in the same bits has 76 MB, reads a quarter and writes a fifth faster, and pays 0.4 to
-# 0.5 nats for it. Good for those who wait for long prompts or lack room, and have nothing better of that size.
+# The whole model has read the winner's text, and is better in any format. Below 4 bits nothing was stored. Weight-only
+# bits, in llama.cpp on a processor, don't make it read faster, as they save no operations. (Where the activations have
+# fewer bits as well, and the card computes in them, it does.) The winner in the same bits has 76 MB, reads a quarter and writes a fifth faster, and pays 0.4 to 0.5 nats for it.
+# Good for those who wait for long prompts or lack room, and have nothing better of that size.
 #
 # ### Read what they write
 #

@@ -10,8 +10,7 @@ from course_utils.support.records import FOLDER, read_record
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "before_you_prune.md").read_text(encoding="utf-8")
 PROSE = " ".join(PAGE.split())
-DATA = FOLDER.parent
-SMALL = json.loads((DATA / "small_model.json").read_text(encoding="utf-8"))
+SMALL = json.loads((FOLDER.parent / "small_model.json").read_text(encoding="utf-8"))
 
 
 def row(name):
@@ -67,12 +66,6 @@ def test_what_tokens_bought(name):
     ]
     assert not steps or name == f"{steps * settings['tokens a step'] / 1000:.0f} thousand"
     assert f"without {settings['ratio']:.0%} of the MLP neurons".replace("%", " %") in PROSE
-
-
-def test_cache_that_blocks_make_room_for():
-    held = {row["model"]: row["cache_tokens"] for row in json.loads((DATA / "served_in_vllm.json").read_text())}
-    assert held["width 1280"] == held["whole"]
-    assert f"held {held['6 blocks fewer']:,} tokens instead of {held['whole']:,}" in PROSE
 
 
 def test_cost_of_a_token_by_the_rule_and_by_the_record():

@@ -73,7 +73,6 @@ EXPERIMENTS = {
         "SERVED": {"prompt_tokens": 4, "new_tokens": 2, "rounds": 6}, "QUESTIONS": ("Why?",)}, "distill"),
     "time_cuts": Small("token_times", {
         "ROUNDS": 6, "SERVED": {"prompt_tokens": 2, "new_tokens": 1, "rounds": 6}, "MULTIPLE": 1, "_NUMBERS": 8}, ""),
-    "serve_in_vllm": Small("served_in_vllm", {}, "", ("--python", "other/bin/python")),
     "train_gpt2": Small("gpt2/training", {"LENGTH": 32, "BATCH": 2}, "", ("--steps", "3")),
     "train_small_moe": Small("moe/training", {
         "EXPERTS": 4, "HIDDEN": 32, "BLOCKS": 2, "HELD_OUT": 3, "SHUFFLES": 5}, "", ("--steps", "3")),
@@ -85,14 +84,6 @@ def speeds(files, **_sizes):
     return speed_frame(
         {name: [{"decode": 0.25}] * 6 for name in files}, {"decode": 1}, {name: {"decode": 1.0} for name in files}
     )
-
-
-def in_vllm(command, *, env, check):
-    """In the place of ``vllm_worker``."""
-    python, worker, folder, written = command
-    assert python.is_absolute() and worker.is_file() and check and "PYTHONPATH" not in env
-    layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
-    written.write_text(json.dumps([{"cache_tokens": layers, "waiting": n, "tokens_per_second": 1.0} for n in (1, 4)]))
 
 
 def cut_as_optipfair_does(model, *, pruning_percentage, **_):
@@ -167,8 +158,6 @@ def made_small(name, monkeypatch, folder):
     elif name == "time_cuts":
         changed["export_gguf"] = lambda _model, _tokenizer, path: path
         monkeypatch.setattr(script.engine, "measure_speed", speeds)
-    elif name == "serve_in_vllm":
-        monkeypatch.setattr(script.subprocess, "run", in_vllm)
     elif name == "train_gpt2":
         changed["documents"] = lambda _kind, split: texts_of("speeches", split)
     elif name == "train_small_moe":

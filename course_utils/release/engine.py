@@ -46,6 +46,7 @@ with brought("engine"):
 PACKAGE, VERSION = "llama-cpp-py-sync", "0.11739"  # llama.cpp b11739; pyproject.toml pins the same
 _BATCH = 512  # tokens read in one go, llama.cpp's own default: all their logits may exist at once
 _F32 = _ALL_F32 = 0  # ggml's number of the type, and llama.cpp's of a file that holds nothing else
+_CACHES = {"F16": 1, "Q8_0": 8}  # ggml's numbers of types for keys and values
 _WARNING = 3
 _complaints: deque[str] = deque(maxlen=8)  # what llama.cpp logged last; printed nowhere
 
@@ -98,7 +99,7 @@ def _library() -> tuple[Any, Any, Any]:
     return library, ffi, note  # C keeps no reference to the function that it calls
 
 
-def load(path: str | os.PathLike[str], *, context: int = 2048) -> Engine:
+def load(path: str | os.PathLike[str], *, context: int = 2048, cache: str = "F16") -> Engine:
     """Open a GGUF file, to compute on as many threads as torch does; close it afterwards, or use ``with``.
 
     A file of "F32" weights is computed in float32 throughout, so that its logits equal the model's up to the order of
@@ -109,19 +110,22 @@ def load(path: str | os.PathLike[str], *, context: int = 2048) -> Engine:
     Args:
         path: what ``export_gguf`` wrote, or any other GGUF file of a language model.
         context: the most tokens that a text and what is generated after it may have.
+        cache: how keys and values are kept, "F16" or "Q8_0", which is llama.cpp's own ``type_k`` and ``type_v``. A file
+            of "F32" weights keeps them in float32, and takes no "Q8_0".
 
     Raises:
         EngineNotAvailable: see ``problem``.
-        EngineError: no such file, or none that llama.cpp can read.
-        ValueError: ``path`` is none, or ``context`` below 1.
+        EngineError: no such file, none that llama.cpp can read, or one that can't keep its cache so.
+        ValueError: ``path`` is none, ``context`` below 1, or another ``cache``.
     """
     path = checks.path("path", path)
     checks.whole_number("context", context, least=1)
+    checks.one_of("cache", cache, _CACHES)
     if trouble := problem():
         raise EngineNotAvailable(trouble)
     if not path.is_file():
         raise EngineError(f"There is no file '{path}'. Write one with export.export_gguf.")
-    return Engine(path, context)
+    return Engine(path, context, cache)
 
 
 class Engine:
@@ -133,7 +137,7 @@ class Engine:
         context: the most tokens that it can hold.
     """
 
-    def __init__(self, path: Path, context: int) -> None:
+    def __init__(self, path: Path, context: int, cache: str) -> None:
         self.path = path
         library, ffi, _ = _library()
         self._lib, self._ffi = library, ffi
@@ -147,7 +151,13 @@ class Engine:
         options.n_ctx, options.n_batch, options.n_ubatch = context, _BATCH, _BATCH
         options.n_threads = options.n_threads_batch = torch.get_num_threads()  # so that both can be compared
         options.op_offload = False
+        options.type_k = options.type_v = _CACHES[cache]
         if library.llama_model_ftype(model) == _ALL_F32:
+            if cache == "Q8_0":
+                library.llama_model_free(model)
+                raise EngineError(
+                    f"'{path}' holds F32 weights, whose cache stays float32. Export F16 for a Q8_0 cache."
+                )
             options.type_k = options.type_v = _F32
             options.flash_attn_type = 0  # that one computes in float16
         self._context = library.llama_init_from_model(model, options)
@@ -187,6 +197,11 @@ class Engine:
         """
         checks.whole_number("new_tokens", new_tokens, least=1)
         return [*itertools.islice(self._write(self._checked(token_ids, room=new_tokens)), new_tokens)]
+
+    def cache_bytes(self) -> int:
+        """Bytes of the keys and values that are kept now, of the text that was read last, with a few of bookkeeping."""
+        self._open()
+        return int(self._lib.llama_state_seq_get_size(self._context, 0))
 
     def close(self) -> None:
         """Give the memory back. Afterwards the engine can't be used any more."""

@@ -1,4 +1,4 @@
-"""Checks of lesson 10, what pruning buys: a pass's seconds, a clock, a file's width, requests at once, and a plan."""
+"""Checks of lesson 10, what pruning buys: a pass, a clock, shared matrices, requests at once, and advice."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ from itertools import pairwise
 from random import Random
 from statistics import mean, median
 
-import pandas as pd
+import torch
 from transformers import PreTrainedModel
 
 from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, told, whole_number
-from course_utils.measuring.costs import kv_bytes_per_token
-from course_utils.models.reports import model_size
+from course_utils.models.loading import tiny_llama, variant
 
-_BLOCK, _BYTES_A_BLOCK = 32, 34  # Q8_0
-_GONE, _MORE = 0.06, 7 / 4  # exercise 5: the weights that may go at most, and the requests that shall come
-_OFF = 0.2  # how far off its prediction may be
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_SHEETS = 60  # exercise 5: servers that its function advises
 _same = partial(alike, rtol=1e-6, atol=0)
 
 
 def _seconds(
-    weights, tokens, layers, fixed, bandwidth, peak, *, size=2, products=2, both=max, paid=lambda layers, tokens: layers
+    weights, stored, tokens, layers, fixed, bandwidth, peak, *, products=2, both=max, paid=lambda layers, tokens: layers
 ):
     """The answer to exercise 1, with switches for mistakes."""
-    return paid(layers, tokens) * fixed + both(size * weights / bandwidth, products * weights * tokens / peak)
+    return paid(layers, tokens) * fixed + both(stored * weights / bandwidth, products * weights * tokens / peak)
 
 
 @exercise(
@@ -42,27 +40,27 @@ def _seconds(
          "of the two counts."),
         (partial(_seconds, both=lambda _, computed: computed),
          "with so few tokens the bytes take longer than the operations, and the longer of the two counts."),
-        (partial(_seconds, size=1), "a weight of 16 bits is two bytes."),
+        (lambda weights, _, *rest: _seconds(weights, 1, *rest), "a weight has `stored` bytes."),
         (partial(_seconds, products=1), "each weight asks for two operations per token, a product and a sum."),
-        (lambda weights, tokens, *rest: _seconds(weights, tokens, *rest, size=2 * tokens),
+        (lambda weights, stored, tokens, *rest: _seconds(weights, stored * tokens, tokens, *rest),
          "the tokens of a pass share one reading of the weights: don't read them for each."),
         (partial(_seconds, paid=lambda layers, tokens: layers * tokens),
          "a layer's price is paid once a pass, not for each token."),
         (partial(_seconds, paid=lambda layers, tokens: 0), "the price of the layers is missing."),
-        (lambda *sizes: max(sizes[2] * sizes[3], _seconds(*sizes, paid=lambda layers, tokens: 0)),
+        (lambda *sizes: max(sizes[3] * sizes[4], _seconds(*sizes, paid=lambda layers, tokens: 0)),
          "the price of the layers comes on top: the program pays it before the machine may work."),
         (lambda *sizes: 1000 * _seconds(*sizes), "those are milliseconds; return seconds."),
     ],
 )  # fmt: skip
 def check_seconds(attempt: Attempt) -> None:
-    """Check a function (weights, tokens, layers, fixed, bandwidth, peak) -> seconds of a pass."""
+    """Check a function (weights, stored, tokens, layers, fixed, bandwidth, peak) -> seconds of a pass."""
     for sizes in (
-        (134_000_000, 1, 30, 0.001, 30e9, 300e9),
-        (134_000_000, 128, 30, 0.001, 30e9, 300e9),
-        (1_200_000_000, 512, 16, 0.0, 300e9, 65e12),
-        (8_000_000_000, 4, 32, 0.00002, 3e12, 900e12),
+        (134_000_000, 2, 1, 30, 0.001, 30e9, 300e9),
+        (134_000_000, 2, 128, 30, 0.001, 30e9, 300e9),
+        (1_200_000_000, 2, 512, 16, 0.0, 300e9, 65e12),
+        (8_000_000_000, 0.5625, 4, 32, 0.00002, 3e12, 900e12),
     ):
-        weights, tokens, layers, *_ = sizes
+        weights, _, tokens, layers, *_ = sizes
         where = f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}, {layers} layers, in seconds: "
         attempt.compare(*sizes, read=number, same=_same, where=where)
 
@@ -200,66 +198,81 @@ def _clock_was_right(device: _Device) -> None:
     )
 
 
-def _width_for(hidden: int, blocks: int, others: int, budget: int) -> int:
+def _one_for_all(model: PreTrainedModel) -> PreTrainedModel:
     """The answer to exercise 3."""
-    width = 0
-    while _fits(hidden, blocks, others, budget, width + _BLOCK):
-        width += _BLOCK
-    return width
+    first, *others = model.model.layers
+    for block in others:
+        block.mlp = first.mlp
+        for name in _PROJECTIONS:
+            setattr(block.self_attn, name, getattr(first.self_attn, name))
+    return model
 
 
-def _by_room(bytes_a_weight, *, matrices=3, multiple=_BLOCK, less_others=True):
-    """A mistaken width: how many neurons of so many bytes fit, rounded down to a multiple."""
-
-    def width(hidden: int, blocks: int, others: int, budget: int) -> int:
-        room = (budget - others * less_others) / blocks
-        return int(room / (matrices * hidden * bytes_a_weight)) // multiple * multiple
-
-    return width
+def _stored(model: PreTrainedModel) -> int:
+    """Bytes of a model's weights, each storage once."""
+    return sum({w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in model.parameters()}.values())
 
 
-_Q8 = _BYTES_A_BLOCK / _BLOCK
+def _multiplied(model: PreTrainedModel) -> int:
+    """Weights that a token is multiplied with in the blocks, however many of them are the same."""
+    matrices = [m for block in model.model.layers for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    return sum(m.weight.numel() for m in matrices)
 
 
 @exercise(
     3,
-    task="Return the largest MLP width whose file in Q8_0 fits into the budget.",
-    proved="Whole blocks take 34 bytes for 32 weights; one neuron more can cost a quarter of the MLPs.",
-    answer=_width_for,
-    mistakes=[
-        (_by_room(_Q8, multiple=1),
-         "you took the largest width that would fit *if* all rows were stored in blocks. The down-projection's rows "
-         "are as long as the MLP is wide: what isn't a multiple of 32 falls back to 2 bytes per weight."),
-        (_by_room(1), "each block of 32 weights also stores a scale: 34 bytes, not 32."),
-        (_by_room(2), "that is F16: 2 bytes per weight."),
-        (lambda *sizes: _width_for(*sizes) + _BLOCK,
-         "you rounded up, and the file no longer fits. Round down to a multiple of 32."),
-        (_by_room(_Q8, less_others=False), "the other tensors take bytes, too: take `others` off the budget first."),
-        (_by_room(_Q8, matrices=1), "a GLU has three matrices: gate, up and down."),
-    ],
-)  # fmt: skip
-def check_width_for(attempt: Attempt) -> None:
-    """Check a function (hidden, blocks, others, budget) -> the width to prune to."""
-    for hidden, blocks, others, budget in (
-        (576, 30, 40_000_000, 120_000_000),
-        (2048, 16, 500_000_000, 1_000_000_000),
-        (64, 4, 0, 4 * _mlp_bytes(64, 320)),  # exactly full
-        (64, 4, 10_000, 10_000 + 4 * _mlp_bytes(64, 320) - 1),  # a byte too few
-    ):
-        where = f"hidden size {hidden}, {blocks} blocks, {budget:,} bytes: "
-        hint = "It is the largest multiple of 32 that fits."
-        attempt.compare(hidden, blocks, others, budget, read=whole_number, where=where, hint=hint)
+    task="Return the Llama whose blocks all use the matrices of block 0.",
+    proved="As many blocks and as many operations, and the bytes of one block. Now time it.",
+    answer=_one_for_all,
+)
+def check_one_for_all(attempt: Attempt) -> None:
+    """Check a function Llama -> the same Llama, whose blocks share the matrices of block 0."""
+    whole = tiny_llama(blocks=3)
+    right = _one_for_all(variant(whole))
+    given = variant(whole)
+    answer = attempt(given)
+    expect(answer, PreTrainedModel, "Return the model")
+    blocks = answer.model.layers
+    require(
+        len(blocks) == len(whole.model.layers) and len({*blocks}) == len(blocks),
+        "All blocks should still be there, each one for itself, because only the bytes may go: share the matrices in "
+        "them. A block carries its number (`self_attn.layer_idx`), by which it finds its drawer in the cache, so one "
+        "block can't stand in two places.",
+    )
+    require(
+        [block.self_attn.layer_idx for block in blocks] == [*range(len(blocks))],
+        "The attentions have lost their numbers: `self_attn.layer_idx` tells each its drawer in the cache. Share what "
+        f"is in an attention ({', '.join(_PROJECTIONS)}), and not the attention itself.",
+    )
+    require(
+        _multiplied(answer) == _multiplied(whole), "It no longer does as many operations per token as the whole model."
+    )
+    with torch.inference_mode():
+        ids = torch.arange(6).view(2, 3)
+        same = alike(answer(ids).logits, right(ids).logits, rtol=1e-3, atol=1e-4)
+    stored, wanted = _stored(answer), _stored(right)
+    require(
+        stored < wanted + 0.01 * _stored(whole),
+        "You copied the numbers of block 0, and each copy has bytes of its own, which are read again. Let the other "
+        "blocks hold the *same* matrices: assign them, don't copy."
+        if same
+        else f"{stored:,} bytes are left; with the matrices of one block it is {wanted:,}. An attention has four of "
+        "them (q, k, v, o) and an MLP three.",
+    )
+    require(same, "Its logits aren't those of a Llama whose blocks all use the matrices of block 0.")
 
 
-def _requests_at_once(memory, weights, tokens, layers, removed, heads, kv_heads, head_size, *, size=4, way=math.floor):
-    """The answer to exercise 4; ``size`` is the bytes of a key's and a value's number."""
-    return way((memory - weights) / (size * (layers - removed) * kv_heads * head_size * tokens))
+def _requests_at_once(
+    memory, weights, tokens, layers, removed, heads, kv_heads, head_size, stored, *, both=2, way=math.floor
+):
+    """The answer to exercise 4; ``both`` stands for keys and values."""
+    return way((memory - weights) / (both * stored * (layers - removed) * kv_heads * head_size * tokens))
 
 
 @exercise(
     4,
     task="Return how many requests fit into the memory at once, a whole number.",
-    proved="What the weights leave, in whole requests: fewer layers with an attention make each of them smaller.",
+    proved="What the weights leave, in whole requests: fewer attentions or fewer bits make each of them smaller.",
     answer=_requests_at_once,
     mistakes=[
         (lambda *sizes: _requests_at_once(*sizes) + 1,
@@ -267,11 +280,11 @@ def _requests_at_once(memory, weights, tokens, layers, removed, heads, kv_heads,
         (partial(_requests_at_once, way=float), "requests come whole: round down."),
         (lambda memory, _, *rest: _requests_at_once(memory, 0, *rest),
          "the weights are missing: they take their part of the memory first."),
-        (partial(_requests_at_once, size=2), "keys or values are missing: a token leaves both in each layer."),
-        (partial(_requests_at_once, size=1), "a number has two bytes, and each token leaves keys *and* values."),
-        (partial(_requests_at_once, size=8), "a number has two bytes here, not four."),
-        (lambda memory, weights, tokens, layers, removed, heads, _, size: _requests_at_once(
-            memory, weights, tokens, layers, removed, heads, heads, size),
+        (partial(_requests_at_once, both=1), "keys or values are missing: a token leaves both in each layer."),
+        (lambda *sizes: _requests_at_once(*sizes[:-1], 2), "a number hasn't always two bytes: `stored` says how many."),
+        (lambda *sizes: _requests_at_once(*sizes[:-1], 1), "`stored` says how many bytes a number has."),
+        (lambda memory, weights, tokens, layers, removed, heads, _, *rest: _requests_at_once(
+            memory, weights, tokens, layers, removed, heads, heads, *rest),
          "those are the query heads. Kept are keys and values, and several query heads share one of each."),
         (lambda memory, weights, tokens, layers, _, *rest: _requests_at_once(memory, weights, tokens, layers, 0, *rest),
          "a removed attention keeps no keys and no values: take it off the layers."),
@@ -281,77 +294,147 @@ def _requests_at_once(memory, weights, tokens, layers, removed, heads, kv_heads,
     ],
 )  # fmt: skip
 def check_requests(attempt: Attempt) -> None:
-    """Check a function (memory, weights, tokens, layers, removed, heads, kv_heads, head_size) -> requests at once."""
+    """Check a function (memory, weights, tokens, layers, removed, heads, kv_heads, size, stored) -> requests."""
     for sizes in (
-        (400_000_000, 269_030_016, 1024, 30, 0, 9, 3, 64),
-        (22_000_000_000, 16_060_522_496, 8192, 32, 8, 32, 8, 128),
-        (5_000_000, 1_000_000, 100, 5, 1, 4, 4, 8),
-        (1_000_000, 999_000, 100, 4, 0, 4, 2, 8),  # none
+        (900_000_000, 269_030_016, 1024, 30, 0, 9, 3, 64, 34 / 32),
+        (900_000_000, 269_030_016, 1024, 30, 0, 9, 3, 64, 2),
+        (22_000_000_000, 16_060_522_496, 8192, 32, 8, 32, 8, 128, 1),
+        (5_000_000, 1_000_000, 100, 5, 1, 4, 4, 8, 2),
+        (1_000_000, 999_000, 100, 4, 0, 4, 2, 8, 2),  # none
     ):
-        where = f"{sizes[0] / 1e6:,.0f} MB, weights of {sizes[1] / 1e6:,.0f} MB, contexts of {sizes[2]:,}: "
+        where = (
+            f"{sizes[0] / 1e6:,.0f} MB, weights of {sizes[1] / 1e6:,.0f} MB, contexts of {sizes[2]:,}, "
+            f"{told(sizes[-1])} bytes per number: "
+        )
         attempt.compare(*sizes, read=number, same=_same, where=where, hint="Those are requests at once.")
+
+
+def _step(server, job, offer, requests, *, both=max, price=True, cache=True, faster=True):
+    """Seconds in which every request gets its next token."""
+    read = offer["weights"] + requests * job["context"] * offer["cache"] * cache
+    operations = 2 * offer["parameters"] * requests / (offer["faster"] if faster else 1)
+    return offer["layers"] * server["price"] * price + both(read / server["bandwidth"], operations / server["peak"])
+
+
+def _fitting(server, job, offer):
+    return int((server["memory"] - offer["weights"]) // (job["context"] * offer["cache"]))
+
+
+def _best_offer(server, job, offers, *, patient=True, few=True, rate=None, step=_step, all_or_none=False):
+    """The answer to exercise 5, with switches for mistakes."""
+    found = []
+    for name, offer in offers.items():
+        most = _fitting(server, job, offer)
+        requests = min(most, job["waiting"]) if few else most
+        if all_or_none and step(server, job, offer, requests) > job["limit"]:
+            requests = 0
+        while patient and requests > 0 and step(server, job, offer, requests) > job["limit"]:
+            requests -= 1
+        if requests > 0:
+            seconds = step(server, job, offer, requests)
+            found.append((rate(requests, seconds) if rate else requests / seconds, name, requests))
+    best, name, requests = max(found, default=(0.0, next(iter(offers)), 0))  # nobody is served
+    return name, requests, best
+
+
+def _sheet(draw: Random) -> tuple[dict, dict, dict]:
+    """A server, a job and some offers that nothing has used."""
+    layers = draw.choice([24, 32, 40])
+    parameters = draw.uniform(1.8e8, 2.9e8) * layers
+    cache = 4 * layers * draw.choice([1024, 2048, 4096])
+    context, fewer, narrow = draw.choice([512, 2048, 8192]), draw.randint(2, layers // 4), draw.uniform(0.1, 0.3)
+    # Weights, bytes of each, layers, cache, and how many times as fast operations run.
+    offers = {
+        f"{fewer} blocks fewer": (1 - fewer / layers, 2, layers - fewer, 1 - fewer / layers, 1),
+        f"{2 * fewer} attentions fewer": (1 - 0.36 * fewer / layers, 2, layers, 1 - 2 * fewer / layers, 1),
+        f"MLPs {narrow:.0%} narrower": (1 - 0.7 * narrow, 2, layers, 1, 1),
+        "cache in 8 bits": (1, 2, layers, 0.5, 1),
+        "weights in 8 bits": (1, 1.0625, layers, 1, 0.7),  # unpacked, then multiplied in 16 bits
+        "weights and activations in 8 bits": (1, 1, layers, 1, 2),
+    }
+    offered = {}
+    for name in draw.sample([*offers], 4):
+        share, size, left, kept, faster = offers[name]
+        weights = {"parameters": share * parameters, "weights": share * parameters * size}
+        offered[name] = weights | {"layers": left, "cache": kept * cache, "faster": faster}
+    server = {
+        "memory": 2.2 * parameters + context * cache * draw.uniform(4, 60),
+        "bandwidth": draw.uniform(0.5, 3) * 1e12,
+        "peak": 10 ** draw.uniform(12.7, 14.7),
+        "price": 10 ** draw.uniform(-5.3, -3.3),
+    }
+    plain = {"parameters": parameters, "weights": 2 * parameters, "layers": layers, "cache": cache, "faster": 1}
+    alone = _step(server, {"context": context}, plain, 1)
+    job = {"context": context, "waiting": draw.choice([1, 8, 32, 500]), "limit": alone * 10 ** draw.uniform(0, 1)}
+    return server, job, offered
+
+
+def _advice(answer: object) -> tuple[str, int, float]:
+    """The answer of a function for exercise 5, or stop."""
+    what = "Return a name, how many requests it serves, and tokens per second"
+    expect(answer, (tuple, list), what)
+    expect(answer, (tuple, list), what, 3)
+    name, requests, rate = answer
+    expect(name, str, "The first that you return is the name of an offer")
+    return (
+        name,
+        whole_number(requests, "The second that you return is a number of requests"),
+        number(rate, "The third that you return is a number, tokens per second"),
+    )
+
+
+def _same_advice(one: tuple, other: tuple) -> bool:
+    return one[:2] == other[:2] and _same(one[2], other[2])
 
 
 @exercise(
     5,
-    task="Hand over your cut, the ratio that you predict, and the frame of `time_interleaved`.",
-    proved="More requests from few weights, and you knew beforehand how much faster they are served.",
-)
-def check_plan(
-    cut: PreTrainedModel, predicted: float, timed: pd.DataFrame, base: PreTrainedModel, memory: float, context: int
-) -> None:
-    """Check a plan for a full server: a cut of ``base``, tokens per second × the whole's as predicted, and as timed."""
-    expect(cut, PreTrainedModel, "`cut` is a model")
-    gone = 1 - model_size(cut).bytes / model_size(base).bytes
-    before, after = (_requests(model, memory, context) for model in (base, cut))
-    require(
-        kv_bytes_per_token(cut) < kv_bytes_per_token(base),
-        "Your cut keeps as much cache per token as the whole model. Which parts keep keys and values and weigh little?",
+    task="Return the name of the offer that writes most, for how many requests, and its tokens per second.",
+    proved="You advise servers that you have never seen, and count before anybody times anything.",
+    answer=_best_offer,
+    mistakes=[
+        (partial(_best_offer, patient=False, few=False, rate=lambda requests, _: requests),
+         "that counts what fits into the memory, and takes requests for tokens per second. Each request makes the step "
+         "longer."),
+        (partial(_best_offer, patient=False), "its step takes longer than `limit`: serve fewer at once."),
+        (partial(_best_offer, few=False), "it serves more requests than are `waiting`."),
+        (partial(_best_offer, patient=False, few=False),
+         "that counts what fits, and forgets how many are waiting and how long they may wait."),
+        (partial(_best_offer, all_or_none=True),
+         "you dropped an offer that is too slow with a full memory. With fewer requests its step is shorter, and then "
+         "it may be the best."),
+        (partial(_best_offer, rate=lambda requests, _: requests),
+         "you chose the offer that serves most at once. Its step may be longer: ask for tokens per second."),
+        (partial(_best_offer, rate=lambda requests, seconds: 1 / seconds),
+         "you chose the shortest step. A step writes a token for every request."),
+        (partial(_best_offer, step=partial(_step, both=lambda *both: sum(both))),
+         "you added reading and computing. They go on at the same time: the longer of the two counts."),
+        (partial(_best_offer, step=partial(_step, price=False)), "the price of the layers is missing from the step."),
+        (partial(_best_offer, step=partial(_step, cache=False)),
+         "the caches are missing from the step: each request has its own read."),
+        (partial(_best_offer, step=partial(_step, faster=False)),
+         "`faster` says how many times as fast this offer's operations run."),
+    ],
+)  # fmt: skip
+def check_best_offer(attempt: Attempt) -> None:
+    """Check a function (server, job, offers) -> name, requests, tokens per second, on servers that nothing has used."""
+    draw = Random()
+    sheets = [_sheet(draw) for _ in range(_SHEETS)]
+    found, right = [_advice(attempt(*sheet)) for sheet in sheets], [attempt.answer(*sheet) for sheet in sheets]
+    wrong = [n for n in range(_SHEETS) if not _same_advice(found[n], right[n])]
+    if not wrong:
+        return
+    first, told_of = wrong[0], f"Right on {_SHEETS - len(wrong)} of {_SHEETS} servers"
+    for mistaken, sentence in attempt.mistakes:  # one that explains all of them, or else the first
+        same = all(_same_advice(mistaken(*sheet), own) for sheet, own in zip(sheets, found, strict=True))
+        require(not same, f"{told_of}: {sentence}")
+    where = f"{told_of}. On server {first + 1}: "
+    attempt.name_mistake(
+        found[first], right[first], lambda mistaken: mistaken(*sheets[first]), same=_same_advice, where=where
     )
-    may = f"{gone:.1%} of the weights are gone, and {_GONE:.0%} may go."
-    require(gone <= _GONE, f"{may} What keeps much cache for few weights?")
+    (name, count, rate), (own, own_count, own_rate) = right[first], found[first]
     require(
-        after >= _MORE * before,
-        f"It serves {after} requests where the whole model serves {before}; {math.ceil(_MORE * before)} are asked for. "
-        + (may if gone > 0 else "No weight is gone: does `remove=True` take them out for good?"),
+        False,
+        f"{where}{name!r} writes most, {rate:,.1f} tokens per second for {count} at once; yours says {own!r}, "
+        f"{own_rate:,.1f} for {own_count}.",
     )
-    predicted = number(predicted, "`predicted` is one number, how many times as many tokens per second")
-    require(
-        isinstance(timed, pd.DataFrame) and {"ratio", "ci_low", "ci_high"} <= {*timed.columns} and len(timed) == 2,
-        "`timed` is what `time_interleaved` returns for two calls, the whole model's first and your cut's second.",
-    )
-    low, high = (after / before / float(timed[end].iloc[1]) for end in ("ci_high", "ci_low"))
-    measured = f"Measured were × {low:.2f} to × {high:.2f} tokens per second, predicted × {predicted:.2f}"
-    # Upside down, or a step's time in place of tokens: what the measurement would hold then.
-    for other, mistake in (
-        (1 / predicted, "that is the whole model's in terms of the cut's: turn it round."),
-        (predicted * after / before, "that is the speed of a step. Each step writes a token for every request."),
-    ):
-        off = not _touches(predicted, low, high)
-        require(not (off and _touches(other, low, high)), f"{measured}: {mistake}")
-    require(
-        _touches(predicted, low, high),
-        f"{measured}: over {_OFF:.0%} off. Which part of a step's time do all requests share, and which not?",
-    )
-
-
-def _touches(predicted: float, low: float, high: float) -> bool:
-    """Whether an interval reaches into what a prediction allows."""
-    return low <= (1 + _OFF) * predicted and high >= (1 - _OFF) * predicted
-
-
-def _requests(model: PreTrainedModel, memory: float, context: int) -> int:
-    return int((memory - model_size(model).bytes) // (context * kv_bytes_per_token(model)))
-
-
-def _mlp_bytes(hidden: int, width: int) -> int:
-    """Bytes of a GLU's three matrices in Q8_0; rows that aren't a multiple of 32 fall back to F16."""
-
-    def matrix(rows: int, length: int) -> int:
-        return rows * (length // _BLOCK * _BYTES_A_BLOCK if length % _BLOCK == 0 else 2 * length)
-
-    return 2 * matrix(width, hidden) + matrix(hidden, width)
-
-
-def _fits(hidden: int, blocks: int, others: int, budget: int, width: int) -> bool:
-    return others + blocks * _mlp_bytes(hidden, width) <= budget

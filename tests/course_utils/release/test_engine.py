@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, tra
 from transformers import PreTrainedTokenizerFast
 
 from course_utils.measuring.benchmarking import measure_speed
+from course_utils.measuring.costs import kv_bytes_per_token
 from course_utils.measuring.evaluation import perplexity
 from course_utils.models.architectures import describe
 from course_utils.models.loading import load_model, variant
@@ -231,6 +232,31 @@ def test_long_texts_are_read_in_parts(tmp_path, monkeypatch):
     with engine.load(path) as parts:
         assert torch.allclose(parts.logits(IDS), expected, atol=1e-5)
         assert parts.generate(IDS, new_tokens=5) == text
+
+
+@needs_engine
+def test_cache_in_8_bits_is_half_as_large_and_nearly_as_exact(tmp_path):
+    model = exportable(head_dim=32)  # blocks of 32 numbers
+    path = saved(model, tmp_path, quantization="F16")
+    found = {}
+    for cache in ("F16", "Q8_0"):
+        with engine.load(path, cache=cache) as file:
+            found[cache] = file.logits(IDS), file.cache_bytes()
+    (plain, wide), (rounded, narrow) = found.values()
+    exact = IDS.numel() * kv_bytes_per_token(model.half())
+    assert exact <= wide < 1.2 * exact
+    assert exact * 34 / 64 <= narrow < 1.2 * exact * 34 / 64
+    assert not torch.equal(plain, rounded)
+    assert (plain - rounded).std() < 0.05 * plain.std()
+
+
+@needs_engine
+def test_caches_that_cannot_be_are_refused(tmp_path):
+    path = saved(exportable(), tmp_path)
+    with pytest.raises(ValueError, match="'cache' must be one of"):
+        engine.load(path, cache="Q2")
+    with pytest.raises(EngineError, match="whose cache stays float32"):
+        engine.load(path, cache="Q8_0")
 
 
 @needs_engine

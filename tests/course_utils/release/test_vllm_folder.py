@@ -1,6 +1,6 @@
 """Folders for vLLM: what they hold, read as vLLM's ``nemotron_nas`` reads it, and with vLLM that it answers the same.
 
-The last tests run vLLM, in an environment of its own; ``experiments/serve_in_vllm.py`` says how to make it:
+The last tests run vLLM, in an environment of its own; docs/engines.md says how to make it:
 
     python -m pytest -m vllm tests/course_utils/release/test_vllm_folder.py
 """
@@ -244,7 +244,7 @@ def test_what_lies_there_is_replaced_at_once_or_stays(tmp_path, monkeypatch):
 
 def asked_of_vllm(folders, prompts, tmp_path):
     """vLLM's likeliest tokens after these prompts (token ids) for each folder, in float32."""
-    assert PYTHON.exists(), f"There is no vLLM at {PYTHON}: experiments/serve_in_vllm.py says how to get it."
+    assert PYTHON.exists(), f"There is no vLLM at {PYTHON}: docs/engines.md says how to get it."
     question, answers = tmp_path / "question.json", tmp_path / "answers.json"
     question.write_text(json.dumps({"folders": list(map(str, folders)), "prompts": prompts, "tokens": ANSWER}))
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "VLLM_LOGGING_LEVEL": "ERROR"}

@@ -1,20 +1,15 @@
 """Lesson 10's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+from random import Random
 from statistics import median
 
-import pandas as pd
+import pytest
 from exercise_cases import cases_of
+from torch import nn
 
 from course_utils.lessons.exercises import lesson_10
-from course_utils.measuring.costs import kv_bytes_per_token
-from course_utils.models.loading import tiny_llama, variant
-from course_utils.models.reports import model_size
-from course_utils.pruning.attention import bypass_attention
-from course_utils.pruning.depth import remove_blocks
-from course_utils.pruning.width import neuron_importance, prune_neurons
 
 test_seconds = cases_of(lesson_10.check_seconds)
-test_width_for = cases_of(lesson_10.check_width_for)
 test_requests = cases_of(lesson_10.check_requests)
 
 
@@ -79,68 +74,105 @@ test_take_turns = cases_of(
 )
 
 
-CONTEXT = 64
-
-
-def base():
-    return tiny_llama(blocks=8, vocab_size=6000)
-
-
-def memory():
-    return model_size(base()).bytes + 4.9 * CONTEXT * kv_bytes_per_token(base())
-
-
-def without(attentions, *, remove=True):
-    model = variant(base())
-    bypass_attention(model, range(2, 2 + attentions), remove=remove)
+def copied(model):
+    """Block 0's numbers in all blocks, each with bytes of its own."""
+    first, *others = model.model.layers
+    for block in others:
+        for own, weight in zip(block.parameters(), first.parameters(), strict=True):
+            if weight.dim() > 1:
+                own.data = weight.data.clone()
     return model
 
 
-def shorter(blocks):
-    model = variant(base())
-    remove_blocks(model, range(2, 2 + blocks))
+def same_block_everywhere(model):
+    model.model.layers = nn.ModuleList([model.model.layers[0]] * len(model.model.layers))
     return model
 
 
-def narrower():
-    model = variant(base())
-    prune_neurons(model, neuron_importance(model, "l1"), ratio=0.1)
+def same_attention_everywhere(model):
+    first, *others = model.model.layers
+    for block in others:
+        block.mlp, block.self_attn = first.mlp, first.self_attn
     return model
 
 
-def timed(ratio, *, spread=0.01):
-    """The frame of `time_interleaved` for a step of the cut that takes so many times the whole model's time."""
-    ends = {"ci_low": [1.0, ratio - spread], "ci_high": [1.0, ratio + spread]}
-    return pd.DataFrame({"name": ["whole", "cut"], "seconds": [1.0, ratio], "ratio": [1.0, ratio], **ends})
+def fewer_blocks(model):
+    del model.model.layers[1:]
+    return model
 
 
-def planned(cut, predicted, measured):
-    return cut() if callable(cut) else cut, predicted, measured
+def mlps_alone(model):
+    first, *others = model.model.layers
+    for block in others:
+        block.mlp = first.mlp
+    return model
 
 
-def check_plan(attempt):
-    given = (...,) * 3 if attempt is ... else attempt
-    return lesson_10.check_plan(*given, base(), memory(), CONTEXT)
+def narrower(model):
+    for block in model.model.layers:
+        block.mlp = nn.Linear(1, 1)
+    return model
 
 
-# Four requests, and with half of the attentions ten: if a step takes twice as long, 1.25 times as many tokens.
-SLOWER = 2.0
-test_plan = cases_of(
-    check_plan,
-    stubs=[planned(lambda: without(4), ..., timed(SLOWER)), planned(lambda: without(4), 1.25, ...)],
+def by_weights(model):
+    """The answer by another way: tensors, not modules."""
+    first, *others = model.model.layers
+    for block in others:
+        for name, weight in first.named_parameters():
+            if weight.dim() > 1:
+                path, _, last = name.rpartition(".")
+                setattr(block.get_submodule(path), last, weight)
+    return model
+
+
+test_one_for_all = cases_of(
+    lesson_10.check_one_for_all,
     mistakes=[
-        (planned(narrower, 1.25, timed(SLOWER)), "as much cache per token"),
-        (planned(lambda: shorter(4), 1.25, timed(SLOWER)), "% may go. What keeps"),
-        (planned(lambda: without(1), 1.25, timed(SLOWER)), "serves 5 requests where the whole model serves 4; 7 are"),
-        (planned(lambda: without(1, remove=False), 1.25, timed(SLOWER)), "does `remove=True`"),
-        (planned(lambda: without(4), 1.25, [1.0, SLOWER]), "what `time_interleaved` returns"),
-        (planned(lambda: without(4), 1 / 1.25, timed(SLOWER)), "turn it round"),
-        (planned(lambda: without(4), 1 / SLOWER, timed(SLOWER)), "the speed of a step"),
-        (planned(lambda: without(4), 3.0, timed(SLOWER)), "over 20% off"),
-        (planned(7, 1.25, timed(SLOWER)), "`cut` is a model; yours is of type int"),
+        (copied, "You copied the numbers"),
+        (same_block_everywhere, "one block can't stand in two places"),
+        (same_attention_everywhere, "have lost their numbers"),
+        (fewer_blocks, "All blocks should still be there"),
+        (mlps_alone, "with the matrices of one block it is"),
+        (narrower, "as many operations per token"),
+        (lambda model: model, "with the matrices of one block it is"),
+        (lambda model: 7, "Return the model; yours is of type int"),
     ],
-    answers=[
-        planned(lambda: without(4), 1.25, timed(SLOWER)),
-        planned(lambda: without(4), 3.0, timed(SLOWER, spread=1.2)),  # too noisy to refute it
+    answers=[by_weights],
+)
+
+test_best_offer = cases_of(
+    lesson_10.check_best_offer,
+    mistakes=[
+        (lambda server, job, offers: next(iter(offers)), "Return a name, how many requests it serves"),
+        (lambda server, job, offers: (7, 1, 1.0), "the name of an offer"),
+        (lambda server, job, offers: (next(iter(offers)), 1.5, 1.0), "a number of requests"),
+        (lambda server, job, offers: (min(offers), 1, 1.0), "writes most"),
     ],
 )
+
+
+def test_advice_by_hand():
+    server = {"memory": 100.0, "bandwidth": 10.0, "peak": 30.0, "price": 0.5}
+    whole = {"parameters": 20, "weights": 40.0, "layers": 2, "cache": 1.0, "faster": 1}
+    short = {"parameters": 10, "weights": 20.0, "layers": 1, "cache": 0.5, "faster": 1}
+    offers, job = {"whole": whole, "short": short}, {"context": 10, "waiting": 100, "limit": 100.0}
+    # whole: 6 requests, 1 + max(100 / 10, 240 / 30); short: 16 requests, 0.5 + max(100 / 10, 320 / 30)
+    assert lesson_10._best_offer(server, job, {"whole": whole}) == ("whole", 6, pytest.approx(6 / 11))
+    assert lesson_10._best_offer(server, job, offers) == ("short", 16, pytest.approx(16 / (0.5 + 320 / 30)))
+    assert lesson_10._best_offer(server, job | {"limit": 6.5}, offers) == ("short", 8, pytest.approx(8 / 6.5))
+    assert lesson_10._best_offer(server, job | {"waiting": 1}, offers) == ("short", 1, pytest.approx(1 / 3))
+    assert lesson_10._best_offer(server, job | {"limit": 0.1}, offers) == ("whole", 0, 0.0)
+
+
+def test_no_single_habit_is_right_often():
+    """Servers differ so much that a fixed offer, the most requests, or the fewest bytes, advise few of them."""
+    draw = Random(0)
+    sheets = [lesson_10._sheet(draw) for _ in range(300)]
+    right = [lesson_10._best_offer(*sheet) for sheet in sheets]
+    assert all(count for _, count, _ in right)
+    for wrong, said in lesson_10.check_best_offer.mistakes:
+        same = sum(lesson_10._same_advice(wrong(*sheet), answer) for sheet, answer in zip(sheets, right, strict=True))
+        assert same < 0.9 * len(sheets), said
+    kinds = ["blocks fewer", "attentions fewer", "narrower", "cache in 8", "weights in 8", "activations in 8"]
+    chosen = [sum(kind in name for name, *_ in right) for kind in kinds]
+    assert all(chosen) and max(chosen) < 0.6 * len(sheets)
