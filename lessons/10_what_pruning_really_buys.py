@@ -71,7 +71,6 @@ for panel, (program, rows) in zip(panels, record.groupby("program"), strict=True
     ends = [rows.milliseconds - rows.low, rows.high - rows.milliseconds]
     panel.bar(rows.index, rows.milliseconds, yerr=ends, capsize=5, color=colours)
     panel.set_title(program)
-    panel.grid(axis="x", visible=False)
     behind = rows.milliseconds["narrower"] / rows.milliseconds["shorter"]
     print(f"{program}: the narrower takes {behind:.2f} times the shorter's time")
 panels[0].set_ylabel("milliseconds per token")
@@ -448,9 +447,12 @@ print(
     end="",
 )
 print(f", {behind[256]:.2f} at 256")
+whole = record.query("program == 'llama.cpp'").iloc[0]
+print(f"on record: bytes are {whole.floor / whole.milliseconds:.0%} in llama.cpp")
 here("At one token the narrow model is behind.", [behind[1] - 1])
 here("At 256 tokens it is less behind.", [behind[1] - behind[256]])
-panel.set(xscale="log", xlabel="tokens at once", ylabel="time, × the whole model's")
+panel.set(xscale="log", xlabel="tokens at once", ylabel="× the whole's time")
+panel.set_ylim(0, 1.5)
 panel.set_xticks(COUNTS, COUNTS)
 panel.minorticks_off()
 panel.legend()
@@ -466,7 +468,7 @@ show(
 #
 # The shorter model saves all three: bytes, operations, prices. The narrower one keeps every layer's price, so it lags where the price
 # matters. That is the riddle's answer. llama.cpp is one lean program without Python between the layers, so most of its token is
-# bytes: about seven tenths in the record. (That share has an error of its own. Measured again on the same kind of machine, reading the
+# bytes: 71% in the record. (That share has an error of its own. Measured again on the same kind of machine, reading the
 # bytes took a third longer.)
 #
 # ## The same models as files
@@ -495,8 +497,7 @@ widths = {f"MLPs of {BY_32 + more}": BY_32 + more for more in (0, 12, 14)}
 thin = {name: cut(width=width) for name, width in widths.items()}
 
 
-def planned(model):
-    """MB of the file in Q8_0, before it is written."""
+def planned(model):  # MB of the file in Q8_0, before it is written
     return plan_gguf(model, tokenizer, quantization="Q8_0").bytes.sum() / 1e6
 
 
@@ -570,12 +571,13 @@ table
 # There are two rules, and they aren't the same: the *format* wants multiples of 32, and the *kernels* of this program, the small
 # routines that multiply, want multiples of 4 here. (We read the second off the clock, not off the source. Other kernels want others.)
 #
-# Fewer bits write faster, but by less than their bytes promise. Part of a token doesn't shrink with the bits, and unpacking costs
-# operations. Which of the two it is we don't know; the same files on a machine with many more cores for its bandwidth would tell.
+# Fewer bits write faster, but by about a third less than their bytes promise (lesson 11's record, on idle cores). A part of each
+# token doesn't shrink with the bits, and unpacking costs operations. Which of the two it is we don't know. The same files on a machine
+# with many more cores for its bandwidth would tell.
 #
-# And they read the prompt hardly faster. Be careful with that sentence: it is about *weight-only* bits, in *llama.cpp*, on a
-# *processor*. Cards of today multiply 8-bit numbers about twice as fast as 16-bit ones. If the activations are stored in 8 bits as
-# well as the weights, they *do* read prompts faster. We have no such card here, so the last figure takes that from the data sheets.
+# And fewer bits read a prompt hardly faster. Be careful with that sentence: it is about *weight-only* bits, in *llama.cpp*, on a
+# *processor*. Many cards of today multiply 8-bit numbers about twice as fast as 16-bit ones. There, if the activations are rounded to 8
+# bits as well as the weights, prompts *are* read faster. We have no such card here, so the last figure takes that from data sheets.
 #
 # ## What freed memory buys
 #
@@ -790,8 +792,9 @@ check_best_offer(best_offer)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# For none of them. Alone, 4-bit weights write most. For the prompt, 8 bits throughout are ahead, and after them the cuts; weight-only bits
-# and the cache give nothing. With a full server, 8 bits throughout, then the cache or 4 bits, and then the blocks.
+# For none of them. Alone, 4-bit weights write most. For the prompt, 8 bits throughout are ahead, and then the cuts; weight-only bits
+# and the cache give nothing. With a full server, 8 bits throughout are ahead again, then 4-bit weights, then the cache in 8 bits, and
+# the blocks follow just behind.
 #
 # </details>
 
@@ -862,7 +865,8 @@ show(
 )
 
 # %% [markdown]
-# *Pink: cuts. Green: nothing is cut. Beyond the line: faster than the whole model in 16 bits.*
+# *Pink: cuts. Green: nothing is cut. Beyond the line: faster than the whole model in 16 bits. Attention's own products are left out; for
+# long prompts they count, so fewer attentions would gain a little more than is drawn.*
 #
 # Each customer has another order, because each waits for something else. And for each there is an uncut offer that beats the cuts of
 # this size. That isn't the end of pruning: bits and cuts *multiply*. Whoever has spent the bits and still needs more can cut, and then

@@ -118,31 +118,6 @@ def attention_bypass() -> Axes:
     return ax
 
 
-def reading_and_generating() -> Axes:
-    """Where a pass's seconds go: reading a prompt shares one reading of the weights, generating repeats it a token."""
-    ax = _canvas(9, 4.7, "What the machine does in each phase")
-    for left, name, tokens, passes in ((0.3, "reading a prompt", 6, 1), (4.8, "generating", 1, 3)):
-        _text(ax, (left + 1.95, 4.3), name, weight="bold")
-        for number in range(passes):
-            y = 3.45 - 0.85 * number if passes > 1 else 2.6
-            _box(ax, (left + 2.55, y), "all weights", width=1.4, height=0.6, colour=STREAM)
-            for token in range(tokens):
-                ax.add_patch(
-                    Circle((left + 0.2 + 0.22 * token, y), 0.09, facecolor="white", edgecolor=INK, lw=1.4, zorder=3)
-                )
-            _arrow(ax, (left + 0.2 + 0.22 * tokens, y), (left + 1.8, y))
-            if passes > 1:
-                _box(ax, (left + 3.72, y), "cache", width=0.75, height=0.6, colour=MARK)
-            else:
-                _arrow(ax, (left + 3.25, y), (left + 3.57, y))
-                _box(ax, (left + 3.95, y), "cache", width=0.75, height=0.6, colour=MARK)
-    _text(ax, (4.25, 2.1), "written", size=_SMALL)
-    _text(ax, (2.25, 1.55), "many operations a byte:\narithmetic takes the time", size=_SMALL)
-    _text(ax, (6.75, 1.0), "few operations a byte:\nreading takes the time", size=_SMALL)
-    _note(ax, (4.5, 0.35), "Beside both: a fixed cost for each pass and layer, whatever its size. Circles are tokens.")
-    return ax
-
-
 def hidden_channel() -> Axes:
     """One hidden channel of a Llama: a column of what reads the stream, a row of what writes it, a number of norms."""
     ax = _canvas(9, 3.9, "One hidden channel")

@@ -18,7 +18,6 @@ DRAWINGS = {
     "glu_block": [{}, {"neuron": None}],
     "residual_stream": [{"removed": []}, {"blocks": 8, "removed": [0, 7], "cached": True}],
     "attention_bypass": [{}],
-    "reading_and_generating": [{}],
     "hidden_channel": [{}],
     "mixture_of_experts": [{}],
 }
