@@ -68,6 +68,11 @@ def test_what_tokens_bought(name):
     assert f"without {settings['ratio']:.0%} of the MLP neurons".replace("%", " %") in PROSE
 
 
+def test_tokens_that_a_smaller_cache_makes_room_for():
+    assert f"without six of 30 blocks, {30 / 24} times as many tokens fit" in PROSE
+    assert f"{2 * 32 / 34:.2f} times as many in llama.cpp's Q8_0" in PROSE  # 34 bytes for 32 numbers of two
+
+
 def test_cost_of_a_token_by_the_rule_and_by_the_record():
     teacher, student = 8.0, 6.4
     giga = 2 * teacher + 6 * student + 2 * student

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 from random import Random
 from statistics import mean, median
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -269,6 +270,12 @@ def _requests_at_once(
     return way((memory - weights) / (both * stored * (layers - removed) * kv_heads * head_size * tokens))
 
 
+def _stored_in(size, *sizes):
+    """A mistaken answer to exercise 4: so many bytes for each number, whatever ``stored`` says."""
+    *rest, _ = sizes
+    return _requests_at_once(*rest, size)
+
+
 @exercise(
     4,
     task="Return how many requests fit into the memory at once, a whole number.",
@@ -281,8 +288,8 @@ def _requests_at_once(
         (lambda memory, _, *rest: _requests_at_once(memory, 0, *rest),
          "the weights are missing: they take their part of the memory first."),
         (partial(_requests_at_once, both=1), "keys or values are missing: a token leaves both in each layer."),
-        (lambda *sizes: _requests_at_once(*sizes[:-1], 2), "a number hasn't always two bytes: `stored` says how many."),
-        (lambda *sizes: _requests_at_once(*sizes[:-1], 1), "`stored` says how many bytes a number has."),
+        (partial(_stored_in, 2), "a number hasn't always two bytes: `stored` says how many."),
+        (partial(_stored_in, 1), "`stored` says how many bytes a number has."),
         (lambda memory, weights, tokens, layers, removed, heads, _, *rest: _requests_at_once(
             memory, weights, tokens, layers, removed, heads, heads, *rest),
          "those are the query heads. Kept are keys and values, and several query heads share one of each."),
@@ -369,7 +376,7 @@ def _sheet(draw: Random) -> tuple[dict, dict, dict]:
     return server, job, offered
 
 
-def _advice(answer: object) -> tuple[str, int, float]:
+def _advice(answer: Any) -> tuple[str, int, float]:
     """The answer of a function for exercise 5, or stop."""
     what = "Return a name, how many requests it serves, and tokens per second"
     expect(answer, (tuple, list), what)
