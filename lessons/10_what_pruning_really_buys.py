@@ -507,7 +507,8 @@ here(
 
 # %% [markdown]
 # Now all of them in llama.cpp, beside the first rival: the *whole* model in 8 and in 4 bits. These formats are **weight-only**. The
-# weights are stored in fewer bits and unpacked when they are used. The engine is an optional extra; without it the cell says how to
+# weights are stored in fewer bits and unpacked when they are used. (llama.cpp also rounds activations to 8 bits on the way, for
+# kernels of its own. A processor multiplies those hardly faster.) The engine is an optional extra; without it the cell says how to
 # get it.
 #
 # **Predict before you run.** Whose token comes first, the cuts' or that of the whole model in 4 bits? And who reads a prompt of 128
@@ -515,8 +516,8 @@ here(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The whole model in 4 bits writes faster than any cut, because a token waits for bytes. But it reads the prompt about as fast as in
-# 16 bits, because a prompt waits for operations, and all of them are still there. The cuts read faster.
+# The whole model in 4 bits writes faster than any cut, because a token waits for bytes. But it gains much less at reading the
+# prompt, because a prompt waits for operations, and all of them are still there. There the cuts are ahead.
 #
 # </details>
 
@@ -570,7 +571,7 @@ table
 # token doesn't shrink with the bits, and unpacking costs operations. Which of the two it is we don't know. The same files on a machine
 # with many more cores for its bandwidth would tell.
 #
-# And fewer bits read a prompt hardly faster. Be careful with that sentence: it is about *weight-only* bits, in *llama.cpp*, on a
+# And fewer bits gain little at reading a prompt (nothing in lesson 11's record). Be careful with that sentence: it is about *weight-only* bits, in *llama.cpp*, on a
 # *processor*. Many cards of today multiply 8-bit numbers about twice as fast as 16-bit ones. There, if the activations are rounded to 8
 # bits as well as the weights, prompts *are* read faster. We have no such card here, so the last figure takes that from data sheets.
 #
