@@ -200,7 +200,6 @@ IN_PASSING = {
     "chance": {"03": "to beat or to lose to chance", "04": "what random sets stand for"},
     "first token": {"03": "of a row", "04": "of a row", "05": "of a row", "07": "of a row", "09": "of a row"},
     "hidden channel": {"10": "a number in an exercise"},
-    "odd width": {"04": "with the lesson that explains it"},
     "price of a layer": {"06": "of a layer's cache"},
     "split": {"01": "into two parts"},
     "planted": {"03": "of neurons that an exercise hides", "08": "with the deeper notebook about it"},
