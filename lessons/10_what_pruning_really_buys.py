@@ -21,7 +21,7 @@
 # multiplies: so many operations for each token. And the program has to start every layer: we call that the price of a layer.
 # Narrower MLPs save bytes and operations; fewer blocks save the price as well. PyTorch spends much of a token's time on the
 # price, so there the shorter model is well ahead. llama.cpp spends little on it, so there the two are nearly level. With many tokens
-# at once only operations count, and the two meet in PyTorch, too. So ask what your user waits for. Then ask the rivals of a cut: the
+# at once operations count most, and the two come closer in PyTorch, too. So ask what your user waits for. Then ask the rivals of a cut: the
 # whole model with weights in fewer bits, and the cache in 8 bits, which makes room for more requests than any cut of this lesson.
 #
 # </details>
@@ -280,26 +280,25 @@ check_one_for_all(one_for_all)
 # %% [markdown]
 # ## The roofline of this machine
 #
-# We time the whole model, the one whose blocks share their bytes, and the one of empty layers, with one token at once up to 256.
+# We time the whole model, the one whose blocks share their bytes, and the one of empty layers, with one token at once up to 128.
 #
 # **Predict before you run.** Sixteen tokens at once are sixteen times the operations of one. Does a pass take sixteen times as long?
-# Does sharing the bytes help more at one token or at 256? And at which of the two is the price of layers the larger part? Because …
+# Does sharing the bytes help more at one token or at 128? And at which of the two is the price of layers the larger part? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Sixteen tokens take a few times as long as one, far from sixteen times. Sharing the bytes helps at one token and hardly at 256:
+# Sixteen tokens take a little longer than one, far from sixteen times. Sharing the bytes helps at one token and hardly at 128:
 # there the pass waits for operations, which are all still there. The empty layers take a good part of the time at one token, and
-# hardly any of it at 256.
+# much less of it at 128.
 #
 # </details>
 
 # %% tags=["timed"]
-COUNTS = [1, 4, 16, 64, 256]
+COUNTS = [1, 4, 16, 128]
 shared = check_one_for_all.accepted(variant(base))  # yours, if it is correct
-strange = {"whole": base, "whole, again": variant(base)}
-strange |= {"no bytes": shared, "no work": empty}
+strange = {"whole": base, "no bytes": shared, "no work": empty}
 passes = timing(strange, COUNTS)
-for tokens in (1, 256):
+for tokens in (1, 128):
     told = [f"{name} {ratio:.2f}" for name, ratio in passes.ratio[tokens].items()]
     print(f"{tokens} at once, × whole's time: {', '.join(told)}")
 by_tokens = passes.ms.unstack(0)
@@ -307,19 +306,19 @@ slower = by_tokens.loc["whole"] / by_tokens.loc["whole", 1]
 print(f"whole: 16 tokens take {slower[16]:.1f} times as long as one")
 here("Sixteen tokens take under half of sixteen times as long.", [8 - slower[16]])
 helps = 1 - passes.ratio.unstack(1)["no bytes"]
-here("Without bytes one token gains more than 256.", [helps[1] - helps[256]])
+here("Without bytes one token gains more than 128.", [helps[1] - helps[128]])
 left = passes.ratio.unstack(1)["no work"]
-here("The price is a larger part of one token than of 256.", [left[1] - left[256]])
+here("The price is a larger part of one token than of 128.", [left[1] - left[128]])
 del shared
 
 # %% [markdown]
 # Now the three numbers of the formula, none of them from a cut. The price $f$ is what an empty layer takes. For the other two we
-# ask PyTorch itself, with one large matrix that is no layer: the head. With one token its time tells the bandwidth, with 256 the
+# ask PyTorch itself, with one large matrix that is no layer: the head. With one token its time tells the bandwidth, with 128 the
 # operations per second. (So these are what *this program* reaches on this machine. The machine alone can do more.)
 
 # %% tags=["timed"]
 head = architecture.head
-states = torch.randn(256, head.in_features, device=base.device).to(base.dtype)
+states = torch.randn(128, head.in_features, device=base.device).to(base.dtype)
 
 
 @torch.inference_mode()
@@ -328,12 +327,12 @@ def multiply(tokens):
     head(states[:tokens])
 
 
-calls = {"one token": lambda: multiply(1), "256": lambda: multiply(256)}
+calls = {"one token": lambda: multiply(1), "128": lambda: multiply(128)}
 laps = time_interleaved(calls, rounds=15).set_index("name").seconds
 stored = head.weight.element_size()
 fixed = passes.seconds[1, "no work"] / total
 bandwidth = head.weight.nbytes / laps["one token"]
-peak = 2 * head.weight.numel() * 256 / laps["256"]
+peak = 2 * head.weight.numel() * 128 / laps["128"]
 print(f"a layer's price {1000 * fixed:.2f} ms, {bandwidth / 1e9:.0f} GB/s")
 print(f"{peak / 1e9:,.0f} GFLOP/s in {base.dtype}")
 
@@ -347,13 +346,13 @@ def by_formula(model, tokens):
 
 # %%
 _, panel = plt.subplots(figsize=(9.5, 5.8), layout="constrained")
-fine, grey = 2 ** np.linspace(0, 8, 81), {"color": mark("random")["color"]}
+fine, grey = 2 ** np.linspace(0, 7, 71), {"color": mark("random")["color"]}
 bytes_take = 1000 * stored * model_size(base).flops / 2 / bandwidth
 computing = 1000 * model_size(base).flops * fine / peak
 panel.loglog(fine, computing, linestyle=":", **grey)
 panel.axhline(bytes_take, linestyle=":", **grey)
 panel.text(1, 1.05 * bytes_take, "bytes")
-panel.text(100, 0.6 * computing[-1] * 100 / 256, "operations")
+panel.text(60, 0.28 * computing[-1], "operations")
 formula = [by_formula(base, tokens) for tokens in fine]
 panel.loglog(fine, formula, label="formula, whole", **grey)
 parts = ("whole", "whole"), ("no bytes", "attentions"), ("no work", "price")
@@ -361,12 +360,12 @@ for name, part in parts:
     look = mark(part) | {"label": name, "linewidth": 0.8}
     panel.loglog(COUNTS, by_tokens.loc[name], **look)
 panel.set(xlabel="tokens at once", ylabel="milliseconds per pass")
-people_who_wait = {1: "1\none chat", 16: "16\nsixteen chats", 256: "256\na prompt"}
+people_who_wait = {1: "1\none chat", 16: "16\nsixteen chats", 128: "128\na prompt"}
 panel.set_xticks(COUNTS, [people_who_wait.get(n, n) for n in COUNTS])
 panel.minorticks_off()
 panel.legend()
 show(
-    "Log-log: milliseconds of a pass against tokens at once, 1 to 256. The whole "
+    "Log-log: milliseconds of a pass against tokens at once, 1 to 128. The whole "
     "model's curve is nearly flat at first and then rises like the operations. "
     "The model without bytes lies below it on the left and meets it on the right. "
     "The model of empty layers is nearly flat, far below the others on the right."
@@ -385,13 +384,13 @@ show(
 #
 # Now the two cuts. Which blocks or neurons go is no matter for time, so it is the middle blocks and the last neurons.
 #
-# **Predict before you run.** At one token the shorter model gains more. And at 256 tokens at once? Does the narrower one stay behind,
-# or do the two meet? Because …
+# **Predict before you run.** At one token the shorter model gains more. And at 128 tokens at once? Does the narrower one stay as far
+# behind, or does it come closer? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# They meet, or nearly. At 256 tokens the time is nearly all operations, and the two have about the same number of those. At one token
-# the price is a good part, and only the shorter model saves some of it.
+# It comes closer. At 128 tokens most of the time is operations, and the two have about the same number of those. At one token the
+# price is a good part, and only the shorter model saves some of it.
 #
 # </details>
 
@@ -421,7 +420,7 @@ print(f"{SHORT}: {megabytes(short):.1f} MB; {NARROW}: {megabytes(narrow):.1f} MB
 
 # %% tags=["timed"]
 arms = {"whole": base, "whole, again": variant(base), SHORT: short, NARROW: narrow}
-cuts = timing(arms, COUNTS)
+cuts = timing(arms, [1, 16, 128])
 _, panel = plt.subplots(figsize=(9, 4.8), layout="constrained")
 for name, part in (
     ("whole, again", "whole"),
@@ -431,7 +430,7 @@ for name, part in (
     rows, model = cuts.xs(name, level="name"), arms[name]
     ends = [rows.ratio - rows.ci_low, rows.ci_high - rows.ratio]
     look = mark(part) | {"label": name, "linestyle": "", "capsize": 4}
-    panel.errorbar(COUNTS, rows.ratio, yerr=ends, **look)
+    panel.errorbar(rows.index, rows.ratio, yerr=ends, **look)
     told = [by_formula(model, n) / by_formula(base, n) for n in fine]
     panel.plot(fine, told, color=look["color"], linewidth=1)
 behind = cuts.ratio.unstack(1)[NARROW] / cuts.ratio.unstack(1)[SHORT]
@@ -440,11 +439,11 @@ print(
     f"narrow, × short's time: {behind[1]:.2f} at one token (formula {told:.2f})",
     end="",
 )
-print(f", {behind[256]:.2f} at 256")
+print(f", {behind[128]:.2f} at 128")
 whole = record.query("program == 'llama.cpp'").iloc[0]
 print(f"on record: bytes are {whole.floor / whole.milliseconds:.0%} in llama.cpp")
 here("At one token the narrow model is behind.", [behind[1] - 1])
-here("At 256 tokens it is less behind.", [behind[1] - behind[256]])
+here("At 128 tokens it is less behind.", [behind[1] - behind[128]])
 panel.set(xscale="log", xlabel="tokens at once", ylabel="× the whole's time")
 panel.set_ylim(0, 1.5)
 panel.set_xticks(COUNTS, COUNTS)
@@ -453,7 +452,7 @@ panel.legend(loc="upper right")
 show(
     "Time as a share of the whole model's, against tokens at once. The shorter "
     "model stays at about seven tenths. The narrower one begins well above it "
-    "and comes down to it. The whole model's second run stays near 1."
+    "and comes closer on the right. The whole model's second run stays near 1."
 )
 
 # %% [markdown]
@@ -508,16 +507,16 @@ here(
 # %% [markdown]
 # Now all of them in llama.cpp, beside the first rival: the *whole* model in 8 and in 4 bits. These formats are **weight-only**. The
 # weights are stored in fewer bits and unpacked when they are used. (llama.cpp also rounds activations to 8 bits on the way, for
-# kernels of its own. A processor multiplies those hardly faster.) The engine is an optional extra; without it the cell says how to
+# kernels of its own. What that gains depends on the processor.) The engine is an optional extra; without it the cell says how to
 # get it.
 #
-# **Predict before you run.** Whose token comes first, the cuts' or that of the whole model in 4 bits? And who reads a prompt of 128
+# **Predict before you run.** Whose token comes first, the cuts' or that of the whole model in 4 bits? And who reads a prompt of 64
 # tokens fastest?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The whole model in 4 bits writes faster than any cut, because a token waits for bytes. But it gains much less at reading the
-# prompt, because a prompt waits for operations, and all of them are still there. There the cuts are ahead.
+# The whole model in 4 bits writes faster than any cut, because a token waits for bytes. But it gains less at reading the prompt,
+# because a prompt waits for operations, and all of them are still there. There the cuts are ahead.
 #
 # </details>
 
@@ -538,7 +537,7 @@ if fits:
         gguf[name] = export_gguf(model, tokenizer, path, quantization=kind)
     again = gguf | {"whole, again": gguf["whole"]}  # the same file, another name
     del arms, shown, thin, short, narrow, model  # to have room for the files
-    speed = engine.measure_speed(again, rounds=6, prompt_tokens=128, new_tokens=4)
+    speed = engine.measure_speed(again, rounds=6, prompt_tokens=64, new_tokens=4)
     speed = speed.set_index(["phase", "model"])
     writes, reads = speed.speedup["decode"], speed.speedup["prefill"]
     here(
@@ -571,7 +570,7 @@ table
 # token doesn't shrink with the bits, and unpacking costs operations. Which of the two it is we don't know. The same files on a machine
 # with many more cores for its bandwidth would tell.
 #
-# And fewer bits gain little at reading a prompt (nothing in lesson 11's record). Be careful with that sentence: it is about *weight-only* bits, in *llama.cpp*, on a
+# And fewer bits gain less at reading a prompt (nothing at all in lesson 11's record, something here). Be careful with that sentence: it is about *weight-only* bits, in *llama.cpp*, on a
 # *processor*. Many cards of today multiply 8-bit numbers about twice as fast as 16-bit ones. There, if the activations are rounded to 8
 # bits as well as the weights, prompts *are* read faster. We have no such card here, so the last figure takes that from data sheets.
 #
@@ -695,7 +694,7 @@ if fits:
     for cache in ("F16", "Q8_0"):
         with engine.load(gguf["whole"], cache=cache) as opened:
             for text, rows in texts.items():
-                ids = rows.input_ids[:12].reshape(2, -1)  # two texts of 384 tokens
+                ids = rows.input_ids[:6].reshape(1, -1)  # a text of 384 tokens
                 losses[cache, text] = engine.perplexity(opened, ids).nll
             kept = opened.cache_bytes() / ids.shape[1]
             losses[cache, "kB per token"] = kept / 1000
