@@ -203,11 +203,11 @@ class MadeUpExam:
         self.left = left
 
     def counts(self, seed):
-        return Counter({50 + word: 4 for word in range(512)})
+        return Counter({50 + word: 4 for word in range(256)})
 
     def more(self, rows):
         words = rows[rows >= 50]
-        gain = 0.6 * len(words) / 2048
+        gain = 0.15 * len(words) / 1024
         if len(words) and (words.diff() >= 0).float().mean() > 0.9:
             gain /= 2
         lost = 0.3 if (rows < 50).sum() < 2048 else 0.0
@@ -233,9 +233,9 @@ def heap_and_speeches(counts, speeches):
         (lambda *given: ..., "not solved yet"),
         (lambda *given: heap(*given).tolist(), "Return a tensor"),
         (lambda *given: heap(*given).float(), "Return integers [rows, 256]"),
-        (lambda *given: heap(*given).view(-1, 128), "yours are torch.int64 [16, 128]"),
-        (lambda *given: heap_and_speeches(*given).repeat(2, 1), "At most 16 rows may be read; yours are 32"),
-        (lambda *given: heap(*given) + 1, "stands neither in the counts nor in the speeches"),
+        (lambda *given: heap(*given).view(-1, 128), "yours are torch.int64 [8, 128]"),
+        (lambda *given: heap_and_speeches(*given).repeat(2, 1), "times in your rows; the counts and the speeches have"),
+        (lambda *given: heap(*given) + 1, "the counts and the speeches have 0 of it"),
         (lambda counts, speeches: speeches, "isn't shown"),
         (heap, "speeches lose over"),
         (lambda *given: torch.cat([in_order(*given), given[1]]), "by less than"),
@@ -259,7 +259,7 @@ def test_the_exam_counts_other_articles_and_compares_with_its_opponent(monkeypat
     asked = []
     exam = lesson_07.WordsExam(lambda rows: asked.append(rows) or model, tokenizer, MadeUpExam.speeches, model)
     assert exam.counts(0) == exam.counts(0) != exam.counts(1)
-    assert exam.counts(0).total() == 8 * 256
+    assert exam.counts(0).total() == 4 * 256
     assert not np.concatenate(exam.more(MadeUpExam.speeches)).any()  # it is its own opponent
     assert len(asked) == 1
 
