@@ -155,8 +155,7 @@ continuations(both, tokenizer, some, new_tokens=9)
 
 # %% [markdown]
 # The score has missed that, and it had to: log-odds compare "she" with "he". If both become ten times less likely, they stay the
-# same. So we also need the **mass** of the two words, $P(\text{she}) + P(\text{he})$: how likely is it that one of them comes at
-# all?
+# same. So we also need the **pronoun mass**, $P(\text{she}) + P(\text{he})$: how likely is it that one of the two comes at all?
 
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 6 minutes
@@ -209,8 +208,6 @@ check_gap_and_mass(gap_and_mass)
 
 # %%
 gap_and_mass = check_gap_and_mass.accepted  # yours, if it is correct
-
-
 MASS = {"stereotype": "mass, occupations", "woman/man": "mass, people"}
 masses = [*MASS.values()]
 
@@ -236,8 +233,6 @@ def measure(of, tables=judging):
 
 
 # %%
-
-
 measured = {"whole": measure(model), "cut": measure(cut)}
 table = pd.DataFrame(measured).T
 table["perplexity"] = [text_of[name].perplexity for name in table.index]

@@ -12,10 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.bias.pronouns import PRONOUNS
 from course_utils.lessons.exercises import Attempt, exercise, expect, number, require
-from course_utils.measuring import Perplexity, perplexity, perplexity_ratio
-from course_utils.models import describe, variant
-from course_utils.pruning import prune_neurons
-from course_utils.text import TokenBlocks
+from course_utils.measuring.evaluation import perplexity_ratio
+from course_utils.measuring.language_modelling import Perplexity, perplexity
+from course_utils.models.architectures import describe
+from course_utils.models.loading import variant
+from course_utils.pruning.width import prune_neurons
+from course_utils.text.rows import TokenBlocks
 
 Edit = Callable[[Tensor, Tensor], Tensor]  # (wrote [..., hidden], mean [hidden]) -> what is written instead
 Shares = Mapping[str, float]  # of the whole model's: what an edit leaves
