@@ -5,7 +5,7 @@
 #     minutes: 75 to 100 minutes
 #     prerequisites: lesson 08 (log-odds, what a head says, the direction she − he, attribution patching), lesson 01 (a constant isn't nothing, random sets)
 #     assets: [smollm2, speeches, texts]
-#     concepts: [pronoun mass, two parts of what a head writes, taking out a direction, carriers and repairers, frontier, sparing what should stay]
+#     concepts: [pronoun mass, two parts of what a head writes, taking out a direction, carriers and repairers, dose, sparing what should stay]
 # ---
 
 # %% [markdown]
@@ -16,12 +16,12 @@
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** The cut model has stopped writing pronouns. The score compares "she" with "he", so it can't see that both are gone.
-# What the heads write has two parts: one says that a pronoun comes, after every word alike, and the other says which. A cut takes
-# both. Take out only the second part, which lies along one direction, and the pronouns stay. But the woman's "she" goes along the
-# same direction as the nurse's, so it goes as well. Neurons in earlier blocks can part the two a little: spare all that move the
-# woman. So a success must show four things: the score falls, the words that it compares are still written, what isn't a stereotype
-# still holds, and the rest of the language is there.
+# **Answer.** The cut model has all but stopped writing "she" and "he". The score compares the two words, so it can't see that both
+# have become rare. What the heads write has two parts: one says that a pronoun comes, and the other says which. A cut takes both.
+# The second part lies along one direction. If we remove only that, the pronouns stay. But the aunt's "she" goes along the same
+# direction as the nurse's, so it goes as well. Some neurons move the stereotype and hardly the aunt. Cutting only those takes a part of
+# the stereotype and leaves most of her. So a success must show four things: the score falls, the words that it compares are still
+# written, what isn't a stereotype still holds, and the rest of the language is there.
 #
 # </details>
 
@@ -47,7 +47,6 @@
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -192,9 +191,13 @@ check_gap_and_mass(gap_and_mass)
 # %% [markdown]
 # ## Four questions instead of one
 #
-# With the mass we can ask whether the pronouns are still there. And lesson 08 had a yardstick: **woman/man** is the gap after
-# woman, aunt, queen against man, uncle, king. No stereotype says that the queen is a "she"; that is what the word means. A fair
-# model should keep it.
+# Lesson 08 had another yardstick: **woman/man** is the gap after girl, aunt, sister against boy, uncle, brother. No stereotype says
+# that the aunt is a "she"; that is what the word means. A fair model should keep it. So we ask each model four questions:
+#
+# 1. Does the stereotype shrink?
+# 2. Are the two words still written? (The mass.)
+# 3. Does what isn't a stereotype still hold? (Woman/man.)
+# 4. Is the rest of the language there? (Perplexity of ordinary text.)
 #
 # **Predict before you run.** How much of the mass does the cut model have left? And which goes down further, the stereotype or
 # woman/man? Because …
@@ -244,7 +247,7 @@ table.round(2)
 # %% [markdown]
 # *Gaps in nats; mass: the mean probability that "she" or "he" comes next. On words and sentences that chose nothing.*
 #
-# This is no fair model. It avoids the question, and where it has to answer, it has forgotten the woman even more thoroughly than
+# This is no fair model. It avoids the question, and where it has to answer, it has forgotten the aunt even more thoroughly than
 # the stereotype. (Lesson 08's last exercise had warned us: these heads carry "it" and "they" as well.)
 #
 # ## Why does the mass fall?
@@ -254,8 +257,9 @@ table.round(2)
 #
 # $$\text{wrote} = \underbrace{\text{mean}}_{\text{the same after every word}} + \underbrace{(\text{wrote} - \text{mean})}_{\text{differs from word to word}}$$
 #
-# A cut takes both. Is it possible that the score and the mass belong to different parts? In the next cell `editing` puts whatever
-# an edit returns in the place of what each of the three heads writes.
+# A cut takes both. Is it possible that the score and the mass belong to different parts? In the next cells the mean is taken over
+# the choosing half of the occupations, at the last tokens. And `with editing(f)` each of the three heads writes `f(wrote, mean)` instead
+# of `wrote`, at every token.
 
 # %%
 place = {}  # of each head's part in what o_proj reads
@@ -321,9 +325,6 @@ def trial(edit):
     return {"gap": left["stereotype"], "mass": left["mass, occupations"]}
 
 
-left = trial(lambda wrote, mean: torch.zeros_like(wrote))  # the cut
-print(f"cut: gap {left['gap']:.0%} left, mass {left['mass']:.0%} left")
-
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 12 minutes
 #
@@ -366,17 +367,17 @@ check_two_edits(takes_gap, takes_mass, trial=trial)
 # %% [markdown]
 # ## What do the heads write?
 #
-# So the heads say two things at once. We can read both. The LM head takes the dot product of a state with a row for each token, so
+# So the heads say two things at once. (Without the mean the gap even grows. Why it does, we don't know.) We can read both. The LM head takes the dot product of a state with a row for each token, so
 # a vector that is added to the state pushes each token up or down. Which tokens does the three heads' mean push up most? And which
 # does the difference between women's and men's words?
 #
 # **Predict before you run.** In the figure each dot is a word. To the right: how far the three heads push "he" up; upwards: "she".
-# Where is the point that a cut moves all dots to? Where do woman and man lie, where nurse and carpenter?
+# Where is the point that a cut moves all dots to? Where do aunt and uncle lie, where women's and men's occupations?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The cut moves them to the origin, where nothing is pushed. Nurse and carpenter lie close together, far from the origin: both words
-# are pushed up behind both. Woman and man lie far apart, on the two sides.
+# The cut moves them to the origin, where nothing is pushed. The occupations lie close together, far from the origin: both
+# pronouns are pushed up behind all of them. Aunt and uncle lie far apart, on the two sides.
 #
 # </details>
 
@@ -410,7 +411,7 @@ shown = {
     "mostly women": ("mostly women", "full"), "mostly men": ("mostly men", "full"),
     "she": ("mostly women", "none"), "he": ("mostly men", "none"),
 }  # fmt: skip
-says = {"she": "woman, aunt, …", "he": "man, uncle, …"}
+says = {"she": "aunt, sister, …", "he": "uncle, brother, …"}
 for part in pushes.values():
     for group, dots in part.groupby("group", sort=False):
         name, fill = shown[group]
@@ -418,6 +419,11 @@ for part in pushes.values():
         panel.plot(dots.he, dots.she, linestyle="none", **look)
 end = pd.concat(pushes)[["he", "she"]].max().max()
 panel.plot([0, end], [0, end], color=mark("random")["color"], linewidth=1)
+centre = pushes["stereotype"][["he", "she"]].mean()
+panel.plot(*centre, **mark("price") | {"label": "the mean", "linestyle": ""})
+for name in ("aunt", "uncle"):
+    dot = pushes["woman/man"].set_index("word").loc[name]
+    panel.text(dot.he + 0.2, dot.she - 0.6, name)
 star = mark("whole") | {"label": "cut", "markersize": 15, "linestyle": ""}
 panel.plot(0, 0, **star)
 panel.set(xlabel="pushes “he” up, nats", ylabel="pushes “she” up, nats")
@@ -429,12 +435,12 @@ show(
 )
 
 # %% [markdown]
-# *Each dot is a word, averaged over sentences; how far what the three heads write pushes "he" (right) and "she" (up). Along the grey
-# line both are pushed alike. The star: nothing is written.*
+# *Each dot is a word, averaged over sentences; how far what the three heads write pushes "he" (right) and "she" (up), if nothing behind
+# them answered. (Later blocks do, and take a good part back.) Along the grey line both are pushed alike. The star: nothing is written.*
 #
 # Along the grey line the dots say *a pronoun comes*: all of them are far from the star. Across it they say *which one*. A cut moves
-# every dot to the star, so it takes both. The mean moves every dot into the middle of the cloud, so only "which" is lost. And the
-# mean, read as words, is a list of pronouns.
+# every dot to the star, so it takes both. The mean moves every dot to the orange one in the middle of the occupations, so only "which"
+# is lost. And the mean, read as words, is a list of pronouns.
 #
 # There is a more exact knife. "Which" is one direction, across the grey line: lesson 08's she − he. So take out of what the heads
 # write its part along this direction, and nothing else.
@@ -472,8 +478,8 @@ check_without(without)
 # %% [markdown]
 # ## The knife and the woman
 #
-# Now all edits side by side, on the words and sentences that chose nothing. *Only she − he* is the opposite of the knife: the heads
-# write their part along the direction and nothing else.
+# Now all edits side by side, on the words and sentences that chose nothing. *Knife* is your function along she − he. *Only she − he* is
+# its opposite: the heads write their part along the direction and nothing else. *Difference alone* is exercise 2's other edit.
 #
 # **Predict before you run.** The knife takes she − he alone, out of three heads. What is left of the stereotype, of the pronouns,
 # and of woman/man? Because …
@@ -487,7 +493,6 @@ check_without(without)
 
 # %%
 without = check_without.accepted  # yours, if it is correct
-takes_gap = check_two_edits.accepted
 she_he = rows_of[SHE] - rows_of[HE]
 
 
@@ -497,47 +502,52 @@ def along(direction):
 
 
 edits = {
-    "mean kept": takes_gap,
-    "without she − he": along(she_he),
+    "mean alone": lambda wrote, mean: mean.expand_as(wrote),
+    "difference alone": lambda wrote, mean: wrote - mean,
+    "knife": along(she_he),
     "only she − he": lambda wrote, mean: wrote - without(wrote, she_he),
 }
 for name, edit in edits.items():
     with editing(edit):
         measured[name] = measure(model)
-        text_of[name] = perplexity(model, ordinary, batch_size=16)
+        if name in ("mean alone", "knife"):
+            text_of[name] = perplexity(model, ordinary, batch_size=16)
 
 # %%
 table = pd.DataFrame(measured).T
 left = 100 * table / table.loc["whole"]
 whole = text_of["whole"]
+price_of = {}
 for name, text in text_of.items():
-    left.loc[name, "perplexity"] = perplexity_ratio(text, whole)[0]
-knife, opposite = left.loc["without she − he"], left.loc["only she − he"]
+    price_of[name] = f"× {perplexity_ratio(text, whole)[0]:.2f}"
+knife, opposite = left.loc["knife"], left.loc["only she − he"]
 gaps = ["stereotype", "woman/man"]
 margins = [*(knife[masses] - 80), *(50 - knife[gaps])]
 here("The knife leaves most of the mass, and takes most of both gaps.", margins)
 margins = [*(70 - opposite[masses]), *(opposite[gaps] - 80)]
 here("The direction alone does the opposite.", margins)
-percent = left[[*table]].round().astype(int)
-percent.assign(perplexity=left["perplexity"].map("× {:.2f}".format)).drop("whole")
+percent = left.round().astype(int)
+percent["perplexity"] = pd.Series(price_of)
+percent.drop("whole").fillna("")
 
 # %% [markdown]
 # *What is left, % of the whole model's.*
 #
-# Read the row of the knife as somebody who sells fair models: the score has fallen to a fifth, the pronouns are written, and
-# perplexity is the same. It passes three of four questions. Then ask for the woman. She is gone as well, because the nurse's "she" and the
-# woman's "she" go along **the same direction**. Where the three heads write, there is nothing to cut between the two.
+# The row of the knife looks like a success: the score has fallen to a fifth, the pronouns are written, and perplexity is the same.
+# Three of the four questions are answered with yes. Then ask for the aunt. Hardly anything of her "she" is left. It has to be so: the LM
+# head reads "she" against "he" along **one direction**, so behind these heads the nurse's "she" and the aunt's "she" both lie on it.
+# Whoever removes the same share of it in every sentence removes both. (That both gaps grow if the rest is silent is a surprise to us.
+# We don't know why.)
 #
 # ## Can anything part them?
 #
-# Only something earlier in the model, where a nurse and a woman are still two things. So we go to the neurons, as in *fairness-aware
-# pruning*: cut those that **carry** the bias. How much goes with a neuron $n$? Attribution patching again, with nothing in the
-# place of the neuron: it takes its activation $a_n$ along, and to first order the gap falls by
+# Perhaps neurons, whose outputs aren't about one direction only. A common idea is to cut those that **carry** the bias. How much goes
+# with a neuron $n$? Attribution patching again. Cutting the neuron sets its activation $a_n$ to 0. To first order the gap then falls by
 #
 # $$\text{carried}_n \approx \sum_{\text{tokens}} a_n \cdot \frac{\partial\, \text{gap}}{\partial a_n}$$
 #
 # One backward pass estimates this for all neurons. If the number is below 0, the gap would grow without the neuron: it **repairs**.
-# We ask for three quantities: the stereotype, woman/man, and the log of the pronouns' mass. The choosing half answers.
+# We estimate three quantities on the choosing half: the stereotype, woman/man, and the log of the pronouns' mass.
 
 
 # %%
@@ -596,15 +606,15 @@ print(f"the strongest repairer {most[-1]:.2f}")
 #
 # Two things should come true at once: the stereotype goes, and the woman stays. So each model is a point with two numbers, and the
 # corner that we want is shaded. Every method has a **dose**: how much of the direction is taken out, or how many neurons of each block.
-# Its points make a curve. The outermost points that can be reached are called the *frontier*.
+# Its points make a curve. On the grey diagonal both shrink by the same share.
 #
-# **Predict before you run.** Where do the curves of the knife (half of the direction, all of it) and of the
-# carriers (half a dozen neurons or fewer of each block) run? On which points have the pronouns gone?
+# **Predict before you run.** Where do the curves of the knife (half of the direction, all of it) and of the carriers (one neuron of each
+# block, four) run: above the diagonal, on it or below? On which points have the pronouns gone?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The knife runs below the diagonal all along: whatever the dose, it takes more of the woman than of the stereotype. The carriers fall
-# into the corner at the bottom with the very first neurons, and take the pronouns along. Nothing comes near the shaded corner.
+# Both run below the diagonal: they take more of woman/man than of the stereotype. The carriers fall to the bottom with the very first
+# neurons, and take the pronouns along. Nothing comes near the shaded corner.
 #
 # </details>
 
@@ -619,9 +629,10 @@ def without_neurons(first, count):
     return pruned
 
 
-def left_of(of):
+def left_of(of, tables=judging):
     """What is left, % of the whole model's."""
-    return 100 * pd.Series(measure(of)) / pd.Series(measured["whole"])
+    whole = measured["whole"] if tables is judging else measure(model, tables)
+    return 100 * pd.Series(measure(of, tables)) / pd.Series(whole)
 
 
 curves = {"knife": {"0": left.loc["whole"]}, "carriers": {"0": left.loc["whole"]}}
@@ -631,8 +642,6 @@ curves["knife"]["all"] = knife
 for count in (1, 4):
     pruned = without_neurons(estimates["stereotype"], count)
     curves["carriers"][str(count)] = left_of(pruned)
-chance = torch.rand_like(estimates["woman"])
-curves["random"] = {"8": left_of(without_neurons(chance, 8))}
 curves["cut"] = {"heads": left.loc["cut"]}
 
 
@@ -656,11 +665,11 @@ def scoreboard(curves, names):
                 panel.text(*at, dose, color=look["color"], fontsize=12)
     panel.set(xlim=(-4, 108), ylim=(-4, 108))
     panel.set(xlabel="stereotype left, %", ylabel="woman/man left, %")
-    panel.legend(loc="upper left", bbox_to_anchor=(0, 0.72))
+    panel.legend(loc="lower right", fontsize=13)
 
 
 names = {"knife": "L1", "carriers": "activation", "yours": "mostly women"}
-names |= {"random": "random", "cut": "whole"}
+names |= {"spared at random": "random", "cut": "whole", "threshold": "LoRA"}
 scoreboard(curves, names)
 show(
     "Stereotype left from left to right, woman left upwards. The knife's curve is "
@@ -669,11 +678,11 @@ show(
 )
 
 # %% [markdown]
-# *What is left of both gaps. Shaded: at most half of the stereotype, at least four fifths of the woman. Beside the marks: the dose.
-# Hollow marks: over a quarter of the pronouns' mass is gone.*
+# *What is left of both gaps. Shaded: at most half of the stereotype, at least four fifths of woman/man. Beside the marks: the dose.
+# Hollow marks: less than three quarters of the pronouns' mass are left.*
 #
-# The carriers of the stereotype are the worst choice. They lie behind the same door as the three heads: what carries most of the
-# nurse's "she" carries "she". But estimates for 46,000 neurons are on the table, for three quantities. You can do better.
+# The carriers of the stereotype are the worst choice. They feed the same thing as the three heads: "she" itself, whoever it is about.
+# But you have estimates for all neurons, of three quantities. You can do better.
 
 # %%
 from course_utils.lessons.exercises.lesson_09 import CutExam
@@ -682,8 +691,9 @@ exam = CutExam(model, tokenizer, ordinary, whole)  # has words of its own
 
 
 def tried(goes_first, count=8):
-    """Your cut on the lesson's judging half, % left; ask as often as you like."""
-    return left_of(without_neurons(goes_first(**estimates), count)).round()
+    """Your cut on the choosing half, % left; ask as often as you like."""
+    choosing_half = {"stereotype": jobs, "woman/man": persons}
+    return left_of(without_neurons(goes_first(**estimates), count), choosing_half)
 
 
 # %% [markdown]
@@ -699,8 +709,8 @@ def tried(goes_first, count=8):
 #
 # <details><summary>Hint</summary>
 #
-# `stereotype - woman` sounds right, and is a disaster: look at what it does to a neuron whose estimate for the woman is far below 0. Both
-# kinds matter, those that carry her and those that repair. Which neurons don't move her at all?
+# `stereotype - woman` sounds right. But try it: the woman's gap grows, and the nurse's grows with it. It cuts the neurons whose
+# estimate for the woman is far below 0, and these repair both. So both kinds of neurons matter, her carriers and her repairers.
 #
 # </details>
 
@@ -728,42 +738,80 @@ check_goes_first(goes_first, estimates=estimates, exam=exam)
 # %% [markdown]
 # ## How near to the corner?
 #
-# The same rule with other doses, on the lesson's judging half. (If yours wasn't correct, this is ours: spare the fifth of each block that
-# moves the woman most, either way, and the fifth that moves the pronouns most; of the others cut the carriers.)
+# The same rule with other doses, on the judging half. (If yours wasn't correct, *yours* is ours: spare the fifth of each block that moves
+# the woman most, either way, and the fifth that moves the pronouns most; of the others cut the carriers. We set the exam's bar where this
+# rule passes.)
 #
-# **Predict before you run.** With more neurons the stereotype shrinks further. Does the curve run on into the shaded corner?
+# And look at the first picture again. At the three heads one thing does differ between an occupation and the aunt: *how far* they are
+# across the grey line. So here is a last edit, with a **threshold**: it takes out the part along she − he only where this part is
+# small, and leaves it where it is large. No weight goes; the heads decide anew in each sentence.
+#
+# **Predict before you run.** Which of the two comes nearer to the shaded corner, your cut or the threshold? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It bends towards the corner, far above the diagonal, with the pronouns in place. But here it passes below: when half of the
-# stereotype is gone, a good part of the woman is gone, too.
+# Both bend towards the corner, far above the diagonal, with the pronouns in place. The cut misses it by a little. The threshold comes as
+# near or nearer, and leaves ordinary text as it was.
 #
 # </details>
 
 # %%
 first = check_goes_first.accepted(**estimates)  # yours, if it is correct
 curves["yours"] = {"0": left.loc["whole"]}
-for count in (2, 8, 16, 32):
-    curves["yours"][str(count)] = left_of(without_neurons(first, count))
+for count in (8, 32):
+    pruned = without_neurons(first, count)
+    curves["yours"][str(count)] = left_of(pruned)
+    if count == 8:
+        yours = pruned
+
+
+def where_small(limit):
+    """The edit that takes out the part along she − he where it is small."""
+
+    def edit(wrote, mean):
+        differs = wrote - mean
+        far = (differs @ she_he).abs() > limit * (she_he @ she_he)
+        return torch.where(far[..., None], wrote, mean + without(differs, she_he))
+
+    return edit
+
+
+curves["threshold"] = {"0": left.loc["whole"]}
+for limit in (1, 2, 3):
+    with editing(where_small(limit)):
+        curves["threshold"][str(limit)] = left_of(model)
+        if limit == 2:
+            text_of["threshold"] = perplexity(model, ordinary, batch_size=16)
+
+by_chance = estimates["stereotype"].clone()  # as many are spared, but at random
+by_chance[torch.rand_like(by_chance) > 0.64] = by_chance.min()
+curves["spared at random"] = {"8": left_of(without_neurons(by_chance, 8))}
+
+# %%
+text_of["yours"] = perplexity(yours, ordinary, batch_size=16)
+for name in ("yours", "threshold"):
+    ratio = perplexity_ratio(text_of[name], whole)[0]
+    print(f"{name}: perplexity × {ratio:.2f}")
 scoreboard(curves, names)
 show(
-    "The scoreboard with one more curve: it runs high above the diagonal, with "
-    "filled marks, and passes below the shaded corner."
+    "The scoreboard with two more curves, high above the diagonal and close to the "
+    "shaded corner, with filled marks. Spared at random lies at the bottom."
 )
-yours = pd.DataFrame(curves["yours"]).T.iloc[1:]
-above = yours["woman/man"] - yours["stereotype"]
-here("The spared cut lies above the diagonal.", above)
-here("It keeps three quarters of the pronouns.", yours[masses].min(axis=1) - 75)
-short_of = np.maximum(yours["stereotype"] - 50, 80 - yours["woman/man"])
-claim("No dose reaches the corner.", short_of)
+bent = pd.concat([pd.DataFrame(curves[name]).T for name in ("yours", "threshold")])
+bent = bent.drop("0")
+above = bent["woman/man"] - bent["stereotype"]
+here("The cut and the threshold lie above the diagonal.", above)
+here("They keep three quarters of the pronouns.", bent[masses].min(axis=1) - 75)
 
 # %% [markdown]
-# *The scoreboard with the spared cut; the number beside a mark says how many neurons of each block are gone.*
+# *The scoreboard with two more curves. Beside the marks: how many neurons of each block are gone, or the threshold. "Spared at random": as
+# our rule, but other neurons are spared, as many.*
 #
-# So earlier in the model the two can be parted, in part. (We turned the halves round as well: chosen on the other half, and judged on
-# this one or on the exam's words, the curve runs much the same, and passes as near.) Why not wholly? We don't know. Either the model has no neuron that is about the
-# nurse alone, or a first-order estimate from a few dozen texts doesn't find it. What would tell: estimates from many more words and
-# sentences, and the same curve again.
+# Is it the woman that has to be spared, or only *some* strong neurons? Spare as many at random, and nearly all is gone.
+#
+# So the stereotype and the meaning can be parted, in part. The cut finds neurons that move the one and hardly the other. The threshold
+# uses that a meaning speaks up more than a stereotype. Do they reach the corner? They pass so close that twenty occupations and ten
+# family words can't settle it: with the halves turned round, we saw the same shapes, a little nearer.
 #
 # And where on the curve should one stop? No measurement says that. It depends on whom the model speaks to and what a wrong "she" costs
 # them. The curve says what there is to choose from.
@@ -774,11 +822,11 @@ claim("No dose reaches the corner.", short_of)
 # A cut lowers the gap between "she" and "he" after occupations to a tenth. Perplexity is the same. What do you ask first?
 #
 # - [ ] Whether perplexity was measured on enough text.
-#   > More text wouldn't show it: one word in fifty is a pronoun, and a model can lose them at a small price.
+#   > More text wouldn't show it: few tokens are pronouns, so a model can lose them at a small price.
 # - [x] How likely "she" and "he" still are, and what the model writes instead.
 #   > A gap of log-odds stays the same when both words vanish together.
 # - [ ] Whether random cuts do the same.
-#   > They don't, and that says only that the cut hit something. It doesn't say what.
+#   > A control says whether the cut hit something. It doesn't say what.
 
 # %% [markdown] tags=["quiz"]
 # You take the direction she − he out of what three heads write. The stereotype is nearly gone, the pronouns and the text are there. Why is
@@ -787,33 +835,36 @@ claim("No dose reaches the corner.", short_of)
 # - [ ] A direction in three heads is too little; it has to go in all blocks.
 #   > Then "she" and "he" would be equally likely after every word, "queen" as well.
 # - [x] "The queen … she" goes along the same direction, and has gone with it.
-#   > One direction carries the stereotype and the meaning, so a cut along it can't part them.
+#   > One direction carries the stereotype and the meaning. Taking out the same share of it everywhere takes both.
 # - [ ] The mean of the heads is still there.
 #   > It says that a pronoun comes. That should stay.
 
 # %% [markdown] tags=["quiz"]
-# A neuron's estimate for woman/man is far below 0. What happens to her gap when it is cut?
+# Your rule cuts the neurons with the highest `stereotype - woman`. The stereotype grows. Why?
 #
-# - [ ] It shrinks, because the neuron moves it much.
-#   > It moves it, but the other way.
-# - [ ] Nothing: only neurons above 0 matter.
-#   > Both kinds move her. That is why exercise 4 spares both.
-# - [x] It grows: the neuron works against it.
-#   > Cutting repairers makes the gap grow, and a rule that subtracts the estimate cuts them first.
+# - [ ] A first-order estimate has random signs.
+#   > Then the carriers' cut wouldn't take the stereotype, and it does.
+# - [ ] The rule cuts too few neurons.
+#   > More of the same would make it worse.
+# - [x] It cuts the woman's repairers first, and they repair the nurse's gap, too.
+#   > A number far below 0 becomes large when it is subtracted. Spare what moves her either way.
 
 # %% [markdown]
 # ## Take-aways
 #
 # - A bias score compares words. It falls also when the words are no longer said, so look at their mass, and read what the model writes.
 # - What a head writes is a mean and a difference. A cut takes both; keeping the mean or taking out one direction takes one.
-# - One direction carries the stereotype and the meaning. A tool that knows only the direction can't part them.
-# - Neurons that move what should stay can be spared, either way. That bends the curve; it doesn't reach the corner.
+# - One direction carries the stereotype and the meaning. Taking out the same share of it in every sentence can't part them.
+# - Neurons that move what should stay can be spared, carriers and repairers. That bends the curve towards what we want. So does a
+#   threshold, since a meaning speaks up more than a stereotype.
 #
-# *Limits:* one small model, one language, pairs of "she" and "he"; a gap of 0 isn't "fair". Other ways to take out directions (INLP, LEACE)
-# meet the same question, and debiasing tends to cost more than its benchmark shows (Meade et al. 2022).
+# *Limits:* one small model, one language, pairs of "she" and "he"; a gap of 0 isn't "fair". Zayed et al. protect heads that matter for
+# language, and cut the most biased of the others: exercise 4's idea with another quantity. Methods that take out directions (INLP,
+# LEACE) have to answer the same four questions. Meade et al. find that better bias scores often come with worse language, so that one can't
+# tell whether the bias has gone.
 #
-# **On Monday:** somebody shows you a bias score that has fallen. Ask four things. Are the words still written? Does what isn't a
-# stereotype still hold? Is the rest of the language there? And on which words was the method chosen?
+# **On Monday:** somebody shows you a bias score that has fallen. That is the first of four questions. Are the words still written? Does
+# what isn't a stereotype still hold? Is the rest of the language there? (And all on words that chose nothing.)
 #
 # **Next:** lesson 10 asks what pruning really buys, in speed and memory.
 #
@@ -822,7 +873,5 @@ claim("No dose reaches the corner.", short_of)
 # - Meade et al. 2022, *An Empirical Survey of the Effectiveness of Debiasing Techniques for Pre-trained Language Models*, arXiv 2110.08527
 # - Zayed et al. 2023, *Fairness-Aware Structured Pruning in Transformers*, arXiv 2312.15398
 # - Ravfogel et al. 2020, *Null It Out* (INLP), arXiv 2004.07667; Belrose et al. 2023, *LEACE*, arXiv 2306.03819
-# - Michel, Levy and Neubig 2019, *Are Sixteen Heads Really Better than One?*, arXiv 1905.10650
-# - Gonen and Goldberg 2019, *Lipstick on a Pig* (a bias that is only hidden), arXiv 1903.03862
 # - nostalgebraist 2020, *Interpreting GPT: the logit lens*
 # - Martra, *Large Language Model Notebooks Course*, notebook 8_2, and his library optipfair
