@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Cutting a bias out: what must a success also show?"
-#     minutes: 75 to 100 minutes
+#     minutes: 80 to 110 minutes
 #     prerequisites: lesson 08 (log-odds, what a head says, the direction she − he, attribution patching), lesson 01 (a constant isn't nothing, random sets)
 #     assets: [smollm2, speeches, texts]
 #     concepts: [pronoun mass, two parts of what a head writes, taking out a direction, carriers and repairers, dose, sparing what should stay]
@@ -811,7 +811,7 @@ here("They keep three quarters of the pronouns.", bent[masses].min(axis=1) - 75)
 #
 # So the stereotype and the meaning can be parted, in part. The cut finds neurons that move the one and hardly the other. The threshold
 # uses that a meaning speaks up more than a stereotype. Do they reach the corner? They pass so close that twenty occupations and ten
-# family words can't settle it: with the halves turned round, we saw the same shapes, a little nearer.
+# family words can't settle it: on other words we saw the same shapes, a little nearer.
 #
 # And where on the curve should one stop? No measurement says that. It depends on whom the model speaks to and what a wrong "she" costs
 # them. The curve says what there is to choose from.
