@@ -547,7 +547,9 @@ percent.drop("whole").fillna("")
 # $$\text{carried}_n \approx \sum_{\text{tokens}} a_n \cdot \frac{\partial\, \text{gap}}{\partial a_n}$$
 #
 # One backward pass estimates this for all neurons. If the number is below 0, the gap would grow without the neuron: it **repairs**.
-# We estimate three quantities on the choosing half: the stereotype, woman/man, and the log of the pronouns' mass.
+# We estimate three quantities on the choosing half: the stereotype, woman/man, and the log of the pronouns' mass. (The estimate leaves
+# out the first token, whose activations are giants, and the cut doesn't. It is a straight line's guess in any case, so we use it to
+# choose, and measure each cut.)
 
 
 # %%
