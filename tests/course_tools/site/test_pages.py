@@ -203,7 +203,6 @@ IN_PASSING = {
     "odd width": {"04": "with the lesson that explains it"},
     "price of a layer": {"06": "of a layer's cache"},
     "split": {"01": "into two parts"},
-    "planted": {"03": "of neurons that an exercise hides", "08": "with the deeper notebook about it"},
 }
 
 
