@@ -449,7 +449,8 @@ here("The first block alone brings over half back, a middle one little.", margin
 #
 # So the secret of this solve is block 0. (It is also where the harm was: this block's cut alone does more than all the others
 # together.) Why that one? Look at the right panel. The first block finds nothing but the token's embedding, and its MLP writes
-# sixteen times as much. From there on, what it wrote *is* the state, and every other MLP only adds to it.
+# sixteen times as much. From there on, what it wrote *is* the state, and every other MLP only adds to it. (The middle block, healed
+# alone, even does a little harm. We don't know why.)
 #
 # ## A dictionary
 #
@@ -543,14 +544,14 @@ here("More is said of words that the solve has read.", [known - unknown])
 
 # %% [markdown]
 # The last line shows the price. Unseen text has many words that the solve has read elsewhere, and of those most of what block 0
-# lost is said; of the other words it is about a fifth. So it has learned words, and hardly a rule. (Others have found such a
-# first MLP in other models, and call it an *extended embedding*.)
+# lost is said; of the other words it is about a fifth. So from two thousand tokens it has learned words more than a rule. (Others
+# have found such a first MLP in other models, and call it an *extended embedding*.)
 #
 # ## The random cut and the first token
 #
 # The random student lost almost twice as much, so it may have a second wound. Lesson 03's first token is a suspect, and for
 # that one there is the simplest of echoes. A neuron, a block, an attention all have a **constant**, the mean of what they write
-# (lessons 01, 04, 05), and any neuron that is on can write it. So we give each MLP the mean of what it lost at the *first token*
+# (lessons 01, 04, 05), and no text is needed to say it. So we give each MLP the mean of what it lost at the *first token*
 # of the rows, and nothing elsewhere.
 #
 # **Predict before you run.** What brings the random student more: the first block's solution, or the first token's constant?
@@ -594,10 +595,10 @@ pd.Series(ladder, name="random cut, what is back").to_frame().round(2)
 # %% [markdown]
 # *Nats per token lost.*
 #
-# One vector per block, at one token of each row, gives back nearly half. You know this token from lesson 03: a few neurons write a
-# huge state there, and every attention that has nothing to say looks at it. The state is the same in every text, so any kept neuron
-# that is on at the first token can write it. (Nobody told the solve about first tokens. It only sees a large error there. That is
-# where the random student's shares stick out.)
+# One vector per block, at one token of each row, gives back nearly half. You know this token from lesson 03: a few neurons write
+# a huge state there, and every attention that has nothing to say looks at it. The state is the same in every text, so kept
+# neurons that are on there, and quiet elsewhere, can write it. (Nobody told the solve about first tokens. It only sees a large
+# error there. That is where the random student's shares stick out.)
 #
 # And the two places together bring back nearly as much as the whole solve. So this ruin has two wounds, the words and the first
 # token. Each cut has its own, and looking block by block finds them.
@@ -723,7 +724,7 @@ show(
 # that the record has.*
 #
 # Constants help where the first token was hit. On speeches echoes bring the bad cuts near where the good one begins. What is left
-# then needs tokens, and on wiki, whose words the solve has not read, that is more. From the echoes on, the order of the three is
+# then needs tokens, and on wiki, where fewer of the words were read, that is more. From the echoes on, the order of the three is
 # the same on both texts. So a solve heals much of a careless cut, but not all of it.
 
 
@@ -752,7 +753,7 @@ claim("The teacher is ahead on wiki.", text_alone - teacher)
 # *Several numbers are several orders of the text: a seed chooses the rows and their order. 8 steps read as many tokens as the
 # solve.*
 #
-# With the same tokens the solve does better on speeches than one pass of training, in each order that was tried (for the random
+# With the same tokens the solve does better on speeches than one pass of distillation, in each order that was tried (for the random
 # cut in one). Trained on 33 thousand tokens, the good student that was solved first is still ahead, in all three. So a solve is a
 # **head start**, not a replacement.
 #
@@ -804,8 +805,8 @@ here("The solve gives nats on last words back, by the interval.", [low])
 # %% [markdown]
 # *Intervals are paired by passages.*
 #
-# In these passages the badly cut student finds no last word, cut or solved. Its nats tell more: the cut one is far worse than
-# guessing (10.8), the solved one hardly better, and the whole model far below. Half of the way is missing.
+# In these passages the badly cut student finds no last word, cut or solved. Its nats tell more: over half of what the cut lost
+# comes back, and much is still missing.
 #
 # In the record the good cut finds 10 % of a thousand last words, and solved it isn't shown to find more. After the longest
 # training on speeches it finds 14 %. On speeches nearly all of its loss was healed by then. On last words it wasn't. So measure
@@ -970,7 +971,7 @@ check_rows_for(rows_for, exam)
 #   that you don't fit. A linear solve writes them into the weights that are left, with a ridge and without a gradient.
 # - Ask where. What came back came back in few places: the first MLP, which is a **dictionary**, and the first token, where a constant
 #   is enough.
-# - A solve learns words. It heals those that it has read, even in a heap, and hardly others.
+# - A solve learns words. It heals those best that it has read, even in a heap.
 # - Then train. A loss counts once per position, shifted and masked. Test that it teaches.
 # - Cut well all the same. Measure the task that you need, on text that you didn't heal with.
 #

@@ -16,12 +16,12 @@
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** The cut model has all but stopped writing "she" and "he". The score compares the two words, so it can't see that both
-# have become rare. What the heads write has two parts: one says that a pronoun comes, and the other says which. A cut takes both.
-# The second part lies along one direction. If we remove only that, the pronouns stay. But the aunt's "she" goes along the same
-# direction as the nurse's, so it goes as well. Some neurons move the stereotype and hardly the aunt. Cutting only those takes a part of
-# the stereotype and leaves most of her. So a success must show four things: the score falls, the words that it compares are still
-# written, what isn't a stereotype still holds, and the rest of the language is there.
+# **Answer.** The cut model has all but stopped writing "she" and "he". The score compares the two words, so it can't see that
+# both have become rare. What the heads write has two parts: one says that a pronoun comes, and the other says which. A cut takes
+# both. The second part lies along one direction. If we remove only that, the pronouns stay. But the aunt's "she" goes along the
+# same direction as the nurse's, so it goes as well. Some neurons move the stereotype and hardly the aunt. Cutting only those
+# takes a part of the stereotype and leaves most of her. So a success must show four things: the score falls, the words that it
+# compares are still written, what isn't a stereotype still holds, and the rest of the language is there.
 #
 # </details>
 
@@ -34,7 +34,8 @@
 # **Let the room vote** after the first table: ship it or not? Then read what the cut model writes. The laugh is the lesson.
 #
 # **Usual questions:** "Why not take out the direction everywhere?" Then the model can't tell she from he at all. "Isn't the woman
-# saved by training?" Perhaps; a cut alone doesn't. "Is 60 % of a stereotype a success?" For whom? The picture has no answer to that.
+# saved by training?" Perhaps; a cut alone doesn't. "Is 60 % of a stereotype a success?" For whom? The picture has no answer to
+# that.
 #
 # **Wrong turns:** the softmax over two words (exercise 1); a direction that isn't divided by its length (exercise 3); subtracting
 # the woman's estimate, which cuts the neurons that repair first (exercise 4).
@@ -204,8 +205,8 @@ check_gap_and_mass(gap_and_mass)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The mass falls to about a quarter, behind both kinds of words. And the woman suffers more than the stereotype: a tenth of her gap is
-# left, of the stereotype a quarter.
+# The mass falls to about a quarter, behind both kinds of words. And the woman suffers more than the stereotype: a tenth of her
+# gap is left, of the stereotype a quarter.
 #
 # </details>
 
@@ -258,8 +259,8 @@ table.round(2)
 # $$\text{wrote} = \underbrace{\text{mean}}_{\text{the same after every word}} + \underbrace{(\text{wrote} - \text{mean})}_{\text{differs from word to word}}$$
 #
 # A cut takes both. Is it possible that the score and the mass belong to different parts? In the next cells the mean is taken over
-# the choosing half of the occupations, at the last tokens. And `with editing(f)` each of the three heads writes `f(wrote, mean)` instead
-# of `wrote`, at every token.
+# the choosing half of the occupations, at the last tokens. And `with editing(f)` each of the three heads writes `f(wrote, mean)`
+# instead of `wrote`, at every token.
 
 # %%
 place = {}  # of each head's part in what o_proj reads
@@ -328,9 +329,10 @@ def trial(edit):
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 12 minutes
 #
-# *Why does the mass fall?* Prove your idea by two edits. Each gets `wrote` [texts, tokens, hidden] and the head's `mean` [hidden], and
-# returns what the head should write instead, of the shape of `wrote`. `takes_gap` must take over half of the gap and leave four
-# fifths of the mass or more. `takes_mass` must do the opposite: take over half of the mass and leave four fifths of the gap or more.
+# *Why does the mass fall?* Prove your idea by two edits. Each gets `wrote` [texts, tokens, hidden] and the head's `mean`
+# [hidden], and returns what the head should write instead, of the shape of `wrote`. `takes_gap` must take over half of the gap
+# and leave four fifths of the mass or more. `takes_mass` must do the opposite: take over half of the mass and leave four fifths
+# of the gap or more.
 #
 # You can try your edits with `trial(edit)`.
 #
@@ -367,9 +369,9 @@ check_two_edits(takes_gap, takes_mass, trial=trial)
 # %% [markdown]
 # ## What do the heads write?
 #
-# So the heads say two things at once. (Without the mean the gap even grows. Why it does, we don't know.) We can read both. The LM head takes the dot product of a state with a row for each token, so
-# a vector that is added to the state pushes each token up or down. Which tokens does the three heads' mean push up most? And which
-# does the difference between women's and men's words?
+# So the heads say two things at once. (Without the mean the gap even grows. Why it does, we don't know.) We can read both. The LM
+# head takes the dot product of a state with a row for each token, so a vector that is added to the state pushes each token up or
+# down. Which tokens does the three heads' mean push up most? And which does the difference between women's and men's words?
 #
 # **Predict before you run.** In the figure each dot is a word. To the right: how far the three heads push "he" up; upwards: "she".
 # Where is the point that a cut moves all dots to? Where do aunt and uncle lie, where women's and men's occupations?
@@ -435,12 +437,13 @@ show(
 )
 
 # %% [markdown]
-# *Each dot is a word, averaged over sentences; how far what the three heads write pushes "he" (right) and "she" (up), if nothing behind
-# them answered. (Later blocks do, and take a good part back.) Along the grey line both are pushed alike. The star: nothing is written.*
+# *Each dot is a word, averaged over sentences; how far what the three heads write pushes "he" (right) and "she" (up), if nothing
+# behind them answered. (Later blocks do, and take a good part back.) Along the grey line both are pushed alike. The star: nothing
+# is written.*
 #
-# Along the grey line the dots say *a pronoun comes*: all of them are far from the star. Across it they say *which one*. A cut moves
-# every dot to the star, so it takes both. The mean moves every dot to the orange one in the middle of the occupations, so only "which"
-# is lost. And the mean, read as words, is a list of pronouns.
+# Along the grey line the dots say *a pronoun comes*: all of them are far from the star. Across it they say *which one*. A cut
+# moves every dot to the star, so it takes both. The mean moves every dot to the orange one in the middle of the occupations, so
+# only "which" is lost. And the mean, read as words, is a list of pronouns.
 #
 # There is a more exact knife. "Which" is one direction, across the grey line: lesson 08's she − he. So take out of what the heads
 # write its part along this direction, and nothing else.
@@ -448,9 +451,9 @@ show(
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 8 minutes
 #
-# Write `without(wrote, direction)`. `wrote` is [..., hidden], and `direction` is [hidden], of any length. Return `wrote` without its
-# part along the direction: the dot product of what you return with the direction is 0, and all that is at right angles to it is
-# unchanged.
+# Write `without(wrote, direction)`. `wrote` is [..., hidden], and `direction` is [hidden], of any length. Return `wrote` without
+# its part along the direction: the dot product of what you return with the direction is 0, and all that is at right angles to it
+# is unchanged.
 #
 # <details><summary>Hint</summary>
 #
@@ -478,8 +481,9 @@ check_without(without)
 # %% [markdown]
 # ## The knife and the woman
 #
-# Now all edits side by side, on the words and sentences that chose nothing. *Knife* is your function along she − he. *Only she − he* is
-# its opposite: the heads write their part along the direction and nothing else. *Difference alone* is exercise 2's other edit.
+# Now all edits side by side, on the words and sentences that chose nothing. *Knife* is your function along she − he. *Only she −
+# he* is its opposite: the heads write their part along the direction and nothing else. *Difference alone* is exercise 2's other
+# edit.
 #
 # **Predict before you run.** The knife takes she − he alone, out of three heads. What is left of the stereotype, of the pronouns,
 # and of woman/man? Because …
@@ -533,23 +537,24 @@ percent.drop("whole").fillna("")
 # %% [markdown]
 # *What is left, % of the whole model's.*
 #
-# The row of the knife looks like a success: the score has fallen to a fifth, the pronouns are written, and perplexity is the same.
-# Three of the four questions are answered with yes. Then ask for the aunt. Hardly anything of her "she" is left. It has to be so: the LM
-# head reads "she" against "he" along **one direction**, so behind these heads the nurse's "she" and the aunt's "she" both lie on it.
-# Whoever removes the same share of it in every sentence removes both. (That both gaps grow if the rest is silent is a surprise to us.
-# We don't know why.)
+# The row of the knife looks like a success: the score has fallen to a fifth, the pronouns are written, and perplexity is the
+# same. Three of the four questions are answered with yes. Then ask for the aunt. Hardly anything of her "she" is left. The LM
+# head reads "she" against "he" along **one direction**, so behind these heads the nurse's "she" and the aunt's "she" both lie on
+# it. Whoever removes the same share of it in every sentence removes both. (That both gaps grow if the rest is silent is a
+# surprise to us. We don't know why.)
 #
 # ## Can anything part them?
 #
-# Perhaps neurons, whose outputs aren't about one direction only. A common idea is to cut those that **carry** the bias. How much goes
-# with a neuron $n$? Attribution patching again. Cutting the neuron sets its activation $a_n$ to 0. To first order the gap then falls by
+# Perhaps neurons, whose outputs aren't about one direction only. A common idea is to cut those that **carry** the bias. How much
+# goes with a neuron $n$? Attribution patching again. Cutting the neuron sets its activation $a_n$ to 0. To first order the gap
+# then falls by
 #
 # $$\text{carried}_n \approx \sum_{\text{tokens}} a_n \cdot \frac{\partial\, \text{gap}}{\partial a_n}$$
 #
-# One backward pass estimates this for all neurons. If the number is below 0, the gap would grow without the neuron: it **repairs**.
-# We estimate three quantities on the choosing half: the stereotype, woman/man, and the log of the pronouns' mass. (The estimate leaves
-# out the first token, whose activations are giants, and the cut doesn't. It is a straight line's guess in any case, so we use it to
-# choose, and measure each cut.)
+# One backward pass estimates this for all neurons. If the number is below 0, the gap would grow without the neuron: it
+# **repairs**. We estimate three quantities on the choosing half: the stereotype, woman/man, and the log of the pronouns' mass.
+# (The estimate leaves out the first token, whose activations are giants, and the cut doesn't. It is a straight line's guess in
+# any case, so we use it to choose, and measure each cut.)
 
 
 # %%
@@ -606,17 +611,17 @@ print(f"the strongest repairer {most[-1]:.2f}")
 # %% [markdown]
 # ## The scoreboard
 #
-# Two things should come true at once: the stereotype goes, and the woman stays. So each model is a point with two numbers, and the
-# corner that we want is shaded. Every method has a **dose**: how much of the direction is taken out, or how many neurons of each block.
-# Its points make a curve. On the grey diagonal both shrink by the same share.
+# Two things should come true at once: the stereotype goes, and the woman stays. So each model is a point with two numbers, and
+# the corner that we want is shaded. Every method has a **dose**: how much of the direction is taken out, or how many neurons of
+# each block. Its points make a curve. On the grey diagonal both shrink by the same share.
 #
-# **Predict before you run.** Where do the curves of the knife (half of the direction, all of it) and of the carriers (one neuron of each
-# block, four) run: above the diagonal, on it or below? On which points have the pronouns gone?
+# **Predict before you run.** Where do the curves of the knife (half of the direction, all of it) and of the carriers (one neuron
+# of each block, four) run: above the diagonal, on it or below? On which points have the pronouns gone?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Both run below the diagonal: they take more of woman/man than of the stereotype. The carriers fall to the bottom with the very first
-# neurons, and take the pronouns along. Nothing comes near the shaded corner.
+# Both run below the diagonal: they take more of woman/man than of the stereotype. The carriers fall to the bottom with the very
+# first neurons, and take the pronouns along. Nothing comes near the shaded corner.
 #
 # </details>
 
@@ -683,7 +688,10 @@ show(
 # *What is left of both gaps. Shaded: at most half of the stereotype, at least four fifths of woman/man. Beside the marks: the dose.
 # Hollow marks: less than three quarters of the pronouns' mass are left.*
 #
-# The carriers of the stereotype are the worst choice. They feed the same thing as the three heads: "she" itself, whoever it is about.
+# The carriers of the stereotype are the worst choice. They take the pronouns along, so what they feed seems to be "she" itself,
+# whoever it is about. (All this is in shares. In nats woman/man is five times as large as the stereotype, and a fifth of the one is
+# about as much as the whole of the other.)
+#
 # But you have estimates for all neurons, of three quantities. You can do better.
 
 # %%
@@ -740,20 +748,20 @@ check_goes_first(goes_first, estimates=estimates, exam=exam)
 # %% [markdown]
 # ## How near to the corner?
 #
-# The same rule with other doses, on the judging half. (If yours wasn't correct, *yours* is ours: spare the fifth of each block that moves
-# the woman most, either way, and the fifth that moves the pronouns most; of the others cut the carriers. We set the exam's bar where this
-# rule passes.)
+# The same rule with other doses, on the judging half. (If yours wasn't correct, *yours* is ours: spare the fifth of each block
+# that moves the woman most, either way, and the fifth that moves the pronouns most; of the others cut the carriers. We set the
+# exam's bar where this rule passes.)
 #
-# And look at the first picture again. At the three heads one thing does differ between an occupation and the aunt: *how far* they are
-# across the grey line. So here is a last edit, with a **threshold**: it takes out the part along she − he only where this part is
-# small, and leaves it where it is large. No weight goes; the heads decide anew in each sentence.
+# And look at the first picture again. At the three heads one thing does differ between an occupation and the aunt: *how far* they
+# are across the grey line. So here is a last edit, with a **threshold**: it takes out the part along she − he only where this
+# part is small, and leaves it where it is large. No weight goes; the heads decide anew in each sentence.
 #
 # **Predict before you run.** Which of the two comes nearer to the shaded corner, your cut or the threshold? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Both bend towards the corner, far above the diagonal, with the pronouns in place. The cut misses it by a little. The threshold comes as
-# near or nearer, and leaves ordinary text as it was.
+# Both bend towards the corner, far above the diagonal, with the pronouns in place. The cut misses it by a little. The threshold
+# comes as near or nearer, and leaves ordinary text as it was.
 #
 # </details>
 
@@ -806,17 +814,17 @@ here("The cut and the threshold lie above the diagonal.", above)
 here("They keep three quarters of the pronouns.", bent[masses].min(axis=1) - 75)
 
 # %% [markdown]
-# *The scoreboard with two more curves. Beside the marks: how many neurons of each block are gone, or the threshold. "Spared at random": as
-# our rule, but other neurons are spared, as many.*
+# *The scoreboard with two more curves. Beside the marks: how many neurons of each block are gone, or the threshold. "Spared at
+# random": as our rule, but other neurons are spared, as many.*
 #
-# Is it the woman that has to be spared, or only *some* strong neurons? Spare as many at random, and nearly all is gone.
+# Does it matter which neurons are spared? Spare as many at random, and nearly all is gone.
 #
-# So the stereotype and the meaning can be parted, in part. The cut finds neurons that move the one and hardly the other. The threshold
-# uses that a meaning speaks up more than a stereotype. Do they reach the corner? They pass so close that twenty occupations and ten
-# family words can't settle it: on other words we saw the same shapes, a little nearer.
+# So the stereotype and the meaning can be parted, in part. The cut finds neurons that move more of the one than of the other. The
+# threshold uses that a meaning speaks up more than a stereotype (so it leaves the strongest stereotypes alone, as well). Do they
+# reach the corner? They pass so close that twenty occupations and ten family words can't settle it.
 #
-# And where on the curve should one stop? No measurement says that. It depends on whom the model speaks to and what a wrong "she" costs
-# them. The curve says what there is to choose from.
+# And where on the curve should one stop? No measurement says that. It depends on whom the model speaks to and what a wrong "she"
+# costs them. The curve says what there is to choose from.
 #
 # ## Quiz
 
@@ -831,8 +839,8 @@ here("They keep three quarters of the pronouns.", bent[masses].min(axis=1) - 75)
 #   > A control says whether the cut hit something. It doesn't say what.
 
 # %% [markdown] tags=["quiz"]
-# You take the direction she − he out of what three heads write. The stereotype is nearly gone, the pronouns and the text are there. Why is
-# this no success yet?
+# You take the direction she − he out of what three heads write. The stereotype is nearly gone, the pronouns and the text are
+# there. Why is this no success yet?
 #
 # - [ ] A direction in three heads is too little; it has to go in all blocks.
 #   > Then "she" and "he" would be equally likely after every word, "queen" as well.
@@ -860,13 +868,13 @@ here("They keep three quarters of the pronouns.", bent[masses].min(axis=1) - 75)
 # - Neurons that move what should stay can be spared, carriers and repairers. That bends the curve towards what we want. So does a
 #   threshold, since a meaning speaks up more than a stereotype.
 #
-# *Limits:* one small model, one language, pairs of "she" and "he"; a gap of 0 isn't "fair". Zayed et al. protect heads that matter for
-# language, and cut the most biased of the others: exercise 4's idea with another quantity. Methods that take out directions (INLP,
-# LEACE) have to answer the same four questions. Meade et al. find that better bias scores often come with worse language, so that one can't
-# tell whether the bias has gone.
+# *Limits:* one small model, one language, pairs of "she" and "he"; a gap of 0 isn't "fair". Zayed et al. protect heads that
+# matter for language, and cut the most biased of the others: exercise 4's idea with another quantity. Methods that take out
+# directions (INLP, LEACE) have to answer the same four questions. Meade et al. find that better bias scores often come with worse
+# language, so that one can't tell whether the bias has gone.
 #
-# **On Monday:** somebody shows you a bias score that has fallen. That is the first of four questions. Are the words still written? Does
-# what isn't a stereotype still hold? Is the rest of the language there? (And all on words that chose nothing.)
+# **On Monday:** somebody shows you a bias score that has fallen. That is the first of four questions. Are the words still
+# written? Does what isn't a stereotype still hold? Is the rest of the language there? (And all on words that chose nothing.)
 #
 # **Next:** lesson 10 asks what pruning really buys, in speed and memory.
 #
