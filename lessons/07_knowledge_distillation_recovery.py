@@ -898,7 +898,7 @@ def practice(rows_for):
 
 
 # %% [markdown]
-# ### Exercise 4 · ●●● · 20 minutes
+# ### Exercise 4 · ●●● · 25 minutes
 #
 # Write `rows_for(counts, speeches)`. `counts` is a `Counter` {token: times} with 1,024 tokens in all, and `speeches` are 8 rows of
 # 256 tokens. Return the rows that the solve shall read, an integer tensor [rows, 256]; each counted token and each token of the

@@ -207,7 +207,7 @@ class MadeUpExam:
 
     def more(self, rows):
         words = rows[rows >= 50]
-        gain = 0.15 * len(words) / 1024
+        gain = 0.3 * len(words) / 1024
         if len(words) and (words.diff() >= 0).float().mean() > 0.9:
             gain /= 2
         lost = 0.3 if (rows < 50).sum() < 2048 else 0.0
