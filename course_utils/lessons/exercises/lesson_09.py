@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.bias.pronouns import PRONOUNS
-from course_utils.lessons.exercises import Attempt, exercise, expect, number, require
+from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, take_a_try
 from course_utils.measuring.evaluation import perplexity_ratio
 from course_utils.measuring.language_modelling import Perplexity, perplexity
 from course_utils.models.architectures import describe
@@ -267,8 +267,7 @@ def check_goes_first(attempt: Attempt, estimates: Mapping[str, Tensor], exam: Cu
         f"Return a number for each neuron, {[blocks, width]}; yours is {[*first.shape]}.",
     )
     require(bool(first.float().isfinite().all()), "A number is NaN or infinite.")
-    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
-    exam.left -= 1
+    take_a_try(exam)
     found = exam.judge(first)
     mass = min(found["pronouns, stereotype"], found["pronouns, woman/man"])
     print(
