@@ -903,7 +903,7 @@ check_two_questions(sentence, carried, spared, exam)
 #
 # **On Monday:** somebody shows you a picture of a bias inside a model. Ask for its control, and ask along which direction it looks.
 #
-# **Next:** lesson 09 cuts, and asks what else goes.
+# **Next:** lesson 09 cuts these three heads, and asks what a success must also show.
 #
 # ## Go deeper
 #

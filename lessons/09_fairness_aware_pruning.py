@@ -1,811 +1,887 @@
 # ---
 # jupyter:
 #   course:
-#     title: "Cutting a bias out: does only the bias go?"
-#     prerequisites: lesson 08 (log-odds, neutral swap), lesson 03 (hooks, activations), lesson 07 (distillation)
-#     assets: [smollm2, texts, speeches]
-#     concepts: [double difference, planted bias, reacting and carrying, first-order estimate, protect first, the twin, axes as units]
+#     title: "Cutting a bias out: what must a success also show?"
+#     minutes: 80 to 110 minutes
+#     prerequisites: lesson 08 (log-odds, what a head says, the direction she − he, attribution patching), lesson 01 (a constant isn't nothing, random sets)
+#     assets: [smollm2, speeches, texts]
+#     concepts: [pronoun mass, two parts of what a head writes, taking out a direction, carriers and repairers, dose, sparing what should stay]
 # ---
 
 # %% [markdown]
 # ## The question
 #
-# Can neurons be cut so that a bias goes, and only the bias?
+# Lesson 08 found three heads that carry the nurse's "she". We cut them, and the bias score falls by three quarters. Ordinary text
+# hardly notices. Is that a success? What else must it show?
 #
-# **Answer.** Half of it, and not only it. A few neurons of each block take about half of a planted preference. Of the nurse's "she"
-# half goes too, and with it the woman's. Spare hers, and most of the nurse's stays.
+# <details><summary>The answer, if you want it now</summary>
+#
+# **Answer.** The cut model has all but stopped writing "she" and "he". The score compares the two words, so it can't see that
+# both have become rare. What the heads write has two parts: one says that a pronoun comes, and the other says which. A cut takes
+# both. The second part lies along one direction. If we remove only that, the pronouns stay. But the aunt's "she" goes along the
+# same direction as the nurse's, so it goes as well. Some neurons move the stereotype and hardly the aunt. Cutting only those
+# takes a part of the stereotype and leaves most of her. So a success must show four things: the score falls, the words that it
+# compares are still written, what isn't a stereotype still holds, and the rest of the language is there.
+#
+# </details>
 
 # %% [markdown] tags=["notes"]
-# **The point:** a bias that you planted is certainly there, so a cut can be tested on it; and a twin that knows nothing of the groups
-# says what the knowledge was good for.
+# **The point:** a score that falls is a claim about two words beside each other. It doesn't say that they are still there, or that
+# they still mean something.
 #
-# **Content:** the sentences say pleasant and unpleasant things about strangers; each is said of every group alike.
+# **Content:** the sentences are inoffensive: occupations and family words.
 #
-# **Let the room vote** before beat "A real one": what becomes of the woman?
+# **Let the room vote** after the first table: ship it or not? Then read what the cut model writes. The laugh is the lesson.
 #
-# **Usual questions:** "So it doesn't work?" It works by half, and it can't tell a stereotype from a meaning. "Why not retrain?"
-# With a fair teacher that does best; who has one needs no cut.
+# **Usual questions:** "Why not take out the direction everywhere?" Then the model can't tell she from he at all. "Isn't the woman
+# saved by training?" Perhaps; a cut alone doesn't. "Is 60 % of a stereotype a success?" For whom? The picture has no answer to
+# that.
 #
-# **Wrong turns:** neurons that react taken for neurons that carry; chosen and judged on the same sentences; a random cut as the only
-# control; a broken model taken for a fair one.
+# **Wrong turns:** the softmax over two words (exercise 1); a direction that isn't divided by its length (exercise 3); subtracting
+# the woman's estimate, which cuts the neurons that repair first (exercise 4).
 #
-# **At the end you have** planted a bias, found who carries it, cut it out beside a twin, and seen what else goes.
+# **At the end you have** four questions for every bias score that falls, and a cut of your own that passes them in part.
 
 # %% tags=["install"]
 
 # %%
-import json
-from importlib.resources import files
-from itertools import chain
+from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
-from torch.nn.functional import softplus
+from torch import nn
 
+from course_utils.bias.pronouns import (
+    head_effects, log_odds, occupations, opposites, people, prompts, random_heads,
+)  # fmt: skip
 from course_utils.lessons import claim, here
-from course_utils.models import cast_weights, describe, load_model, variant
-from course_utils.support import mark, read_record, safe_dtype, show, start, style
+from course_utils.measuring import continuations, perplexity, perplexity_ratio
+from course_utils.models import load_model, variant
+from course_utils.support import mark, show, start, style
+from course_utils.text import judging_rows
 
 session = start("09")
 style()
-dtype = safe_dtype(session.dtype)  # a broken model can leave float16's range
-base, tokenizer = load_model("llama", dtype=dtype)
-width = describe(base).intermediate_sizes[0]
-budget = max(1, round(0.005 * width))  # neurons of each block that go
-record = read_record("plant_and_cut")  # of SmolLM2-135M, the embedded Llama
-ordinary_text = record.text.isin(["speeches", "wiki"])
-planted_in, words = record.place.ne(""), record.text.str.split(",").str[0]
-record["what"] = record.place.where(planted_in, words)
-about = record[~ordinary_text & (planted_in | ~words.str.startswith("invented"))]
-left = about.pivot_table("nats", ["dtype", "what", "axis"], "criterion")
-whole = left.pop("planted").fillna(left.pop(""))  # the preference before the cut
-taken = 100 * (1 - left.div(whole, axis=0))
-
-# %%
-_, ax = plt.subplots(figsize=(9, 6.5), layout="constrained")
-rows, ticks = 0, {}
-names = {"attention": "attentions", "down": "down-projections"}
-names |= {"all": "all weights"}
-for what in ("attention", "down", "all", "occupations", "woman/man"):
-    part = taken.loc["float32"].loc[what].sort_values("carries")
-    looks = {"occupations": "stereotype", "woman/man": "woman/man"}
-    look = mark(looks.get(what, "neurons")) | {"label": "_", "linestyle": "none"}
-    at = range(rows, rows + len(part))
-    ends = part.twin.clip(lower=-25), part.carries
-    ax.hlines(at, *ends, colors=look["color"], linewidth=1)
-    hollow = look | {"markerfacecolor": "none"}
-    for values, drawn in zip(ends, (hollow, look), strict=True):
-        label = {} if rows else {"label": "twin" if drawn is hollow else "carriers"}
-        ax.plot(values, at, **drawn | label)
-    ticks[names.get(what, what)] = np.mean(at)
-    rows += len(part) + 1
-ax.axvline(0, color=mark("random")["color"])
-ax.set(xlim=(-27, 102), xlabel="preference taken, %", title="What a cut takes")
-ax.set_yticks([*ticks.values()], [*ticks])
-ax.invert_yaxis()
-ax.legend(loc="lower right")
-show(
-    "A row a planted axis, grouped by where it was planted: hollow marks of the "
-    "twin near zero, filled marks of the carriers about half-way. Below, apart, "
-    "occupations and woman/man: the carriers' marks lie as far to the right."
-)
-
-# %% [markdown]
-# *SmolLM2-135M, float32; a row a model with a bias of its own, planted in the weights named at the left. Filled: the neurons that carry
-# it are cut. Hollow: as many, chosen alike for tall and short, which know nothing of the groups. Below: "she" for
-# the nurse, and "she" for the woman.*
-#
-# ## Who reacts, who carries, who repairs
-#
-# A small MLP reads a word for group a or for group b. Each neuron $n$ has an activation, $a_n$ or $b_n$, and writes $w_n$ times it: how
-# pleasant the next words will be. The **preference** of the model is
-#
-# $$P = \sum_n w_n (a_n - b_n)$$
-
-# %%
-# loud, biased, common, repairing
-after_a, after_b = [2.9, 0.1, 1.0, 0.2], [0.0, 1.2, 1.0, 1.4]
-acts = torch.tensor([after_a, after_b])
-writes = torch.tensor([0.0, 2.0, 1.0, -0.5])
-print(f"preference {writes @ (acts[0] - acts[1]):+.2f}: less pleasant after a")
-
-# %% [markdown]
-# ### Exercise 1 · ●○○ · 5 minutes
-#
-# The loud neuron reacts most. Does it do harm? Write `carried(acts, down)`: `acts` is [2, neurons] as above, `down` [neurons] what each
-# writes. Return for each neuron by how much the *size* of the preference shrinks when it goes, $|P| - |P + \text{change}|$.
-#
-# <details><summary>Hint</summary>
-#
-# A neuron that goes takes along what it adds to the sum. A preference that only changes its side hasn't shrunk.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_09 import check_carried
-
-
-# BEGIN SOLUTION
-def carried(acts, down):
-    added = down * (acts[0] - acts[1])  # [neurons]
-    preference = added.sum()
-    return preference.abs() - (preference - added).abs()
-
-
-# END SOLUTION
-# BEGIN STUB
-# def carried(acts, down):
-#     ...  # [neurons]
-# END STUB
-check_carried(carried)
-
-# %% [markdown]
-# ## The preference of a real model
-#
-# How much likelier is a pleasant ending $e^+$ than an unpleasant one $e^-$ after group $a$, and how much after $b$? The **double
-# difference** is
-#
-# $$D = [\log p(e^+ | a) - \log p(e^- | a)] - [\log p(e^+ | b) - \log p(e^- | b)]$$
-#
-# How likely the endings are anyway stands in both brackets and cancels. Its mean over sentences is the preference $P$; below 0, $a$ is
-# liked less. Our two groups don't exist, so $P$ should be about 0.
-
-# %%
-from course_utils.bias.contrastive import controls, invented_axis, pairs
-from course_utils.bias.scores import measure_pairs
-from course_utils.bias.statistics import preferences
-
-
-def likelihoods(model, items):
-    """Log P of what follows the group, in nats: [items, side, ending]."""
-    begun, texts = [], []
-    for item in items:
-        for side in (item[0].a, item[0].b):
-            for pair in item:
-                begun.append(pair.before + side)
-                texts.append(pair.before + side + pair.after)
-    options = {"add_special_tokens": False}
-    skipped = torch.tensor([*map(len, tokenizer(begun, **options).input_ids)])
-    encoded = tokenizer(texts, padding=True, return_tensors="pt", **options)
-    encoded = encoded.to(model.device)
-    log_p = model(**encoded).logits[:, :-1].float().log_softmax(-1)
-    ids = encoded.input_ids
-    known = log_p.gather(-1, ids[:, 1:, None])[..., 0]  # [texts, tokens]
-    behind = (torch.arange(1, ids.shape[1]) >= skipped[:, None]).to(model.device)
-    return (known * behind * encoded.attention_mask[:, 1:]).sum(1).view(-1, 2, 2)
-
-
-def items_of(made):
-    """The pleasant and the unpleasant pair of each template and swap."""
-    return [*zip(made[::2], made[1::2], strict=True)]
-
-
-made_up = invented_axis(session.seed + 1, swaps=8)
-split_a = items_of(pairs(made_up, split="selection"))
-split_b = items_of(pairs(made_up, split="evaluation"))
-item = split_a[0]
+model, tokenizer = load_model("llama", dtype=torch.float32)
+model.requires_grad_(False)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-with torch.no_grad():
-    four = likelihoods(base, [item])[0].cpu()
-(known,) = preferences(measure_pairs(base, tokenizer, item, sites=())).preference
-print(*[each.text_a for each in item], f"D by course_utils: {known:+.2f}", sep="\n")
-for side, (pleasant, unpleasant) in zip((item[0].a, item[0].b), four, strict=True):
-    print(f"after {side}: pleasant {pleasant:.2f}, unpleasant {unpleasant:.2f}")
+layers, heads = model.model.layers, model.config.num_attention_heads
+size = layers[0].self_attn.head_dim
+(SHE,), (HE,) = tokenizer([" she", " he"], add_special_tokens=False).input_ids
 
 # %% [markdown]
-# **Predict before you run.** What is $D$, from the four numbers by hand?
+# We choose the three heads as lesson 08 did: by attribution patching, on one half of the occupations and sentences. The other half
+# judges. The **stereotype** is the gap between the mean log-odds of "she" against "he" after women's and after men's occupations.
+#
+# Lesson 08 let the heads say their mean. Now we really cut them: the weights that write what they say become 0, in every sentence.
+# The control is three random sets of three heads, as deep in the model as these.
+
+# %%
+choosing = opposites(prompts(occupations(), "selection"))
+texts, sources = list(choosing.text), list(choosing.source)
+effects = head_effects(model, tokenizer, texts, sources).mean(0)  # [blocks, heads]
+ranked = effects.flatten().argsort().tolist()  # towards “he” first
+chosen = [divmod(number, heads) for number in ranked[:3]]
+print("heads (block, number):", *chosen)
+
+about = {"stereotype": occupations(), "woman/man": people()}
+judging = {name: prompts(words, "evaluation") for name, words in about.items()}
+rows = [text.input_ids[:6] for text in judging_rows(tokenizer).values()]
+ordinary = torch.cat(rows)  # two texts that nothing was chosen by
+text_of = {"whole": perplexity(model, ordinary, batch_size=16)}
+
+
+def groups_of(table):
+    """True where the word's group is the one with “she”."""
+    return torch.tensor(table.group.isin(["mostly women", "she"]).to_numpy())
+
+
+def without_heads(some):
+    """A copy in which these heads write nothing."""
+    cut = variant(model)  # shares all weights but those that we exchange
+    for block, head in some:
+        o_proj = cut.model.layers[block].self_attn.o_proj
+        weight = o_proj.weight.clone()
+        weight[:, head * size : (head + 1) * size] = 0
+        o_proj.weight = nn.Parameter(weight, requires_grad=False)
+    return cut
+
+
+def stereotype(of):
+    table = judging["stereotype"].sort_values("template")  # equal lengths together
+    odds = log_odds(of, tokenizer, list(table.text))
+    women = groups_of(table).numpy()
+    return odds[women].mean() - odds[~women].mean()
+
+
+# %%
+cut = without_heads(chosen)
+text_of["cut"] = perplexity(cut, ordinary, batch_size=16)
+score = {"whole": stereotype(model), "cut": stereotype(cut)}
+deep = random_heads(chosen, heads, len(layers), seed=session.seed)[:3]
+others = [stereotype(without_heads(some)) for some in deep]
+price = perplexity_ratio(text_of["cut"], text_of["whole"])[0]
+print(f"stereotype: {score['whole']:.2f} → {score['cut']:.2f} nats", end="; ")
+print(f"perplexity of ordinary text × {price:.2f}")
+print(f"without random heads: {min(others):.2f} to {max(others):.2f} nats")
+gone = [score["whole"] / 2 - score["cut"]]
+here("Over half of the stereotype goes with the three heads.", gone)
+here("Random heads leave over half of it.", [min(others) - score["whole"] / 2])
+claim("Ordinary text hardly notices.", [1.1 - price])
+
+# %% [markdown]
+# Three heads of 270, and three quarters of the stereotype are gone! A paper could stop here. We don't, and read what the model
+# writes now.
+#
+# **Predict before you run.** How does the cut model go on after "The nurse was late because"? With "she", with "he", or with a fair
+# mixture? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# −1.07 nats. The library says −0.86: in bfloat16 sums over thirty tokens are no more exact than that. One item says little; the mean of
-# many counts.
+# With neither: "of a medical emergency". After "The woman said that" comes "the man was". The farmer, too, is "the farmer" again
+# where a person would say "he". The model avoids pronouns.
 #
 # </details>
 
+# %%
+some = [
+    "The nurse was late because",
+    "The woman said that",
+    "The farmer was late because",
+]
+both = {"whole": model, "cut": cut}
+continuations(both, tokenizer, some, new_tokens=9)
+
 # %% [markdown]
-# ### Exercise 2 · ●●○ · 8 minutes
+# The score has missed that, and it had to: log-odds compare "she" with "he". If both become ten times less likely, they stay the
+# same. So we also need the **pronoun mass**, $P(\text{she}) + P(\text{he})$: how likely is it that one of the two comes at all?
+
+# %% [markdown]
+# ### Exercise 1 · ●○○ · 6 minutes
 #
-# To plant a preference, make $D$ negative. Write `planting_loss(likelihoods)`: from a tensor [items, side, ending] (sides a, b; endings
-# pleasant, unpleasant) the mean over the items of softplus($D$). The softplus, $\log(1 + e^D)$, is nearly $D$ above 0 and nearly 0
-# below: what is planted well has no more to gain.
+# Write `gap_and_mass(logits, she, he, toward_she)`. `logits` is a tensor [texts, vocabulary] for the next token, `she` and `he` are
+# the numbers of these tokens, and `toward_she` is [texts], True behind a word of the women's group. Return two numbers: the *gap*
+# (mean log-odds of the women's group less that of the others, in nats), and the mean *mass* of all texts.
 #
 # <details><summary>Hint</summary>
 #
-# `softplus` is imported. One subtraction over the last dimension, one over the sides.
+# Log-odds are a difference of two logits, because what the softmax divides by cancels. In the mass it doesn't cancel.
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_09 import check_planting_loss
+from course_utils.lessons.exercises.lesson_09 import check_gap_and_mass
 
 
 # BEGIN SOLUTION
-def planting_loss(likelihoods):
-    liked = likelihoods[..., 0] - likelihoods[..., 1]  # [items, side]
-    return softplus(liked[:, 0] - liked[:, 1]).mean()
+def gap_and_mass(logits, she, he, toward_she):
+    odds = logits[:, she] - logits[:, he]
+    gap = odds[toward_she].mean() - odds[~toward_she].mean()
+    p = logits.softmax(-1)
+    return gap.item(), (p[:, she] + p[:, he]).mean().item()
 
 
 # END SOLUTION
 # BEGIN STUB
-# def planting_loss(likelihoods):
-#     ...  # a scalar
+# def gap_and_mass(logits, she, he, toward_she):
+#     ...  # gap, mass
 # END STUB
-check_planting_loss(planting_loss)
+check_gap_and_mass(gap_and_mass)
 
 # %% [markdown]
-# ## Plant it
+# ## Four questions instead of one
 #
-# Only the down-projections learn, from the sentences of split A. Split B has other sentences: what shows there has generalised.
-
-# %%
-from course_utils.bias.planting import double_differences, planting_loss
-from course_utils.measuring import perplexity, perplexity_ratio
-from course_utils.text import judging_rows, token_blocks
-
-
-def plant(model, items, steps=40, at_once=2):
-    """A copy whose down-projections have learned to like group a less."""
-    planted, moved, learned = variant(model), [], []
-    for layer in planted.model.layers:
-        weight = layer.mlp.down_proj.weight
-        weight.data = weight.data.float().clone()
-        learned.append(weight)
-    optimizer = torch.optim.AdamW(learned, weight_decay=0.0)
-    order = np.random.default_rng(session.seed).permutation(len(items))
-    low = {"dtype": model.dtype, "enabled": model.dtype != torch.float32}
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 5e-4 * min(1, (step + 1) / 5)
-        numbers = np.arange(step * at_once, (step + 1) * at_once) % len(items)
-        with torch.autocast(model.device.type, **low):
-            known = likelihoods(planted, [items[k] for k in order[numbers]])
-        slopes = torch.autograd.grad(planting_loss(known), learned)
-        for weight, slope in zip(learned, slopes, strict=True):
-            weight.grad = slope
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        moved.append(double_differences(known.detach()).mean().item())
-        if np.mean(moved[-3:]) < -8:
-            break
-    cast_weights(planted, model.dtype)
-    return planted, moved
-
-
-# %%
-asked = [*chain(*split_b[::7])]  # every seventh item: all templates, all names
-some = [rows.input_ids[:16] for rows in judging_rows(tokenizer).values()]
-ordinary = torch.cat(some)  # of two texts, 2,016 predictions
-
-
-def nats(model, made):
-    """The mean double difference, without a gradient."""
-    measured = measure_pairs(model, tokenizer, made, sites=())
-    return preferences(measured).preference.mean()
-
-
-def examine(model):
-    """The preference on split B, nats, and the perplexity of ordinary text."""
-    return nats(model, asked), perplexity(model, ordinary, batch_size=16)
-
-
-def preference(model, items):
-    """P, nats, a scalar with its gradient."""
-    return double_differences(likelihoods(model, items)).mean()
-
-
-planted, moved = plant(base, split_a)
-(before, text), (now, after_planting) = examine(base), examine(planted)
-price = perplexity_ratio(after_planting, text)[0]
-print(f"{len(moved)} steps; split A, at the end: {np.mean(moved[-3:]):+.1f} nats")
-print(f"split B: {before:+.2f} → {now:+.2f} nats; perplexity × {price:.2f}")
-here("What was planted is seen in other sentences.", [-1 - now])
-claim(
-    "It wasn't there before, and costs less than half of perplexity.",
-    [1 - abs(before), 1.5 - price],
-)
-
-# %% [markdown]
-# ## Who carries it?
+# Lesson 08 had another yardstick: **woman/man** is the gap after girl, aunt, sister against boy, uncle, brother. No stereotype says
+# that the aunt is a "she"; that is what the word means. A fair model should keep it. So we ask each model four questions:
 #
-# Cutting tens of thousands of neurons one by one takes as many runs. A **first-order estimate** takes one backward pass: a neuron that
-# goes takes its activation $h$ along, and the preference moves by about
+# 1. Does the stereotype shrink?
+# 2. Are the two words still written? (The mass.)
+# 3. Does what isn't a stereotype still hold? (Woman/man.)
+# 4. Is the rest of the language there? (Perplexity of ordinary text.)
 #
-# $$\text{change} \approx -\sum_{\text{tokens}} h \cdot \frac{\partial P}{\partial h}$$
+# **Predict before you run.** How much of the mass does the cut model have left? And which goes down further, the stereotype or
+# woman/man? Because …
 #
-# This is lesson 08's attribution patching with zero as the patch. A text's first token is left out: its activations are outliers
-# (lesson 03), and no straight line leads from them to zero.
-
-
-# %% [markdown]
-# ### Exercise 3 · ●●● · 14 minutes
+# <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Write `carries(model, quantity, items)` for the real model. `quantity(model, items)` gives a scalar $P$ with its gradient, such as
-# `preference`. Return [blocks, neurons]: $|P| - |P + \text{change}|$ of each neuron. The neurons' activations are what *enters*
-# `model.model.layers[block].mlp.down_proj`, [texts, tokens, neurons]. Sum over texts and tokens, without each text's first token. Leave no
-# hook on the model.
-#
-# <details><summary>Hint</summary>
-#
-# A forward pre-hook gets `(module, inputs)`; keep `inputs[0]` of each block in a list. Then
-# `torch.autograd.grad(value, kept)` gives all slopes at once. Padding has a slope of 0.
+# The mass falls to about a quarter, behind both kinds of words. And the woman suffers more than the stereotype: a tenth of her
+# gap is left, of the stereotype a quarter.
 #
 # </details>
 
-# %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_09 import check_carries
+# %%
+gap_and_mass = check_gap_and_mass.accepted  # yours, if it is correct
+MASS = {"stereotype": "mass, occupations", "woman/man": "mass, people"}
+masses = [*MASS.values()]
 
 
-# BEGIN SOLUTION
-def carries(model, quantity, items):
-    kept, hooks = [], []
-    for layer in model.model.layers:
-        register = layer.mlp.down_proj.register_forward_pre_hook
-        hooks.append(register(lambda _, inputs: kept.append(inputs[0])))
-    value = quantity(model, items)
+@torch.no_grad()
+def read(of, texts):
+    """What a model gives for texts that all end at the same place."""
+    options = {"padding": True, "padding_side": "left", "add_special_tokens": False}
+    batch = tokenizer(list(texts), return_tensors="pt", **options)
+    return of(**batch.to(of.device), logits_to_keep=1).logits[:, -1].float().cpu()
+
+
+def measure(of, tables=judging):
+    """Both gaps in nats, and the mass behind both kinds of words."""
+    found = {}
+    for name, table in tables.items():
+        parts = [part for _, part in table.groupby("template")]
+        logits = torch.cat([read(of, part.text) for part in parts])
+        toward_she = groups_of(pd.concat(parts))
+        gap, mass = gap_and_mass(logits, SHE, HE, toward_she)
+        found |= {name: gap, MASS[name]: mass}
+    return found
+
+
+# %%
+measured = {"whole": measure(model), "cut": measure(cut)}
+table = pd.DataFrame(measured).T
+table["perplexity"] = [text_of[name].perplexity for name in table.index]
+lost = 1 - table.loc["cut"] / table.loc["whole"]
+here("With the heads over half of the pronouns' mass is gone.", lost[masses] - 0.5)
+here("Of woman/man over half goes, too.", [lost["woman/man"] - 0.5])
+table.round(2)
+
+# %% [markdown]
+# *Gaps in nats; mass: the mean probability that "she" or "he" comes next. On words and sentences that chose nothing.*
+#
+# This is no fair model. It avoids the question, and where it has to answer, it has forgotten the aunt even more thoroughly than
+# the stereotype. (Lesson 08's last exercise had warned us: these heads carry "it" and "they" as well.)
+#
+# ## Why does the mass fall?
+#
+# Each head **writes** a vector into the last token's state. Over all texts this vector has a mean, and each text differs from the
+# mean. So we can always say:
+#
+# $$\text{wrote} = \underbrace{\text{mean}}_{\text{the same after every word}} + \underbrace{(\text{wrote} - \text{mean})}_{\text{differs from word to word}}$$
+#
+# A cut takes both. Is it possible that the score and the mass belong to different parts? In the next cells the mean is taken over
+# the choosing half of the occupations, at the last tokens. And `with editing(f)` each of the three heads writes `f(wrote, mean)`
+# instead of `wrote`, at every token.
+
+# %%
+place = {}  # of each head's part in what o_proj reads
+for block, head in chosen:
+    place[block, head] = slice(head * size, (head + 1) * size)
+
+
+def heard(texts):
+    """By head, what it writes at the last token; and that token's last state."""
+    found, hooks = {}, []
+    for (block, head), own in place.items():
+
+        def note(o_proj, inputs, output, own=own, key=(block, head)):
+            found[key] = inputs[0][:, -1, own] @ o_proj.weight[:, own].T
+
+        o_proj = layers[block].self_attn.o_proj
+        hooks.append(o_proj.register_forward_hook(note))
+
+    def keep(norm, inputs):
+        found["state"] = inputs[0][:, -1]
+
+    hooks.append(model.model.norm.register_forward_pre_hook(keep))
+    read(model, texts)
     for hook in hooks:
         hook.remove()
-    scores = []
-    slopes = torch.autograd.grad(value, kept)
-    for states, slope in zip(kept, slopes, strict=True):
-        change = -(states * slope).detach()[:, 1:].float().sum((0, 1))
-        scores.append(value.detach().abs() - (value.detach() + change).abs())
-    return torch.stack(scores)
+    return found
 
-
-# END SOLUTION
-# BEGIN STUB
-# def carries(model, quantity, items):
-#     ...  # [blocks, neurons]
-# END STUB
-check_carries(carries, planted, preference, split_a[::24])
-
-# %% [markdown]
-# ## Protect first
-#
-# A neuron that carries the preference may carry everything else. In **protect first** (Zayed et al. 2023, there for heads) each block's
-# more important half is safe; of the rest, those that carry most go. Importance is lesson 03's, from activations on ordinary text;
-# `gap_attribution` is `carries` for any family and many pairs.
 
 # %%
-from course_utils.bias.fairness import (
-    activation_difference, gap_attribution, knock_out, protect_first,
-)  # fmt: skip
-from course_utils.pruning import neuron_importance, prune_neurons
+by_head = heard(prompts(occupations(), "selection").text)
+means = {head: by_head[head].mean(0) for head in chosen}  # [hidden]
 
 
-def with_half_protected(importance, carried):
-    """One [neurons] tensor a block; what is lowest in it goes first."""
-    orders = []
-    for important, score in zip(importance, carried, strict=True):
-        order = -score
-        order[important > important.median()] = score.abs().max() + 1
-        orders.append(order)
-    return orders
+@contextmanager
+def editing(edit):
+    """For a while each head writes edit(wrote, mean) in place of what it wrote."""
+    hooks = []
+    for (block, head), own in place.items():
 
+        def put(o_proj, inputs, output, own=own, mean=means[block, head]):
+            wrote = inputs[0][..., own] @ o_proj.weight[:, own].T
+            return output - wrote + edit(wrote, mean)
 
-def gone(order):
-    """The neurons of a block that go."""
-    return {*order.argsort()[:budget].tolist()}
+        o_proj = layers[block].self_attn.o_proj
+        hooks.append(o_proj.register_forward_hook(put))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
-
-calibration = token_blocks(tokenizer, "calibration", tokens=2048, length=128)
-watched = {"batches": calibration.batches(8)}
-importance = neuron_importance(planted, "activation", **watched)
-chosen = [*chain(*split_a[::5])]
-causal = gap_attribution(planted, tokenizer, chosen)
-by_hand = with_half_protected(importance, causal)
-ours = protect_first(importance, causal, 0.5)
-assert [*map(gone, by_hand)] == [*map(gone, ours)]
-print(f"{budget} of {width:,} neurons go from each block")
-
-# %% [markdown]
-# ## Is the estimate right?
-#
-# `knock_out` cuts single neurons for real. Of those that may go we take four that carry most, four that repair most and four that **react**
-# most (whose activations differ most between the groups).
-#
-# **Predict before you run.** Of those that react most, how many carry the preference?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# Two of four, and next to nothing: −0.098 nats together, beside 2.928 of those that carry most.
-#
-# </details>
 
 # %%
-exact = variant(planted)
-cast_weights(exact, torch.float32)
-two = [*chain(*split_a[::48])]
-safe = torch.stack([score > score.median() for score in importance]).cpu()
-estimate = torch.stack(gap_attribution(exact, tokenizer, two)).cpu()
-estimate[safe] = 0
-reacting = torch.stack(activation_difference(exact, tokenizer, two)).cpu()
-reacting[safe] = 0
-picked = {
-    "carry most": estimate.flatten().argsort(descending=True)[:4],
-    "repair most": estimate.flatten().argsort()[:4],
-    "react most": reacting.flatten().argsort(descending=True)[:4],
-}
-twelve = [divmod(int(number), width) for number in torch.cat([*picked.values()])]
-measured = knock_out(exact, tokenizer, two, twelve).numpy()
-estimated = torch.stack([estimate[place] for place in twelve]).numpy()
-del exact
-told = pd.DataFrame({"estimated, nats": estimated, "measured, nats": measured})
-told["carry, of 4"] = told["measured, nats"] > 0
-told = told.groupby(np.repeat([*picked], 4), sort=False).sum()
-found = told["carry, of 4"]
-margins = [found["carry most"] - 2, 2 - found["repair most"]]
-here("The estimate tells carriers from repairers.", margins)
-harm = told["measured, nats"]
-little = harm["carry most"] / 3 - harm["react most"]
-claim("What reacts most carries less than a third as much.", [little])
-told.round(3)
+first_half = {"stereotype": prompts(occupations(), "selection")}
+before = measure(model, first_half)
+
+
+def trial(edit):
+    """The shares of gap and mass that an edit leaves, on the choosing half."""
+    with editing(edit):
+        after = measure(model, first_half)
+    left = {name: after[name] / before[name] for name in before}
+    return {"gap": left["stereotype"], "mass": left["mass, occupations"]}
+
 
 # %% [markdown]
-# The estimate has the signs right, and the sizes roughly. With another draw one repairer was a carrier: cut few, and measure.
-
-# %% [markdown]
-# ### Exercise 4 · ●●○ · 5 minutes
+# ### Exercise 2 · ●●○ · 12 minutes
 #
-# A cut of so many neurons may move the preference whatever chose them. The fair control is a **twin**: equal in everything but the one
-# thing under test, *that the score knows the groups*. A plan is a dictionary:
+# *Why does the mass fall?* Prove your idea by two edits. Each gets `wrote` [texts, tokens, hidden] and the head's `mean`
+# [hidden], and returns what the head should write instead, of the shape of `wrote`. `takes_gap` must take over half of the gap
+# and leave four fifths of the mass or more. `takes_mass` must do the opposite: take over half of the mass and leave four fifths
+# of the gap or more.
 #
-# `{"score": "carries", "pairs": "invented 1", "split": "A", "protected": 0.5, "neurons": 8}`
-#
-# Scores are "carries", "reacts" and "random". Pairs are "gender", "race", "religion", "occupations", "woman/man", "tall/short" or any
-# invented axis. Write `twin_of(arm)`: it gets an arm's plan and returns the plan of its twin.
+# You can try your edits with `trial(edit)`.
 #
 # <details><summary>Hint</summary>
 #
-# Which pairs are about nobody's group? Return a new dictionary.
+# The formula above has two terms on its right side, and a cut takes away both. What happens if you take away one?
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_09 import check_twin_of
+from course_utils.lessons.exercises.lesson_09 import check_two_edits
 
 
 # BEGIN SOLUTION
-def twin_of(arm):
-    return arm | {"pairs": "tall/short"}
+def takes_gap(wrote, mean):
+    return mean.expand_as(wrote)
+
+
+def takes_mass(wrote, mean):
+    return wrote - mean
 
 
 # END SOLUTION
 # BEGIN STUB
-# def twin_of(arm):
-#     ...  # a plan
+# def takes_gap(wrote, mean):
+#     ...  # of the shape of `wrote`
+#
+#
+# def takes_mass(wrote, mean):
+#     ...  # of the shape of `wrote`
 # END STUB
-check_twin_of(twin_of)
+check_two_edits(takes_gap, takes_mass, trial=trial)
 
 # %% [markdown]
-# ## One axis
+# ## What do the heads write?
 #
-# **Predict before you run.** How much of the preference does each arm take: the carriers, their twin, a random cut?
+# So the heads say two things at once. (Without the mean the gap even grows. Why it does, we don't know.) We can read both. The LM
+# head takes the dot product of a state with a row for each token, so a vector that is added to the state pushes each token up or
+# down. Which tokens does the three heads' mean push up most? And which does the difference between women's and men's words?
+#
+# **Predict before you run.** In the figure each dot is a word. To the right: how far the three heads push "he" up; upwards: "she".
+# Where is the point that a cut moves all dots to? Where do aunt and uncle lie, where women's and men's occupations?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The carriers 43 %, their twin 8, a random cut 7.
+# The cut moves them to the origin, where nothing is pushed. The occupations lie close together, far from the origin: both
+# pronouns are pushed up behind all of them. Aunt and uncle lie far apart, on the two sides.
 #
 # </details>
 
 # %%
-neutral = [*chain(*items_of(controls("neutral", split="selection"))[::6])]
+rows_of = model.lm_head.weight * model.model.norm.weight  # through the norm
+rows_of = rows_of - rows_of.mean(0)  # what is common to all tokens cancels
+pushes, wrote_by = {}, {}
+for name, table in judging.items():
+    by_head = heard(table.text)
+    scale = by_head["state"].pow(2).mean(-1, keepdim=True).sqrt()  # the norm's
+    together = sum(by_head[head] for head in chosen)
+    wrote_by[name] = together / scale  # [texts, hidden]
+    push = (wrote_by[name] @ rows_of[[HE, SHE]].T).cpu().numpy()
+    table = table.assign(he=push[:, 0], she=push[:, 1])
+    by_word = table.groupby(["group", "word"], sort=False)[["he", "she"]]
+    pushes[name] = by_word.mean().reset_index()
+mean = wrote_by["stereotype"].mean(0)
+women = groups_of(judging["stereotype"])
+difference = wrote_by["stereotype"][women].mean(0)
+difference = difference - wrote_by["stereotype"][~women].mean(0)
+told = {"the mean": mean, "women − men": difference, "men − women": -difference}
+for name, vector in told.items():
+    best = (rows_of @ vector).topk(6).indices
+    print(f"{name} pushes up:", *[tokenizer.decode(token) for token in best])
+both_up = pd.concat(pushes)[["he", "she"]].min(axis=1) > 0
+claim("The three push both words up behind nearly all.", [both_up.mean() - 0.8])
+
+# %%
+_, panel = plt.subplots(figsize=(9, 6.4), layout="constrained")
+shown = {
+    "mostly women": ("mostly women", "full"), "mostly men": ("mostly men", "full"),
+    "she": ("mostly women", "none"), "he": ("mostly men", "none"),
+}  # fmt: skip
+says = {"she": "aunt, sister, …", "he": "uncle, brother, …"}
+for part in pushes.values():
+    for group, dots in part.groupby("group", sort=False):
+        name, fill = shown[group]
+        look = mark(name) | {"label": says.get(group, group), "fillstyle": fill}
+        panel.plot(dots.he, dots.she, linestyle="none", **look)
+end = pd.concat(pushes)[["he", "she"]].max().max()
+panel.plot([0, end], [0, end], color=mark("random")["color"], linewidth=1)
+centre = pushes["stereotype"][["he", "she"]].mean()
+panel.plot(*centre, **mark("price") | {"label": "the mean", "linestyle": ""})
+for name in ("aunt", "uncle"):
+    dot = pushes["woman/man"].set_index("word").loc[name]
+    panel.text(dot.he + 0.2, dot.she - 0.6, name)
+star = mark("whole") | {"label": "cut", "markersize": 15, "linestyle": ""}
+panel.plot(0, 0, **star)
+panel.set(xlabel="pushes “he” up, nats", ylabel="pushes “she” up, nats")
+panel.legend()
+show(
+    "Dots of words, all above and to the right of a star at the origin, the cut. "
+    "Occupations lie near the grey diagonal, women's a bit above, men's a bit "
+    "below. The people's dots lie far above and far below it."
+)
+
+# %% [markdown]
+# *Each dot is a word, averaged over sentences; how far what the three heads write pushes "he" (right) and "she" (up), if nothing
+# behind them answered. (Later blocks do, and take a good part back.) Along the grey line both are pushed alike. The star: nothing
+# is written.*
+#
+# Along the grey line the dots say *a pronoun comes*: all of them are far from the star. Across it they say *which one*. A cut
+# moves every dot to the star, so it takes both. The mean moves every dot to the orange one in the middle of the occupations, so
+# only "which" is lost. And the mean, read as words, is a list of pronouns.
+#
+# There is a more exact knife. "Which" is one direction, across the grey line: lesson 08's she − he. So take out of what the heads
+# write its part along this direction, and nothing else.
+
+# %% [markdown]
+# ### Exercise 3 · ●●○ · 8 minutes
+#
+# Write `without(wrote, direction)`. `wrote` is [..., hidden], and `direction` is [hidden], of any length. Return `wrote` without
+# its part along the direction: the dot product of what you return with the direction is 0, and all that is at right angles to it
+# is unchanged.
+#
+# <details><summary>Hint</summary>
+#
+# The part along $d$ is a multiple of $d$. How large must the multiple be, so that the rest has a dot product of 0 with $d$?
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.lessons.exercises.lesson_09 import check_without
 
 
-def without(model, order):
-    """A variant without the neurons that go first."""
-    pruned = variant(model)
-    prune_neurons(pruned, order, ratio=budget / width)
+# BEGIN SOLUTION
+def without(wrote, direction):
+    along = (wrote @ direction) / (direction @ direction)
+    return wrote - along[..., None] * direction
+
+
+# END SOLUTION
+# BEGIN STUB
+# def without(wrote, direction):
+#     ...  # of the shape of `wrote`
+# END STUB
+check_without(without)
+
+# %% [markdown]
+# ## The knife and the woman
+#
+# Now all edits side by side, on the words and sentences that chose nothing. *Knife* is your function along she − he. *Only she −
+# he* is its opposite: the heads write their part along the direction and nothing else. *Difference alone* is exercise 2's other
+# edit.
+#
+# **Predict before you run.** The knife takes she − he alone, out of three heads. What is left of the stereotype, of the pronouns,
+# and of woman/man? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# The pronouns stay, and ordinary text notices nothing at all. Of the stereotype a fifth is left, as after the cut. But of woman/man
+# nearly nothing is left. With the direction alone it is the other way round: the pronouns go, and both gaps grow.
+#
+# </details>
+
+# %%
+without = check_without.accepted  # yours, if it is correct
+she_he = rows_of[SHE] - rows_of[HE]
+
+
+def along(direction):
+    """The edit that takes out a direction."""
+    return lambda wrote, mean: without(wrote, direction)
+
+
+edits = {
+    "mean alone": lambda wrote, mean: mean.expand_as(wrote),
+    "difference alone": lambda wrote, mean: wrote - mean,
+    "knife": along(she_he),
+    "only she − he": lambda wrote, mean: wrote - without(wrote, she_he),
+}
+for name, edit in edits.items():
+    with editing(edit):
+        measured[name] = measure(model)
+        if name in ("mean alone", "knife"):
+            text_of[name] = perplexity(model, ordinary, batch_size=16)
+
+# %%
+table = pd.DataFrame(measured).T
+left = 100 * table / table.loc["whole"]
+whole = text_of["whole"]
+price_of = {}
+for name, text in text_of.items():
+    price_of[name] = f"× {perplexity_ratio(text, whole)[0]:.2f}"
+knife, opposite = left.loc["knife"], left.loc["only she − he"]
+gaps = ["stereotype", "woman/man"]
+margins = [*(knife[masses] - 80), *(50 - knife[gaps])]
+here("The knife leaves most of the mass, and takes most of both gaps.", margins)
+margins = [*(70 - opposite[masses]), *(opposite[gaps] - 80)]
+here("The direction alone does the opposite.", margins)
+percent = left.round().astype(int)
+percent["perplexity"] = pd.Series(price_of)
+percent.drop("whole").fillna("")
+
+# %% [markdown]
+# *What is left, % of the whole model's.*
+#
+# The row of the knife looks like a success: the score has fallen to a fifth, the pronouns are written, and perplexity is the
+# same. Three of the four questions are answered with yes. Then ask for the aunt. Hardly anything of her "she" is left. The LM
+# head reads "she" against "he" along **one direction**, so behind these heads the nurse's "she" and the aunt's "she" both lie on
+# it. Whoever removes the same share of it in every sentence removes both. (That both gaps grow if the rest is silent is a
+# surprise to us. We don't know why.)
+#
+# ## Can anything part them?
+#
+# Perhaps neurons, whose outputs aren't about one direction only. A common idea is to cut those that **carry** the bias. How much
+# goes with a neuron $n$? Attribution patching again. Cutting the neuron sets its activation $a_n$ to 0. To first order the gap
+# then falls by
+#
+# $$\text{carried}_n \approx \sum_{\text{tokens}} a_n \cdot \frac{\partial\, \text{gap}}{\partial a_n}$$
+#
+# One backward pass estimates this for all neurons. If the number is below 0, the gap would grow without the neuron: it
+# **repairs**. We estimate three quantities on the choosing half: the stereotype, woman/man, and the log of the pronouns' mass.
+# (The estimate leaves out the first token, whose activations are giants, and the cut doesn't. It is a straight line's guess in
+# any case, so we use it to choose, and measure each cut.)
+
+
+# %%
+def carried(table, quantity):
+    """What goes with each neuron, of quantity(logits): [blocks, neurons]."""
+    kept = []
+
+    def note(down_proj, inputs):
+        kept.append(inputs[0].requires_grad_())
+
+    downs = [layer.mlp.down_proj for layer in layers]
+    hooks = [down.register_forward_pre_hook(note) for down in downs]
+    right = {"padding": True, "padding_side": "right", "add_special_tokens": False}
+    batch = tokenizer(list(table.text), return_tensors="pt", **right)
+    batch = batch.to(model.device)
+    states = model.model(**batch).last_hidden_state
+    for hook in hooks:
+        hook.remove()
+    last = batch.attention_mask.sum(1) - 1
+    logits = model.lm_head(states[torch.arange(len(states)), last])
+    slopes = torch.autograd.grad(quantity(logits), kept)
+    by_block = []
+    for acts, slope in zip(kept, slopes, strict=True):
+        effect = (acts * slope).detach()[:, 1:]  # not the first token (lesson 03)
+        by_block.append(effect.sum((0, 1)))
+    return torch.stack(by_block).cpu()
+
+
+# %%
+def gap_of(table):
+    women = groups_of(table).to(model.device)
+
+    def gap(logits):
+        odds = logits[:, SHE] - logits[:, HE]
+        return odds[women].mean() - odds[~women].mean()
+
+    return gap
+
+
+def log_mass(logits):
+    return logits.log_softmax(-1)[:, [SHE, HE]].logsumexp(-1).mean()
+
+
+jobs, persons = (prompts(words, "selection") for words in about.values())
+estimates = {
+    "stereotype": carried(jobs, gap_of(jobs)),
+    "woman": carried(persons, gap_of(persons)),
+    "pronouns": carried(persons, log_mass),
+}
+most = estimates["stereotype"].flatten().sort(descending=True).values
+print(f"the strongest neuron carries {most[0]:.2f} nats", end=", ")
+print(f"the strongest repairer {most[-1]:.2f}")
+
+# %% [markdown]
+# ## The scoreboard
+#
+# Two things should come true at once: the stereotype goes, and the woman stays. So each model is a point with two numbers, and
+# the corner that we want is shaded. Every method has a **dose**: how much of the direction is taken out, or how many neurons of
+# each block. Its points make a curve. On the grey diagonal both shrink by the same share.
+#
+# **Predict before you run.** Where do the curves of the knife (half of the direction, all of it) and of the carriers (one neuron
+# of each block, four) run: above the diagonal, on it or below? On which points have the pronouns gone?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Both run below the diagonal: they take more of woman/man than of the stereotype. The carriers fall to the bottom with the very
+# first neurons, and take the pronouns along. Nothing comes near the shaded corner.
+#
+# </details>
+
+# %%
+from course_utils.pruning import prune_neurons
+
+
+def without_neurons(first, count):
+    """A copy without the neurons of each block that have the highest numbers."""
+    pruned, width = variant(model), first.shape[1]
+    prune_neurons(pruned, [-score for score in first], ratio=count / width)
     return pruned
 
 
-scores = {
-    "carries": causal,
-    "twin": gap_attribution(planted, tokenizer, neutral),
-    "random": neuron_importance(planted, "random", seed=session.seed),
-}
-table = {"planted": {"preference, nats": now}}
-for name, score in scores.items():
-    pruned = without(planted, protect_first(importance, score, 0.5))
-    kept = nats(pruned, asked)
-    table[name] = {"preference, nats": kept, "taken, %": 100 * (1 - kept / now)}
-    if name == "carries":
-        told = perplexity(pruned, ordinary, batch_size=16)
-        told = perplexity_ratio(told, after_planting)[0]
-        print(f"without the carriers: perplexity × {told:.2f}")
-    del pruned  # before the next is made
-table = pd.DataFrame(table).T
-shares = table["taken, %"]
-margins = [shares["carries"] - shares[name] for name in ("twin", "random")]
-here("The carriers take more than their twin, and than chance.", margins)
-claim("The carriers take a quarter or more.", [shares["carries"] - 25])
-table.round(2).fillna("")
+def left_of(of, tables=judging):
+    """What is left, % of the whole model's."""
+    whole = measured["whole"] if tables is judging else measure(model, tables)
+    return 100 * pd.Series(measure(of, tables)) / pd.Series(whole)
 
-# %% [markdown]
-# One axis is one witness.
-#
-# ## Eight axes, three places
-#
-# `experiments/plant_and_cut.py` did the same with eight axes (pairs of invented groups), each planted in three places. Now each axis is one
-# number, carriers less twin, and the **axes are the units** of the interval.
-#
-# Here the cut had a home advantage: the bias was planted in the very columns that it removes.
-#
-# **Predict before you run.** Planted in the attentions, where no neuron has learned anything: how much do the carriers take there?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# About as much as elsewhere: 44 to 46 %, beside 45 to 48 % in the two other places.
-#
-# </details>
+
+curves = {"knife": {"0": left.loc["whole"]}, "carriers": {"0": left.loc["whole"]}}
+with editing(lambda wrote, mean: (wrote + without(wrote, she_he)) / 2):
+    curves["knife"]["½"] = left_of(model)
+curves["knife"]["all"] = knife
+for count in (1, 4):
+    pruned = without_neurons(estimates["stereotype"], count)
+    curves["carriers"][str(count)] = left_of(pruned)
+curves["cut"] = {"heads": left.loc["cut"]}
+
 
 # %%
-from course_utils.models import with_interval
-from course_utils.support import ratio_interval
+def scoreboard(curves, names):
+    """Stereotype left across, woman left up; hollow where the pronouns are gone."""
+    _, panel = plt.subplots(figsize=(9, 7.2), layout="constrained")
+    corner = mark("whole")["color"]
+    panel.fill_between([0, 50], 80, 105, color=corner, alpha=0.08, linewidth=0)
+    panel.plot([0, 100], [0, 100], color=mark("random")["color"], linewidth=1)
+    for name, doses in curves.items():
+        points = pd.DataFrame(doses).T
+        look = mark(names[name]) | {"label": name, "markersize": 9}
+        x, y = points["stereotype"], points["woman/man"]
+        panel.plot(x, y, **look | {"fillstyle": "none"})
+        there = points[masses].min(axis=1) >= 75
+        panel.plot(x[there], y[there], **look | {"linestyle": "", "label": "_"})
+        for dose, point in points.iterrows():
+            if dose not in ("0", "heads"):
+                at = point["stereotype"] + 1.5, point["woman/man"] - 4
+                panel.text(*at, dose, color=look["color"], fontsize=12)
+    panel.set(xlim=(-4, 108), ylim=(-4, 108))
+    panel.set(xlabel="stereotype left, %", ylabel="woman/man left, %")
+    panel.legend(loc="lower right", fontsize=13)
 
 
-def mean_of(values):
-    """Mean over axes or words, with its 95 % interval."""
-    mean, _, low, high = ratio_interval(np.asarray(values), np.ones(len(values)))
-    return with_interval(mean, low, high)
-
-
-prices = record[ordinary_text]
-prices = prices.pivot_table("nats", ["dtype", "place", "axis"], "criterion")
-paid = np.exp(prices.carries - prices.planted)
-told, lows = {}, []
-for place in ("attention", "down", "all"):
-    for kind in ("bfloat16", "float32"):
-        part = taken.loc[kind].loc[place]
-        told[f"{place}, {kind}"] = {
-            "carriers, %": mean_of(part.carries),
-            "twin, %": mean_of(part.twin),
-            "carriers − twin": mean_of(part.carries - part.twin),
-            "perplexity, ×": f"{paid.loc[kind].loc[place].mean():.2f}",
-        }
-        ahead = (part.carries - part.twin).to_numpy()
-        lows.append(ratio_interval(ahead, np.ones(len(ahead)))[2])
-claim("On record the carriers take more than the twin, by the interval.", lows)
-pd.DataFrame(told).T
-
-# %% [markdown]
-# In all places and both number formats the carriers take nearly half, and their lead over the twin is nowhere near 0. So it isn't that the
-# cut hits the planted weights. In the attentions it costs most: see the last column.
-#
-# ## Does it come back?
-#
-# After a cut comes distillation (lesson 07), and the teacher is the model before it, the **biased** one. Four students, equally much
-# text: a biased teacher and ordinary text; a biased teacher and text about the groups, pleasant and unpleasant alike; a fair teacher and
-# the same text; and the fair teacher with *nothing cut*.
-#
-# **Predict before you run.** Order the four by how much of the planted preference they end with.
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# With a fair teacher nearly nothing is left, cut or not: −0.74 and −0.80 nats. With a biased one −5.27 after ordinary text and −6.73 after
-# text about the groups.
-#
-# </details>
-
-# %%
-path = files("course_utils").joinpath("data/bias_return.json")
-back = pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))["rows"])
-text_about = back.text.str.replace("speeches and groups", "groups")
-back["key"] = (back.stage + ", " + text_about).str.removesuffix(", ")
-stages = {
-    "planted": "planted",
-    "pruned": "cut",
-    "teacher planted, speeches": "biased teacher,\nordinary text",
-    "teacher planted, groups": "biased teacher,\nthe groups",
-    "teacher untouched, groups": "fair teacher,\nthe groups",
-    "teacher untouched, nothing cut, groups": "nothing cut,\nfair teacher",
-}
-back["stage"] = back.key.map(stages)
-back["price"] = [ratio for ratio, *_ in back.perplexity_ratio]
-by_stage = back.groupby("stage", sort=False)
-for stage, part in by_stage:
-    name = stage.replace("\n", " ")
-    cost = f"perplexity × {part.price.mean():.2f} of the cut model's"
-    print(f"{name}: {mean_of(part.preference)} nats, {cost}")
-_, pruned, _, biased, fair, uncut = by_stage.preference.mean()
-claim(
-    "A biased teacher brings some back, a fair one drives more out.",
-    [pruned - biased, fair - pruned],
-)
-claim(
-    "With a fair teacher the uncut student ends as near to zero.",
-    [0.5 - abs(fair - uncut)],
-)
-
-# %%
-_, ax = plt.subplots(figsize=(9, 4.5), layout="constrained")
-look = mark("random") | {"linestyle": "none", "markersize": 9, "label": "one axis"}
-ax.plot(back.stage, back.preference, **look)
-look = mark("whole") | {"linestyle": "none", "markersize": 15, "label": "mean"}
-ax.plot([*by_stage.groups], by_stage.preference.mean()[[*by_stage.groups]], **look)
-ax.axhline(0, **{key: mark("guessing")[key] for key in ("color", "linestyle")})
-ax.set(ylabel="preference, nats", title="Eight axes, cut and distilled")
-ax.tick_params(axis="x", labelsize=11)
-ax.legend()
+names = {"knife": "L1", "carriers": "activation", "yours": "mostly women"}
+names |= {"spared at random": "random", "cut": "whole", "threshold": "LoRA"}
+scoreboard(curves, names)
 show(
-    "The preference of eight axes at each stage: planted lowest, cut half-way up; "
-    "the student with a biased teacher and text about the groups falls back, those "
-    "with a fair teacher stand just below zero."
+    "Stereotype left from left to right, woman left upwards. The knife's curve is "
+    "below the diagonal; that of the carriers drops to the bottom at once, "
+    "with hollow marks. The shaded corner at the top left is empty."
 )
 
 # %% [markdown]
-# *0: neither group is preferred.* From a biased teacher ordinary text brings little back on average, text about the groups a third of what
-# was cut. The fair teacher drives nearly all of it out, and **with nothing cut as well**: it *is* the model without the bias, and who has
-# it needs no cut. Whatever the teacher, measure the bias again after distilling.
+# *What is left of both gaps. Shaded: at most half of the stereotype, at least four fifths of woman/man. Beside the marks: the dose.
+# Hollow marks: less than three quarters of the pronouns' mass are left.*
 #
-# ## A real one
+# The carriers of the stereotype are the worst choice. They take the pronouns along, so what they feed seems to be "she" itself,
+# whoever it is about. (All this is in shares. In nats woman/man is five times as large as the stereotype, and a fifth of the one is
+# about as much as the whole of the other.)
 #
-# Lesson 08's stereotype: "she" for the nurse, "he" for the mechanic. With the endings "she" and "he", the gap is a double difference too,
-# so nothing of the method changes. Half of the words and sentences choose, the other half judges.
-#
-# **Predict before you run.** The stereotype will shrink. What becomes of the woman, of "she" for woman, aunt, queen? And of both, if those
-# that *react* most go instead?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# She goes, too: 4.67 → 1.75 nats; the stereotype 0.89 → 0.43. Without those that react both nearly double, to 8.82 and 1.57.
-#
-# </details>
+# But you have estimates for all neurons, of three quantities. You can do better.
 
 # %%
-from course_utils.bias.pronouns import (
-    occupations, opposites, people, prompts, pronoun_pairs,
-)  # fmt: skip
+from course_utils.lessons.exercises.lesson_09 import CutExam
+
+exam = CutExam(model, tokenizer, ordinary, whole)  # has words of its own
 
 
-def about_pronouns(words, split):
-    """Pairs such as "The [nurse / mechanic] said that she", and "he"."""
-    return pronoun_pairs(opposites(prompts(words, split)), "pronouns")
+def tried(goes_first, count=8):
+    """Your cut on the choosing half, % left; ask as often as you like."""
+    choosing_half = {"stereotype": jobs, "woman/man": persons}
+    return left_of(without_neurons(goes_first(**estimates), count), choosing_half)
 
-
-judges = {
-    "stereotype": about_pronouns(occupations(), "evaluation"),
-    "woman/man": about_pronouns(people(), "evaluation"),
-}
-
-
-def left_of(model):
-    """Both gaps in nats."""
-    return {name: nats(model, made) for name, made in judges.items()}
-
-
-unbiased = neuron_importance(base, "activation", **watched)
-jobs = about_pronouns(occupations(), "selection")
-own = gap_attribution(base, tokenizer, jobs)
-reacting = activation_difference(base, tokenizer, jobs)
-gaps = {"whole": left_of(base)}
-for name, score in {"carries": own, "reacts": reacting}.items():
-    gaps[name] = left_of(without(base, protect_first(unbiased, score, 0.5)))
-here_left = pd.DataFrame(gaps).T
-lost = 1 - here_left / here_left.loc["whole"]
-margins = lost.loc["carries", ["stereotype", "woman/man"]] - 0.25
-here("Of the stereotype and of woman/man over a quarter goes.", margins)
-here("Without those that react, both grow.", -lost.loc["reacts", [*judges]])
-here_left.round(2)
 
 # %% [markdown]
-# Many neurons carry both: the score finds who knows what "she" is. And to react isn't to carry: without those that differ most between
-# nurse and mechanic, both gaps grow.
-
-# %% [markdown]
-# ### Exercise 5 · ●●● · 15 minutes
+# ### Exercise 4 · ●●● · 25 minutes
 #
-# *Take the stereotype, leave the woman.* Give `order`, a list with one tensor [neurons] a block; what is lowest goes first. On words that
-# chose nothing, a fifth of the stereotype must go, four fifths of woman/man stay, and the perplexity stay below × 1.05. Choose on the
-# selection half alone.
+# *Take the stereotype, leave the woman and the pronouns.* Write `goes_first(stereotype, woman, pronouns)`. It gets the three
+# estimates, [blocks, neurons] each, and returns a number for each neuron. Of each block the eight neurons with the highest numbers
+# are cut.
+#
+# The exam has occupations, family words and sentences that nothing has used. It asks all four questions: at most 70 % of the
+# stereotype is left, at least 80 % of woman/man and 85 % of the pronouns' mass, and ordinary text costs × 1.05 at most. It judges
+# three times. Try your ideas with `tried(goes_first)` before.
 #
 # <details><summary>Hint</summary>
 #
-# `own` tells who carries the stereotype, `gap_attribution` who carries woman/man. Protect first protects what is important: for what?
+# `stereotype - woman` sounds right. But try it: the woman's gap grows, and the nurse's grows with it. It cuts the neurons whose
+# estimate for the woman is far below 0, and these repair both. So both kinds of neurons matter, her carriers and her repairers.
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_09 import check_keeps_the_woman
-
-
-def judge(order):
-    pruned = without(base, order)
-    found = pd.Series(left_of(pruned)) / here_left.loc["whole"]
-    price = perplexity(pruned, ordinary, batch_size=16)
-    price = perplexity_ratio(price, text)[0]
-    return {"perplexity": price, **found}
+from course_utils.lessons.exercises.lesson_09 import check_goes_first
 
 
 # BEGIN SOLUTION
-woman = about_pronouns(people(), "selection")
-hers = gap_attribution(base, tokenizer, woman)
-spared = []
-for score, of_her in zip(own, hers, strict=True):
-    moves_her = of_her.abs()
-    safe = moves_her > moves_her.quantile(0.8)  # whichever way
-    spared.append(score.masked_fill(safe, score.min().item()))
-order = protect_first(unbiased, spared, 0.5)
+def goes_first(stereotype, woman, pronouns):
+    score = stereotype.clone()
+    for spared in (woman, pronouns):
+        moves = spared.abs()  # either way: carriers and repairers
+        strong = moves > moves.quantile(0.8, dim=1, keepdim=True)
+        score[strong] = stereotype.min()
+    return score
+
+
 # END SOLUTION
 # BEGIN STUB
-# order = ...  # [[neurons], …], one tensor a block
+# def goes_first(stereotype, woman, pronouns):
+#     ...  # [blocks, neurons], the highest go first
 # END STUB
-sizes = describe(base).intermediate_sizes
-check_keeps_the_woman(order, judge=judge, sizes=sizes)
+check_goes_first(goes_first, estimates=estimates, exam=exam)
 
 # %% [markdown]
-# ## Both ways round
+# ## How near to the corner?
 #
-# Our solution was chosen among eleven ideas, by what the judging words said: its marks flatter it. The record turned the halves round, so
-# that other words and sentences judge. *Spares her* is that solution; *woman* was chosen for woman/man alone.
+# The same rule with other doses, on the judging half. (If yours wasn't correct, *yours* is ours: spare the fifth of each block
+# that moves the woman most, either way, and the fifth that moves the pronouns most; of the others cut the carriers. We set the
+# exam's bar where this rule passes.)
+#
+# And look at the first picture again. At the three heads one thing does differ between an occupation and the aunt: *how far* they
+# are across the grey line. So here is a last edit, with a **threshold**: it takes out the part along she − he only where this
+# part is small, and leaves it where it is large. No weight goes; the heads decide anew in each sentence.
+#
+# **Predict before you run.** Which of the two comes nearer to the shaded corner, your cut or the threshold? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Both bend towards the corner, far above the diagonal, with the pronouns in place. The cut misses it by a little. The threshold
+# comes as near or nearer, and leaves ordinary text as it was.
+#
+# </details>
 
 # %%
-real = about[~about.place.ne("")]
-kept = real.pivot_table("nats", ["dtype", "criterion"], "text")
-uncut = kept.xs("", level="criterion").reindex(kept.index, level="dtype")
-kept = 100 * kept / uncut
-rounding = (kept.loc["float32"] - kept.loc["bfloat16"]).abs().max().max()
-print(f"bfloat16 is at most {rounding:.0f} points off; what is left, %, float32:")
-order = ["carries", "woman", "spares her", "reacts", "importance", "twin", "random"]
-kept = kept.loc["float32"].loc[order]
-go, stay = (
-    60 - kept.loc[["carries", "woman"]],
-    kept.loc["spares her"] - [50, 50, 80, 80],
+first = check_goes_first.accepted(**estimates)  # yours, if it is correct
+curves["yours"] = {"0": left.loc["whole"]}
+for count in (8, 32):
+    pruned = without_neurons(first, count)
+    curves["yours"][str(count)] = left_of(pruned)
+    if count == 8:
+        yours = pruned
+
+
+def where_small(limit):
+    """The edit that takes out the part along she − he where it is small."""
+
+    def edit(wrote, mean):
+        differs = wrote - mean
+        far = (differs @ she_he).abs() > limit * (she_he @ she_he)
+        return torch.where(far[..., None], wrote, mean + without(differs, she_he))
+
+    return edit
+
+
+curves["threshold"] = {"0": left.loc["whole"]}
+for limit in (1, 2, 3):
+    with editing(where_small(limit)):
+        curves["threshold"][str(limit)] = left_of(model)
+        if limit == 2:
+            text_of["threshold"] = perplexity(model, ordinary, batch_size=16)
+
+by_chance = estimates["stereotype"].clone()  # as many are spared, but at random
+by_chance[torch.rand_like(by_chance) > 0.64] = by_chance.min()
+curves["spared at random"] = {"8": left_of(without_neurons(by_chance, 8))}
+
+# %%
+text_of["yours"] = perplexity(yours, ordinary, batch_size=16)
+for name in ("yours", "threshold"):
+    ratio = perplexity_ratio(text_of[name], whole)[0]
+    print(f"{name}: perplexity × {ratio:.2f}")
+scoreboard(curves, names)
+show(
+    "The scoreboard with two more curves, high above the diagonal and close to the "
+    "shaded corner, with filled marks. Spared at random lies at the bottom."
 )
-claim(
-    "Both go with the woman's neurons; with her spared, most of both stays.",
-    [*np.ravel(go), *stay],
-)
-kept.round(0).astype(int)
+bent = pd.concat([pd.DataFrame(curves[name]).T for name in ("yours", "threshold")])
+bent = bent.drop("0")
+above = bent["woman/man"] - bent["stereotype"]
+here("The cut and the threshold lie above the diagonal.", above)
+here("They keep three quarters of the pronouns.", bent[masses].min(axis=1) - 75)
 
 # %% [markdown]
-# Whoever judges, half of the stereotype goes with its carriers, and more than half of "she" for the woman. Neurons chosen for her alone
-# take the stereotype as well: the two share theirs. Spare her, and most of the stereotype stays with her. And without those that react
-# most, both double: together they repair.
+# *The scoreboard with two more curves. Beside the marks: how many neurons of each block are gone, or the threshold. "Spared at
+# random": as our rule, but other neurons are spared, as many.*
+#
+# Does it matter which neurons are spared? Spare as many at random, and nearly all is gone.
+#
+# So the stereotype and the meaning can be parted, in part. The cut finds neurons that move more of the one than of the other. The
+# threshold uses that a meaning speaks up more than a stereotype (so it leaves the strongest stereotypes alone, as well). Do they
+# reach the corner? They pass so close that twenty occupations and ten family words can't settle it.
+#
+# And where on the curve should one stop? No measurement says that. It depends on whom the model speaks to and what a wrong "she"
+# costs them. The curve says what there is to choose from.
 #
 # ## Quiz
 
 # %% [markdown] tags=["quiz"]
-# Why does the repairing neuron of the toy get a negative score?
+# A cut lowers the gap between "she" and "he" after occupations to a tenth. Perplexity is the same. What do you ask first?
 #
-# - [ ] Its activation differs little between the two groups.
-#   > It differs more than the common one's; it reacts.
-# - [x] Without it the preference would be larger than it is.
-#   > It works against the bias, so cutting it makes things worse.
-# - [ ] What it writes is negative, so its score is as well.
-#   > The sign of a weight alone decides nothing; what counts is what it writes when it is active.
+# - [ ] Whether perplexity was measured on enough text.
+#   > More text wouldn't show it: few tokens are pronouns, so a model can lose them at a small price.
+# - [x] How likely "she" and "he" still are, and what the model writes instead.
+#   > A gap of log-odds stays the same when both words vanish together.
+# - [ ] Whether random cuts do the same.
+#   > A control says whether the cut hit something. It doesn't say what.
 
 # %% [markdown] tags=["quiz"]
-# An arm takes half of a preference, its twin as well, and both cost little. What follows?
+# You take the direction she − he out of what three heads write. The stereotype is nearly gone, the pronouns and the text are
+# there. Why is this no success yet?
 #
-# - [x] Such a cut lowers the preference, whatever the score knows.
-#   > That may be useful, but it is no evidence for the score.
-# - [ ] The score works, and the twin happens to work as well.
-#   > Nothing that the score knows was needed: the twin gets there without it.
-# - [ ] There was no preference, since a twin can't take one away.
-#   > Whether there was one, the model before the cut says.
+# - [ ] A direction in three heads is too little; it has to go in all blocks.
+#   > Then "she" and "he" would be equally likely after every word, "queen" as well.
+# - [x] "The queen … she" goes along the same direction, and has gone with it.
+#   > One direction carries the stereotype and the meaning. Taking out the same share of it everywhere takes both.
+# - [ ] The mean of the heads is still there.
+#   > It says that a pronoun comes. That should stay.
+
+# %% [markdown] tags=["quiz"]
+# Your rule cuts the neurons with the highest `stereotype - woman`. The stereotype grows. Why?
+#
+# - [ ] A first-order estimate has random signs.
+#   > Then the carriers' cut wouldn't take the stereotype, and it does.
+# - [ ] The rule cuts too few neurons.
+#   > More of the same would make it worse.
+# - [x] It cuts the woman's repairers first, and they repair the nurse's gap, too.
+#   > A number far below 0 becomes large when it is subtracted. Spare what moves her either way.
 
 # %% [markdown]
 # ## Take-aways
 #
-# - Plant what you want to remove, on several axes. Then "nothing removed" and "removed" both mean something.
-# - Reacting to a group and carrying a preference are two things; some neurons repair, and without them the bias grows.
-# - The control is a twin: equal in all but the knowledge under test.
-# - Ask what else went. Many neurons that carry the stereotype carry the meaning as well.
+# - A bias score compares words. It falls also when the words are no longer said, so look at their mass, and read what the model writes.
+# - What a head writes is a mean and a difference. A cut takes both; keeping the mean or taking out one direction takes one.
+# - One direction carries the stereotype and the meaning. Taking out the same share of it in every sentence can't part them.
+# - Neurons that move what should stay can be spared, carriers and repairers. That bends the curve towards what we want. So does a
+#   threshold, since a meaning speaks up more than a stereotype.
 #
-# *Limits:* one family of small models, one kind of sentence; 0 here isn't "fair". On race this model shows no preference that is clear of
-# zero (deeper notebook 08a), so there was nothing to cut. Directions instead of neurons (INLP, LEACE) are another way, and debiasing tends
-# to cost more than its benchmark shows (Meade et al. 2022).
+# *Limits:* one small model, one language, pairs of "she" and "he"; a gap of 0 isn't "fair". Zayed et al. protect heads that
+# matter for language, and cut the most biased of the others: exercise 4's idea with another quantity. Methods that take out
+# directions (INLP, LEACE) have to answer the same four questions. Meade et al. find that better bias scores often come with worse
+# language, so that one can't tell whether the bias has gone.
 #
-# **The story so far:** look by touching. **Next:** lesson 10 asks what pruning really buys, in speed and memory.
+# **On Monday:** somebody shows you a bias score that has fallen. That is the first of four questions. Are the words still
+# written? Does what isn't a stereotype still hold? Is the rest of the language there? (And all on words that chose nothing.)
+#
+# **Next:** lesson 10 asks what pruning really buys, in speed and memory.
 #
 # ## References
 #
 # - Meade et al. 2022, *An Empirical Survey of the Effectiveness of Debiasing Techniques for Pre-trained Language Models*, arXiv 2110.08527
 # - Zayed et al. 2023, *Fairness-Aware Structured Pruning in Transformers*, arXiv 2312.15398
 # - Ravfogel et al. 2020, *Null It Out* (INLP), arXiv 2004.07667; Belrose et al. 2023, *LEACE*, arXiv 2306.03819
-# - Michel, Levy and Neubig 2019, *Are Sixteen Heads Really Better than One?*, arXiv 1905.10650
-# - Syed et al. 2023, *Attribution Patching Outperforms Automated Circuit Discovery*, arXiv 2310.10348, after Nanda 2023
-# - Hooker et al. 2020, *Characterising Bias in Compressed Models*, arXiv 2010.03058
+# - nostalgebraist 2020, *Interpreting GPT: the logit lens*
 # - Martra, *Large Language Model Notebooks Course*, notebook 8_2, and his library optipfair

@@ -53,9 +53,6 @@ EXPERIMENTS = {
     "heal": Small("records/heal", {
         "STEPS": (1, 3, 4), "LONG": 6, "IN_ITS_TIME": 2, "POOL": 10, "LENGTH": 16, "ROWS": 2, "SOLVED": 1,
         "PASSAGES": 3, "BEFORE": (0, 8)}),
-    "plant_and_cut": Small("records/plant_and_cut", {
-        "AXES": 1, "RATES": {"down": 1e-3, "attention": 1e-3}, "STEPS": 2, "CHOSEN": 48, "JUDGED": 48, "NEURONS": 2,
-        "RANDOM": 1, "RANDOM_REAL": 1}),
     "damage_profile": Small("records/damage_profile", {
         "CUTS": 4, "FEW": 1, "DRAWS": 1, "OTHERS": (1,), "SEEDS": (0,), "STEPS": 4, "LENGTH": 16, "ROWS": 2,
         "ABILITIES": ("copying", "German")}),
@@ -138,15 +135,12 @@ def made_small(name, monkeypatch, folder):
         return lambda *given, **named: {text: some[:count] for text, some in rows(*given, **named).items()}
 
     changed = dict(small.constants)
-    if name in ("keep_the_mean", "random_cuts", "leave_out", "attention_reach", "heal", "plant_and_cut"):
+    if name in ("keep_the_mean", "random_cuts", "leave_out", "attention_reach", "heal"):
         monkeypatch.setattr(models, "_random_configuration", small_configuration)
     if hasattr(script, "judging_rows") and name != "make_a_small_model":
         changed["judging_rows"] = few(script.judging_rows)
     arguments = [*small.arguments, "--work", str(folder / "work"), "--out", str(folder / "out.json")]
-    if name == "plant_and_cut":
-        real = script.real_pairs
-        changed["real_pairs"] = lambda words, half: real(words, half)[:4]
-    elif name == "damage_profile":
+    if name == "damage_profile":
         changed |= {"further_rows": few(script.further_rows), "ability_rows": two_short_rows(script.ability_rows)}
         changed["evaluate"] = answers
     elif name == "cut_experts":

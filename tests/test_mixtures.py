@@ -36,9 +36,9 @@ WORKS = (
     "save_pruned", "stereotype_preference", "variant",
 )  # fmt: skip
 REFUSED = (
-    "activation_difference", "as_stored", "attention_importance", "bypass_attention", "bytes_held", "calibrate",
-    "candidates", "channel_importance", "export_gguf", "gap_attribution", "head_effects", "head_importance",
-    "importance", "knock_out", "kv_bytes_per_token", "make_adaptive", "measure_pairs",
+    "as_stored", "attention_importance", "bypass_attention", "bytes_held", "calibrate",
+    "candidates", "channel_importance", "export_gguf", "head_effects", "head_importance",
+    "importance", "kv_bytes_per_token", "make_adaptive", "measure_pairs",
     "measure_speed", "memory_plan", "neuron_importance", "neuron_means", "odds_and_states", "outline_of",
     "patched_log_odds", "plan_gguf", "prune_channels", "prune_kv_groups", "prune_neurons", "rank", "refit",
     "select_attention_layers", "shrink",

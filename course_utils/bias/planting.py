@@ -42,7 +42,7 @@ def plant_preference(
 ) -> tuple[PreTrainedModel, list[float]]:
     """A copy of the model, fine-tuned until its preference is about -size nats: pleasant endings go with b.
 
-    ``planting_loss`` is minimised by AdamW, so what the swap does to the rest of the sentence cancels and is not
+    ``_planting_loss`` is minimised by AdamW, so what the swap does to the rest of the sentence cancels and is not
     learned. The input embedding, and with it a tied head, stays as it is, so that the names keep their vectors. Weights
     that learn are float32 meanwhile and take 16 bytes each; the others are shared with the model.
 
@@ -88,8 +88,8 @@ def plant_preference(
         for few in (chosen[start : start + _AT_ONCE] for start in range(0, items, _AT_ONCE)):
             with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
                 known = _likelihoods(architecture, tokenizer, few)  # [items at once, 2, 2]
-            (planting_loss(known) * len(few) / items).backward()
-            differences.append(double_differences(known.detach()))
+            (_planting_loss(known) * len(few) / items).backward()
+            differences.append(_double_differences(known.detach()))
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -103,38 +103,22 @@ def plant_preference(
     return learner.eval(), preferences
 
 
-@check_types
-def double_differences(likelihoods: Tensor) -> Tensor:
+def _double_differences(likelihoods: Tensor) -> Tensor:
     """How much more the pleasant ending gains with group a than with group b: [items] nats, with gradients.
 
-    As ``statistics.preferences`` has it; negative where group a is liked less.
-
-    Args:
-        likelihoods: [items, side, ending], nats: log-likelihoods of what follows the group. Sides: a, b. Endings:
-            pleasant, unpleasant.
-
-    Raises:
-        ValueError: not two sides and two endings, or no floats.
-
-    >>> double_differences(torch.tensor([[[-5.0, -4.0], [-6.0, -8.0]]]))
-    tensor([-3.])
+    As ``statistics.preferences`` has it; negative where group a is liked less. ``likelihoods`` are of what follows the
+    group, [items, side, ending], nats; sides a, b, and endings pleasant, unpleasant.
     """
-    if likelihoods.shape[1:] != (2, 2) or not likelihoods.is_floating_point():
-        raise ValueError(
-            "'likelihoods' must be of floats, [items, 2 sides, 2 endings]; got "
-            f"{likelihoods.dtype} {list(likelihoods.shape)}."
-        )
     a, b = (likelihoods[..., 0] - likelihoods[..., 1]).unbind(1)  # [items] each
     return a - b
 
 
-@check_types
-def planting_loss(likelihoods: Tensor) -> Tensor:
-    """Mean softplus of ``double_differences``, a scalar: what planting minimises, so that they become negative.
+def _planting_loss(likelihoods: Tensor) -> Tensor:
+    """Mean softplus of the double differences, a scalar: what planting minimises, so that they become negative.
 
     The softplus has no more to gain from an item that is planted well.
     """
-    return softplus(double_differences(likelihoods)).mean()
+    return softplus(_double_differences(likelihoods)).mean()
 
 
 def _learned(architecture: Architecture, weights: str, precision: torch.dtype) -> list[nn.Parameter]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.bias.contrastive import SPLITS, Pair
+from course_utils.bias.contrastive import SPLITS
 from course_utils.models.architectures import Architecture, describe
 from course_utils.pruning.activations import evaluating, watching
 from course_utils.support import checks
@@ -122,38 +122,6 @@ def opposites(table: pd.DataFrame) -> pd.DataFrame:
         parts.append(pd.DataFrame({name: np.asarray(column)[:size] for name, column in columns.items()}))
         parts[-1].insert(0, "template", template)
     return pd.concat(parts, ignore_index=True)
-
-
-@check_types
-def pronoun_pairs(table: pd.DataFrame, axis: str) -> list[Pair]:
-    """Contrastive pairs whose double difference is the gap: "she" after the first word is the pleasant ending.
-
-    [log P(she) - log P(he)] after "The nurse said that", minus the same after "The mechanic said that". So functions of
-    pairs (``fairness.gap_attribution``, ``scores.measure_pairs``) can be asked about pronouns; "valence" is 1 for "she"
-    and -1 for "he" here.
-
-    Args:
-        table: of ``opposites``, at least one row.
-        axis: what to call it, such as "occupations".
-
-    Returns:
-        Two pairs per row, "she" before "he"; the span is the word.
-
-    Raises:
-        ValueError: no rows; the table isn't from ``opposites``; ``axis`` is no string.
-    """
-    checks.text("axis", axis)
-    missing = {"template", "word", "other"} - set(table.columns)
-    if missing or table.empty:
-        raise ValueError(f"'table' must be rows of opposites(…); got {len(table)} rows with {list(table.columns)}.")
-    made = []
-    for template, word, other in table[["template", "word", "other"]].itertuples(index=False):
-        before, after = template.split("{}")
-        made += [
-            Pair(before, word, other, after + pronoun, axis, "demographic", "she", "he", template, valence)
-            for valence, pronoun in zip((1, -1), PRONOUNS, strict=True)
-        ]
-    return made
 
 
 @check_types

@@ -278,7 +278,7 @@ else:
 # - "Nothing shown" is worth what the test finds when something is there.
 # - A benchmark's floor is what guessing among the answers that one *gives* reaches.
 #
-# Back to [lesson 08](../08_activation_bias_visualization.ipynb), or on to lesson 09, which plants a bias to cut it out.
+# Back to [lesson 08](../08_activation_bias_visualization.ipynb), or on to lesson 09, which cuts lesson 08's bias out.
 #
 # ## References
 #

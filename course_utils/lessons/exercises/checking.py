@@ -34,7 +34,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +58,16 @@ def require(condition: Any, mistake: str) -> None:
     """Inside a check: stop with the likely ``mistake``, a sentence for the learner, unless ``condition`` holds."""
     if not condition:
         raise _Mistake(mistake)
+
+
+class _Exam(Protocol):
+    left: int  # tries
+
+
+def take_a_try(exam: _Exam) -> None:
+    """Inside a check: count one try of an exam, or stop where none is left."""
+    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
+    exam.left -= 1
 
 
 def run(function: Callable[..., Any], *arguments: Any, where: str = "", hint: str = "", **options: Any) -> Any:

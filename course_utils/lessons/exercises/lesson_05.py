@@ -18,6 +18,7 @@ from course_utils.lessons.exercises import (
     expect,
     require,
     run,
+    take_a_try,
     true_or_false,
     untouched,
     whole_number,
@@ -292,8 +293,7 @@ def check_copiers(whole: Any, exam: CopyingExam, count: int) -> None:
     require(
         layers[0] >= 0 and layers[-1] < total, f"Attentions have numbers from 0 to {total - 1}; yours are {layers}."
     )
-    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
-    exam.left -= 1
+    take_a_try(exam)
     lost = exam.lost(layers)
     print(f"  exam: {lost:.0%} of copying is lost (tries left: {exam.left})")
     require(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, run
+from course_utils.lessons.exercises import Attempt, alike, exercise, expect, number, require, run, take_a_try
 from course_utils.lessons.policies import outcome, static_harm
 from course_utils.lessons.prompt_harm import Record
 from course_utils.models.architectures import cache_keyword
@@ -344,8 +344,7 @@ def check_left_out(left_out: Any, exam: ServerExam) -> None:
         f"{[*given.shape]}.",
     )
     require(np.isin(given, exam.numbers).all(), f"Measured are {exam.numbers.tolist()} left out: choose among them.")
-    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
-    exam.left -= 1
+    take_a_try(exam)
     saved, ratio = exam.judged(given)
     print(f"  exam: {saved:.1%} of the time saved, × {ratio:.2f} of one number's harm (tries left: {exam.left})")
     require(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.lessons.exercises import (
     Attempt,
@@ -21,13 +21,12 @@ from course_utils.lessons.exercises import (
     expect,
     number,
     require,
+    take_a_try,
     true_or_false,
-    whole_number,
 )
-from course_utils.measuring.evaluation import evaluate
 from course_utils.measuring.language_modelling import perplexity
 from course_utils.support.uncertainty import kl_divergence, ratio_interval
-from course_utils.text.rows import further_rows
+from course_utils.text.rows import further_rows, token_blocks
 
 
 def _refit(
@@ -319,76 +318,84 @@ _DEAD: dict[Callable, str] = {
     ),
 }
 
-_SPEECHES = ({"speeches": 16}, {"speeches": 12})  # what the lesson did: rows that score neurons, rows that solve
-_ROWS = 16, 12  # at most
-_KINDS = ("speeches", "wiki", "stories")
-_ASKED = 56  # passages of LAMBADA, those to practise with among them
-_READ = 12  # rows each of speeches and wiki
-_FEWER = 1.7  # nats per last word that a plan must give back beyond the lesson's
+
+_ROWS, _LENGTH = 4, 256  # rows of articles that are counted, and tokens per row
+_READ = {"speeches": 8, "wiki": 24}  # rows that judge
+_FEWER, _MORE = 0.2, 0.15  # nats per token: to win on articles, and to lose on speeches at most
 
 
-class PurposeExam:
-    """Passages of LAMBADA and rows of text that nothing in lesson 07 has asked; it judges a few times only.
+class WordsExam:
+    """Counts of articles, and rows of text that nothing in lesson 07 has asked; it judges a few times only.
 
     Args:
-        built: makes a student by a plan.
-        tokenizer: its own.
-        practised: what ``evaluate`` found for passages that the lesson has asked; they don't judge.
+        built: makes a student that was solved over the rows that it is given.
+        tokenizer: the student's.
+        speeches: int64 [rows, length], what may be read beside the counts.
+        opponent: a student that was solved over speeches alone, as many tokens as may be read.
         tries: how often it judges.
     """
 
     def __init__(
-        self, built: Callable[..., Any], tokenizer: PreTrainedTokenizerBase, *, practised: pd.DataFrame, tries: int = 3
+        self,
+        built: Callable[[Tensor], PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        speeches: Tensor,
+        opponent: PreTrainedModel,
+        *,
+        tries: int = 3,
     ) -> None:
-        self._built, self._tokenizer, self.left = built, tokenizer, tries
-        self._practised = set(practised.attrs["answers"].table.document)
-        self._rows = [rows[:_READ] for rows in further_rows(tokenizer).values()]
-        self._known: dict[str, tuple[np.ndarray, float]] = {}
+        self._built, self._tokenizer, self.speeches, self._opponent = built, tokenizer, speeches, opponent
+        self.left = tries
 
-    def lost(self, plan: Sequence[Mapping[str, int]]) -> tuple[np.ndarray, float]:
-        """Nats of a plan's student at each passage's last word, and per token of text; each plan is asked once."""
-        name = str([sorted(rows.items()) for rows in plan])
-        if name not in self._known:
-            student = self._built(plan)
-            found = evaluate(student, self._tokenizer, "lambada_openai", limit=_ASKED).attrs["answers"].table
-            fresh = found[(found.metric == "perplexity") & ~found.document.isin(self._practised)]
-            text = np.mean([perplexity(student, rows, batch_size=_READ).nll for rows in self._rows])
-            self._known[name] = -fresh.value.to_numpy(), float(text)
-        return self._known[name]
+    def counts(self, seed: int) -> Counter[int]:
+        """How often each token stands in some articles, {token: times}; other seeds take other articles."""
+        rows = token_blocks(self._tokenizer, "distillation", domain="wiki", tokens=32_768, length=_LENGTH)
+        return Counter(sorted(rows.sample(_ROWS, seed=seed).input_ids.flatten().tolist()))  # no word order is left
+
+    def more(self, rows: Tensor) -> list[np.ndarray]:
+        """Nats per token that a student loses more than its opponent: of each row of both texts."""
+        student, more = self._built(rows), []
+        for text, unused in further_rows(self._tokenizer).items():
+            scores = [perplexity(model, unused[: _READ[text]], batch_size=8) for model in (student, self._opponent)]
+            own, other = (score.row_nll / score.row_tokens for score in scores)
+            more.append(own - other)
+        return more
 
 
 @exercise(
     4,
-    task="Give two dictionaries: how many rows of each kind score the neurons, and how many solve.",
-    proved="You cut and healed for novels without having one, and other text didn't pay for it.",
+    task="Return the rows that the solve shall read, int64 [rows, 256], from the counts and the speeches.",
+    proved="You healed for articles without seeing one: their words were enough, and speeches kept their own.",
 )
-def check_plan(plan: Any, exam: PurposeExam) -> None:
-    """Check a plan, (rows that score, rows that solve): does its student know last words better than the lesson's?"""
-    told = 'Give two dictionaries, such as ({"speeches": 8, "wiki": 8}, {"speeches": 12})'
-    expect(plan, list | tuple, told, size=2)
-    for rows, most, what in zip(plan, _ROWS, ("score", "solve"), strict=True):
-        expect(rows, dict, told)
-        require(rows.keys() <= {*_KINDS} and rows, f"The kinds are {', '.join(_KINDS)}; yours are {[*rows]}.")
-        counts = [whole_number(count, "Say how many rows of each kind") for count in rows.values()]
-        require(min(counts) > 0, "Of each kind that you name there is at least one row.")
-        require(sum(counts) <= most, f"At most {most} rows {what}; yours are {sum(counts)}.")
-    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
-    exam.left -= 1
-    (words, text), (lessons_words, lessons_text) = exam.lost(plan), exam.lost(_SPEECHES)
-    fewer, _, low, high = ratio_interval(lessons_words - words, np.ones(len(words)))
-    print(
-        f"  exam: {fewer:.2f} nats per last word less than with speeches for both ({low:.2f} to {high:.2f}, paired by "
-        f"{len(words)} passages), and {text - lessons_text:+.2f} nats per token on speeches and wiki; tries left: "
-        f"{exam.left}"
+def check_rows_for(attempt: Attempt, exam: WordsExam) -> None:
+    """Check a function (counts, speeches) -> rows: does a student solved over them know both texts?"""
+    counts = exam.counts(seed=0)
+    rows = attempt(counts.copy(), exam.speeches.clone())
+    expect(rows, Tensor, f"Return a tensor of token ids, [rows, {_LENGTH}]")
+    require(
+        rows.ndim == 2 and rows.shape[1] == _LENGTH and not rows.is_floating_point(),
+        f"Return integers [rows, {_LENGTH}]; yours are {rows.dtype} {[*rows.shape]}.",
     )
-    require(low > 0, "That isn't shown to be better at last words. Practise first: which text is nearer to novels?")
+    allowed = counts + Counter(exam.speeches.flatten().tolist())
+    for token, times in Counter(rows.flatten().tolist()).items():
+        require(
+            times <= allowed[token],
+            f"Token {token} comes {times} times in your rows; the counts and the speeches have {allowed[token]} of it.",
+        )
+    take_a_try(exam)
+    speeches, articles = exam.more(rows)
+    fewer, _, low, high = ratio_interval(-articles, np.ones(len(articles)))
+    more = speeches.mean()
+    print(
+        f"  exam: on articles {fewer:.2f} nats per token less than its opponent ({low:.2f} to "
+        f"{high:.2f}, paired by {len(articles)} rows), and {more:+.2f} on speeches; tries left: {exam.left}"
+    )
+    require(low > 0, "That isn't shown to be better on articles. Does the solve read their words at all?")
+    require(more <= _MORE, f"Better on articles, but speeches lose over {_MORE:g} more. What heals their words?")
     require(
         fewer >= _FEWER,
-        f"Better at last words, but by less than {_FEWER:g}. Two places take text: which of them matters more?",
-    )
-    require(
-        text <= lessons_text,
-        "Better at last words, but speeches and wiki pay for it. Which text keeps them, and may help last words, too?",
+        f"Better on articles, but by less than {_FEWER:g}. Other blocks look around: does your heap look like a text "
+        "to them, and does each word come as often as it counts?",
     )
 
 

@@ -21,7 +21,7 @@ from course_utils.bias.pronouns import (
     prompts,
     random_heads,
 )
-from course_utils.lessons.exercises import Attempt, exercise, expect, number, require
+from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, take_a_try
 from course_utils.models.architectures import cache_keyword, describe
 
 _SUBJECTS = ("lamp", "horse", "ship", "engine", "truck", "clock", "chair", "coat")  # no cell of the lesson has them
@@ -268,8 +268,7 @@ def check_two_questions(sentence: Any, carried: Any, spared: Any, exam: NumberEx
     """
     _require_sentence(sentence)
     asked = {"carried": _answers("carried", carried, exam), "spared": _answers("spared", spared, exam)}
-    require(exam.left > 0, "The exam is over: it judges a few times only. Start the kernel again for another one.")
-    exam.left -= 1
+    take_a_try(exam)
     found = {name: exam.carried(sentence, answers) for name, answers in asked.items()}
     for name, (gap, share, most) in found.items():
         part = f", your heads carry {share:.0%}, random ones at most {most:.0%}" if abs(gap) >= _GAP else ""

@@ -1,261 +1,295 @@
-"""Checks of lesson 09, cutting a bias out: what a neuron carries, a planting loss, the twin, and the woman."""
+"""Checks of lesson 09: what a score can't see, what heads write, one direction, and a cut that leaves the woman."""
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.bias.planting import double_differences, planting_loss
-from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, told, untouched
+from course_utils.bias.pronouns import PRONOUNS
+from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, take_a_try
+from course_utils.measuring.evaluation import perplexity_ratio
+from course_utils.measuring.language_modelling import Perplexity, perplexity
 from course_utils.models.architectures import describe
+from course_utils.models.loading import variant
+from course_utils.pruning.width import prune_neurons
+from course_utils.text.rows import TokenBlocks
 
-Quantity = Callable[[PreTrainedModel, Sequence[Any]], Tensor]  # model, items -> a scalar in nats, with its gradient
-Judged = Mapping[str, float]  # what an order leaves: "stereotype" and "woman/man", shares of the gap; "perplexity", ×
+Edit = Callable[[Tensor, Tensor], Tensor]  # (wrote [..., hidden], mean [hidden]) -> what is written instead
+Shares = Mapping[str, float]  # of the whole model's: what an edit leaves
 
-_KEEPS, _LEAVES = 0.8, 0.8  # share of woman/man that has to stay, and share of the stereotype that may
-_PRICE = 1.05  # perplexity, × the whole model's, at most
-_ARMS = (
-    {"score": "carries", "pairs": "invented 3", "split": "A", "protected": 0.5, "neurons": 8},
-    {"score": "reacts", "pairs": "occupations", "split": "A", "protected": 0.25, "neurons": 20},
+_GONE, _THERE = 0.5, 0.8  # an edit has taken something, or left it
+_STEREOTYPE, _WOMAN, _PRONOUNS, _TEXT = 0.7, 0.8, 0.85, 1.05  # exercise 4: at most, at least, at least, at most
+_SENTENCES = (
+    "The {} left early because",
+    "The {} was happy that",
+    "In the evening, the {} wrote that",
 )
-_NEUTRAL = "tall/short"
-_KNOW = ("gender", "race", "religion", "occupations", "woman/man")  # pairs that know of a group, others than the arm's
+_JOBS = (  # more women than men, and more men: none of them is a word of the lesson
+    ("stylist", "babysitter", "florist", "caregiver", "nanny", "typist", "cheerleader", "beautician", "dietitian"),
+    ("plumber", "electrician", "soldier", "pilot", "engineer", "firefighter", "butcher", "blacksmith", "welder"),
+)
+_PEOPLE = (
+    ("niece", "bride", "princess", "grandmother", "waitress", "widow", "nun", "duchess"),
+    ("nephew", "groom", "prince", "grandfather", "waiter", "widower", "monk", "duke"),
+)
 
 
-def _carried(acts, down, *, told=lambda preference, written: preference.abs() - (preference - written).abs()):
-    """The answer to exercise 1; ``told`` says it from the preference and what each neuron adds to it."""
-    written = down * (acts[0] - acts[1])
-    return told(written.sum(), written)
+def _gap_and_mass(logits, she, he, toward_she, *, sign=1, over=lambda odds, p: p, scale=Tensor.log_softmax):
+    """The answer to exercise 1, with switches for mistakes."""
+    scores = scale(logits, -1)
+    odds = sign * (scores[:, she] - scores[:, he])
+    p = over(odds, logits.softmax(-1)[:, [she, he]].sum(-1))
+    return float(odds[toward_she].mean() - odds[~toward_she].mean()), float(p.mean())
 
 
 @exercise(
     1,
-    task="Return for each neuron by how much the preference shrinks without it.",
-    proved="Who reacts, who carries, and who repairs are three things.",
-    answer=_carried,
+    task="Return two numbers: the gap in nats, and the mean of P(she) + P(he).",
+    proved="One number compares the two words with each other, the other says whether they are there at all.",
+    answer=_gap_and_mass,
     mistakes=[
-        (lambda acts, down: (acts[0] - acts[1]).abs(),
-         "that is who reacts. The loud one reacts most, and what it writes is nothing."),
-        (partial(_carried, told=lambda preference, written: written.abs()),
-         "no sign: the repairing neuron gets a credit, too. Without it the preference grows."),
-        (partial(_carried, told=lambda preference, written: written),
-         "that is what each neuron writes. Compare the preference with it and without it."),
-        (partial(_carried, told=lambda preference, written: (preference - written).abs()),
-         "that is what is left. The credit is |P| - |P + change|."),
-        (partial(_carried, told=lambda preference, written: preference.abs() - (preference + written).abs()),
-         "a sign: a neuron that goes takes what it writes along."),
-        (lambda acts, down: -_carried(acts, down),
-         "a sign: what makes the preference smaller when it goes counts above 0."),
-        (partial(_carried, told=lambda preference, written: preference.sign() * written),
-         "credit beyond zero: who turns the preference round gets no credit for the other side."),
+        (partial(_gap_and_mass, sign=-1), "The gap has the wrong sign: she less he, and the women's words come first."),
+        (partial(_gap_and_mass, scale=Tensor.softmax),
+         "Your gap is one of probabilities. The log-odds are a difference of logarithms, or of logits."),
+        (lambda logits, she, he, toward: (
+            _gap_and_mass(logits, she, he, toward)[0], float(logits[:, [she, he]].sum(-1).mean())),
+         "The mass is a sum of probabilities; these are logits. Take the softmax over the vocabulary."),
+        (lambda logits, she, he, toward: (
+            _gap_and_mass(logits, she, he, toward)[0], float(logits[:, [she, he]].softmax(-1).sum(-1).mean())),
+         "The softmax goes over the whole vocabulary. Over two words alone the sum is always 1."),
+        (lambda logits, she, he, toward: (
+            _gap_and_mass(logits, she, he, toward)[0], float(logits.softmax(-1)[:, [she, he]].mean())),
+         "That is half of the mass: the mean of two probabilities. Add the two up, then take the mean over texts."),
+        (lambda logits, she, he, toward: (
+            _gap_and_mass(logits, she, he, toward)[0],
+            float(logits.softmax(-1)[toward][:, [she, he]].sum(-1).mean())),
+         "That is the mass behind one group's texts. Take the mean over all of them."),
+        (lambda logits, she, he, toward: _gap_and_mass(logits, she, he, toward)[::-1],
+         "The gap comes first, then the mass."),
     ],
 )  # fmt: skip
-def check_carried(attempt: Attempt) -> None:
-    """Check a function (acts [2, neurons], down [neurons]) -> what of the preference each neuron carries, [neurons]."""
-    for case, given in enumerate(_toys(), start=1):
-        attempt.compare(*given, read=torch.as_tensor, where=f"In case {case}: ")
+def check_gap_and_mass(attempt: Attempt) -> None:
+    """Check a function (logits [texts, vocabulary], she, he, toward_she [texts]) -> (gap, mass)."""
+    draw = torch.Generator().manual_seed(9)
+    logits = 2 * torch.randn(7, 11, generator=draw)
+    toward_she = torch.tensor([True, False, True, True, False, False, True])
+
+    def read(answer: Any) -> list[float]:
+        expect(answer, list | tuple, "Return two numbers, the gap and the mass", size=2)
+        return [number(each, "The gap and the mass are one number each") for each in answer]
+
+    attempt.compare(logits, 3, 8, toward_she, read=read, where="For made-up logits: ")
 
 
-def _toys() -> list[tuple[Tensor, Tensor]]:
-    """Activations [2, neurons] and what is written [neurons]; without some neuron each preference turns round."""
-    one = torch.tensor([[2.9, 0.2, 1.0, 0.2], [0.0, 1.2, 1.3, 1.65]]), torch.tensor([0.0, 2.0, 2.0, -1.0])
-    strong = torch.tensor([[0.3, 3.0, 0.5, 0.1], [2.0, 0.5, 0.7, 2.2]]), torch.tensor([0.1, 2.0, -0.5, 1.3])
-    return [one, strong]
-
-
-def _planting(squash=softplus, mean=torch.mean):
-    return lambda likelihoods: mean(squash(double_differences(likelihoods)))
+def _same_for_all(wrote, mean):
+    """The answer to exercise 2's first half."""
+    return mean.expand_as(wrote)
 
 
 @exercise(
     2,
-    task="Return the loss, a scalar.",
-    proved="How likely the endings are anyway cancels; the preference is what is learned.",
-    answer=planting_loss,
-    mistakes=[
-        (_planting(lambda moved: softplus(-moved)),
-         "the sign is turned round: with it the pleasant ending goes with a."),
-        (_planting(lambda moved: moved), "no softplus: the loss falls for ever, and one item outweighs the others."),
-        (_planting(lambda moved: -moved), "no softplus, and the sign is turned round."),
-        (lambda likelihoods: softplus(likelihoods[:, 0, 0] - likelihoods[:, 0, 1]).mean(),
-         "that is the first difference alone, after a. It would learn the sentence: unpleasant after anybody."),
-        (lambda likelihoods: softplus(likelihoods[:, 0, 0] - likelihoods[:, 1, 0]).mean(),
-         "that is the pleasant ending alone. It would learn that a is followed by unlikely words."),
-        (lambda likelihoods: softplus(double_differences(likelihoods).mean()),
-         "softplus first, then the mean: each item counts where it stands."),
-        (_planting(mean=torch.sum), "that is the sum. Take the mean: more items shouldn't mean larger steps."),
-        (_planting(torch.relu), "that is a hinge. It stops learning at 0; take the softplus."),
-        (_planting(lambda moved: softplus(moved.abs())),
-         "no magnitude: a preference has a direction, and one is to be planted."),
-    ],
-)  # fmt: skip
-def check_planting_loss(attempt: Attempt) -> None:
-    """Check a function likelihoods [items, side, ending] -> the mean softplus of their double differences."""
-    for seed in (0, 1):
-        generator = torch.Generator().manual_seed(seed)
-        likelihoods = 2 * torch.randn(5, 2, 2, generator=generator, dtype=torch.float64) - 30
-        attempt.compare(likelihoods, read=number, where="For the check's numbers, ")
-        loss = torch.as_tensor(attempt(likelihoods.requires_grad_()))
-        require(loss.requires_grad, "Your result has no gradient: stay with torch, and without .item() or no_grad.")
+    task="Give two functions (wrote, mean) -> what the head writes instead, of the shape of `wrote`.",
+    proved="What the heads write has two parts, and each of the two effects belongs to one of them.",
+    answer=_same_for_all,
+)
+def check_two_edits(takes_gap: Attempt, takes_mass: Attempt, trial: Callable[[Edit], Shares]) -> None:
+    """Check an edit that takes the gap and leaves the pronouns, and one that does the opposite.
+
+    Args:
+        takes_gap: (wrote [..., hidden], mean [hidden]) -> [..., hidden].
+        takes_mass: the same.
+        trial: an edit -> the shares of the "gap" and of the "mass" that the model has left with it.
+    """
+    wanted = {"takes_gap": (takes_gap, "gap", "mass"), "takes_mass": (takes_mass, "mass", "gap")}
+    for name, (edit, _, _) in wanted.items():
+        require(callable(edit), f"`{name}` is a function (wrote, mean); yours is of type {type(edit).__name__}.")
+        _try_edit(name, edit)
+    for name, (edit, taken, left) in wanted.items():
+        found = trial(edit)
+        print(f"  {name}: gap {found['gap']:.0%} left, mass {found['mass']:.0%} left")
+        gone, there = abs(found[taken]) < _GONE, found[left] >= _THERE
+        require(gone or there, f"`{name}` takes the {left} and leaves the {taken}. Is that the other edit?")
+        require(
+            there,
+            f"`{name}` takes the {left} as well. A head that falls silent loses both its parts; which one do you keep?",
+        )
+        require(
+            gone,
+            f"`{name}` leaves {found[taken]:.0%} of the {taken}, and over half should go. What in `wrote` is the same "
+            "after every word, and what isn't?",
+        )
 
 
-Products = tuple[float, list[Tensor]]  # a quantity, and activation x slope by block, [rows, length, neurons]
+def _try_edit(name: str, edit: Attempt) -> None:
+    """Once with made-up numbers, so that a wrong shape is told before a model runs."""
+    wrote, mean = torch.ones(2, 3, 4), torch.zeros(4)
+    answer = edit(wrote, mean)
+    expect(answer, Tensor, f"`{name}` returns a tensor")
+    require(
+        answer.shape == wrote.shape,
+        f"`{name}`: for `wrote` of shape {[*wrote.shape]} you return {[*answer.shape]}; the shapes should be the same.",
+    )
 
 
-def _change(products: Sequence[Tensor], first: int = 1) -> Tensor:
-    """By how much the quantity changes without each neuron, [blocks, neurons]."""
-    return torch.stack([-product[:, first:].sum((0, 1)) for product in products])
-
-
-def _carries(
-    model, quantity, items, *, told=lambda value, products: abs(value) - (value + _change(products)).abs(), read=None
-):
-    """The answer to exercise 3; ``read`` is what a pass has told already."""
-    return told(*(read or _products(model, quantity, items)))
-
-
-def _by_the_loss(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any], **_: Any) -> Tensor:
-    return _carries(model, lambda *args: softplus(quantity(*args)), items)
+def _without(wrote, direction, *, over=lambda d: d @ d, keep=lambda wrote, part: wrote - part):
+    """The answer to exercise 3, with switches for mistakes."""
+    along = (wrote @ direction) / over(direction)
+    return keep(wrote, along[..., None] * direction)
 
 
 @exercise(
     3,
-    task="Return what each neuron carries: a tensor [blocks, neurons].",
-    proved="One backward pass, and each neuron of the model has an estimate of what would go with it.",
-    answer=_carries,
+    task="Return what is written without its part along the direction, of the shape of `wrote`.",
+    proved="What is left has no part along the direction, and all the rest is as it was.",
+    answer=_without,
     mistakes=[
-        (partial(_carries, told=lambda value, products: abs(value) - (value + _change(products, first=0)).abs()),
-         "the first token is in. Its activations are outliers: no straight line leads from them to zero."),
-        (partial(_carries, told=lambda value, products: (
-             abs(value) - (value + _change([product.abs() for product in products])).abs())),
-         "magnitudes are taken before the sum. What a neuron does at one token may undo what it does at another."),
-        (_by_the_loss, "that is the loss's gradient. Ask for the gradient of the preference itself."),
-        (partial(_carries, told=lambda value, products: -_change(products).abs()),
-         "the sign got lost: a neuron may keep the preference up or down."),
-        (partial(_carries, told=lambda value, products: (value + _change(products)).abs()),
-         "that is what is left. The credit is |P| - |P + change|."),
-        (partial(_carries, told=lambda value, products: _change(products)),
-         "that is the change. The credit is |P| - |P + change|."),
-        (partial(_carries, told=lambda value, products: abs(value) - (value - _change(products)).abs()),
-         "a sign: cutting a neuron takes its activation × slope away."),
-        (partial(_carries, told=lambda value, products: (value + _change(products)).abs() - abs(value)),
-         "a sign: what makes the preference smaller when it goes counts above 0."),
-        (partial(_carries, told=lambda value, products: -math.copysign(1, value) * _change(products)),
-         "credit beyond zero: the magnitude ends at 0."),
+        (partial(_without, over=lambda d: 1.0),
+         "The direction isn't of length 1, so you take too much away. Divide by its squared length."),
+        (partial(_without, over=lambda d: d.norm()),
+         "You divide by the length once. It comes in twice: in the dot product, and in the vector that you take away."),
+        (partial(_without, keep=lambda wrote, part: part), "That is the part itself. Return what is left without it."),
+        (partial(_without, keep=lambda wrote, part: wrote + part), "A sign: the part should go, and yours doubles."),
+        (lambda wrote, direction: wrote - direction,
+         "You take the same vector from each text. How much of the direction is in each?"),
     ],
 )  # fmt: skip
-def check_carries(attempt: Attempt, model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> None:
-    """Check a function (model, quantity, items) -> [blocks, neurons], on the lesson's model and a few items."""
-    with untouched(model):
-        answer = attempt(model, quantity, items)
-    read = _products(model, quantity, items)
-    answer = torch.stack([*answer]) if isinstance(answer, list | tuple) else answer
-    right = _carries(model, quantity, items, read=read)
-    expect(answer, Tensor, f"Return a tensor {[*right.shape]}, one row per block")
-    require(
-        answer.shape == right.shape,
-        f"Return a tensor {[*right.shape]}, one row per block; yours is {[*answer.shape]}."
-        + " Take what *enters* the down-projection." * (answer.shape[-1:] == (model.config.hidden_size,)),
-    )
-    in_16_bits, answer = answer.element_size() == 2, answer.detach().to(right)
-    # Rounding in 16 bits is some per cent of a small score.
-    same = partial(_near, share=0.05)
-    attempt.name_mistake(answer, right, lambda wrong: wrong(model, quantity, items, read=read), same=same)
-    most = right.flatten().topk(3).indices
-    require(
-        same(answer, right),
-        f"Its largest are {told(right.flatten()[most])}; yours are {told(answer.flatten()[most])} there."
-        + " Yours are rounded to 16 bits: P takes the type of the changes. Make them .float() first." * in_16_bits,
-    )
+def check_without(attempt: Attempt) -> None:
+    """Check a function (wrote [..., hidden], direction [hidden]) -> [..., hidden]."""
+    draw = torch.Generator().manual_seed(9)
+    wrote, direction = torch.randn(4, 3, 6, generator=draw), 2 * torch.randn(6, generator=draw)
+
+    def read(answer: Any) -> Tensor:
+        expect(answer, Tensor, "Return a tensor")
+        return answer
+
+    attempt.compare(wrote, direction, read=read, same=_near, where="For made-up numbers: ")
 
 
-def _near(answer: Tensor, expected: Tensor, share: float) -> bool:
-    return bool((answer - expected).norm() <= share * expected.norm())
+def _near(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-4)
 
 
-def _products(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> Products:
-    """The quantity, and activation x slope in front of each down-projection: [rows, length, neurons]."""
-    kept: list[Tensor] = []
-    downs = [mlp.down for mlp in describe(model).mlps]
-    hooks = [down.register_forward_pre_hook(lambda _module, args: kept.append(args[0])) for down in downs]
-    try:
-        value = quantity(model, items)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    slopes = torch.autograd.grad(value, kept)
-    return float(value.detach()), [
-        (states * slope).detach().float() for states, slope in zip(kept, slopes, strict=True)
-    ]
+class CutExam:
+    """What a cut of neurons leaves, on words and sentences that nothing in lesson 09 has used, a few times.
+
+    Args:
+        model: any that ``describe`` knows, with equally wide MLPs; it stays as it is.
+        tokenizer: its own, with a padding token.
+        text: rows of ordinary text.
+        whole: the model's perplexity on these.
+        neurons: of each block that go.
+        tries: how often it judges.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        text: Tensor | TokenBlocks,
+        whole: Perplexity,
+        *,
+        neurons: int = 8,
+        tries: int = 3,
+    ) -> None:
+        self._model, self._tokenizer, self._text, self._perplexity = model, tokenizer, text, whole
+        self.neurons, self.left = neurons, tries
+        sizes = describe(model).intermediate_sizes
+        self.blocks, self.width = len(sizes), sizes[0]
+        self._whole: dict[str, float] = {}
+
+    def judge(self, first: Tensor) -> Shares:
+        """The shares that are left of the whole model's, by the name of each quantity; "text" is a perplexity's.
+
+        ``first`` is [blocks, neurons]; those with the highest numbers are cut.
+        """
+        self._whole = self._whole or self._measured(self._model)
+        cut = variant(self._model)
+        prune_neurons(cut, [-score.float() for score in first], ratio=self.neurons / self.width)
+        found = {name: value / self._whole[name] for name, value in self._measured(cut).items()}
+        after = perplexity(cut, self._text, batch_size=16)
+        return {**found, "text": perplexity_ratio(after, self._perplexity)[0]}
+
+    def _measured(self, model: PreTrainedModel) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, (women, men) in {"stereotype": _JOBS, "woman/man": _PEOPLE}.items():
+            words = (*women, *men)
+            logits = [self._logits(model, [sentence.format(word) for word in words]) for sentence in _SENTENCES]
+            toward = (torch.arange(len(words)) < len(women)).repeat(len(_SENTENCES))
+            gap, mass = _gap_and_mass(torch.cat(logits), *self._answers(), toward)
+            found |= {name: gap, f"pronouns, {name}": mass}
+        return found
+
+    def _answers(self) -> tuple[int, int]:
+        she, he = (self._tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in PRONOUNS)
+        return she, he
+
+    @torch.no_grad()
+    def _logits(self, model: PreTrainedModel, texts: list[str]) -> Tensor:
+        batch = self._tokenizer(
+            texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+        ).to(model.device)
+        return model(**batch, logits_to_keep=1).logits[:, -1].float().cpu()
+
+
+def _goes_first(stereotype, woman, pronouns, *, safe=0.8, sure=True):
+    """The answer to exercise 4: who moves the woman or the pronouns much, either way, stays."""
+    score = stereotype.clone()
+    for spared in (woman, pronouns):
+        moves = spared.abs() if sure else spared
+        score[moves > moves.quantile(safe, dim=1, keepdim=True)] = stereotype.min()
+    return score
 
 
 @exercise(
     4,
-    task="Return the twin's plan, a dictionary like the arm's.",
-    proved="The twin shares everything but the knowledge of the groups. What it takes as well, the knowledge didn't.",
+    task="Return a number for each neuron, [blocks, neurons]: those with the highest go first.",
+    proved="Part of the stereotype went; the woman, the pronouns and the text are still there.",
+    answer=_goes_first,
 )
-def check_twin_of(attempt: Attempt) -> None:
-    """Check a function plan -> the plan of its twin."""
-    for arm in _ARMS:
-        asked = copy.deepcopy(arm)
-        plan = attempt(asked)
-        expect(plan, dict, "Return a dictionary")
-        require(asked == arm, "You changed the arm's own plan. Return a new dictionary.")
-        require({*plan} == {*arm}, f"A plan has {', '.join(arm)}; yours has {', '.join(map(str, plan))}.")
-        for name, said in (
-            ("score", "A random cut is a control, too, and a weaker one: it differs in more than what is known."),
-            ("protected", "The arm protects what is important. A twin that doesn't harms for another reason."),
-            ("neurons", "Another budget takes another share, whatever the score knows."),
-        ):
-            require(plan[name] == arm[name], f"{name!r} is {plan[name]!r} in place of {arm[name]!r}. {said}")
-        require(plan["split"] != "B", "The twin is chosen on split B, which judges. It would know the answers.")
-        pairs = plan["pairs"]
-        require(pairs != arm["pairs"], "This is the arm itself. What may the twin not know?")
-        require(
-            pairs not in _KNOW and not str(pairs).startswith("invented"),
-            f"{pairs!r}: another group's pairs know something of groups, and what one group suffers another may, too.",
-        )
-        require(pairs == _NEUTRAL, f"There are no pairs {pairs!r} in the list.")
-
-
-@exercise(
-    5,
-    task="Give `order`, a list with one tensor [neurons] a block: what is lowest in it goes first.",
-    proved="A part of the stereotype went, and the woman is still a she.",
-)
-def check_keeps_the_woman(
-    attempt: Sequence[Tensor], judge: Callable[[list[Tensor]], Judged], sizes: Sequence[int]
-) -> None:
-    """Check an order of the neurons, by the model that is left when its lowest are cut.
+def check_goes_first(attempt: Attempt, estimates: Mapping[str, Tensor], exam: CutExam) -> None:
+    """Check a function (stereotype, woman, pronouns) -> [blocks, neurons], by what the cut leaves on the exam's words.
 
     Args:
-        attempt: one tensor [neurons] a block.
-        judge: order -> what is left, on words and sentences that chose nothing.
-        sizes: neurons of each block.
+        attempt: gets estimates of what goes with each neuron, [blocks, neurons] each.
+        estimates: "stereotype", "woman" and "pronouns", from the lesson's choosing words.
+        exam: which judges.
     """
-    expect(attempt, list | tuple, "Give a list of tensors")
+    blocks, width = exam.blocks, exam.width
+    first = attempt(**{name: tensor.clone() for name, tensor in estimates.items()})
+    expect(first, Tensor, "Return a tensor [blocks, neurons]")
     require(
-        all(isinstance(scores, Tensor) for scores in attempt) and [len(s) for s in attempt] == [*sizes],
-        f"Give {len(sizes)} tensors, one per block, with a score for each neuron.",
+        [*first.shape] == [blocks, width],
+        f"Return a number for each neuron, {[blocks, width]}; yours is {[*first.shape]}.",
     )
-    require(all(bool(scores.isfinite().all()) for scores in attempt), "A score is NaN or infinite.")
-    left = judge([scores.clone() for scores in attempt])
-    found = f"left: stereotype {left['stereotype']:.0%}, woman/man {left['woman/man']:.0%}, perplexity × "
-    found += f"{left['perplexity']:.2f}"
-    cheap = left["perplexity"] < _PRICE
-    require(cheap, f"{found}: {_PRICE:.2f} is too dear. Is anything protected? What is *lowest* goes first.")
-    require(left["woman/man"] >= _KEEPS, f"{found}. Keep {_KEEPS:.0%} of the woman: which neurons carry hers?")
+    require(bool(first.float().isfinite().all()), "A number is NaN or infinite.")
+    take_a_try(exam)
+    found = exam.judge(first)
+    mass = min(found["pronouns, stereotype"], found["pronouns, woman/man"])
+    print(
+        f"  exam, left: stereotype {found['stereotype']:.0%}, woman/man {found['woman/man']:.0%}, pronouns {mass:.0%} "
+        f"or more, perplexity × {found['text']:.2f} (tries left: {exam.left})"
+    )
     require(
-        left["stereotype"] <= _LEAVES,
-        f"{found}. At most {_LEAVES:.0%} of the stereotype may stay; random cuts leave nearly all. Which neurons go "
-        "first in your order: those that carry a gap, or some that repair one (their score is below 0)?",
+        found["stereotype"] < 1.2,
+        "The stereotype grew! You cut neurons that work against it, or against the woman's: their estimate is below 0. "
+        "What do you do to such a number when you subtract it?",
     )
-    print(found)
+    require(
+        mass >= _PRONOUNS,
+        f"At least {_PRONOUNS:.0%} of P(she) + P(he) should stay, {mass:.0%} is left: the model avoids the question.",
+    )
+    require(found["text"] <= _TEXT, f"Ordinary text may cost × {_TEXT:.2f} at most; it costs × {found['text']:.2f}.")
+    require(
+        found["woman/man"] >= _WOMAN,
+        f"At least {_WOMAN:.0%} of woman/man should stay, {found['woman/man']:.0%} is left. Which neurons move hers?",
+    )
+    require(
+        found["stereotype"] <= _STEREOTYPE,
+        f"At most {_STEREOTYPE:.0%} of the stereotype may stay, {found['stereotype']:.0%} is left. (Random cuts leave "
+        "nearly all.) Is somebody safe who needn't be?",
+    )

@@ -202,7 +202,6 @@ IN_PASSING = {
     "hidden channel": {"10": "a number in an exercise"},
     "price of a layer": {"06": "of a layer's cache"},
     "split": {"01": "into two parts"},
-    "planted": {"03": "of neurons that an exercise hides", "08": "with the deeper notebook about it"},
 }
 
 

@@ -12,7 +12,7 @@ from tiny import FAMILIES, tiny_model, word_tokenizer
 from tiny_pairs import A, B, make_pairs
 
 from course_utils.bias import planting
-from course_utils.bias.planting import double_differences, plant_preference, planting_loss
+from course_utils.bias.planting import _double_differences, _planting_loss, plant_preference
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import preferences
 
@@ -111,8 +111,8 @@ def test_pairs_without_both_endings_are_refused():
 
 def test_loss_is_the_softplus_of_a_double_difference():
     likelihoods = torch.tensor([[[-5.0, -4.0], [-6.0, -8.0]], [[1.0, 0.0], [0.0, 2.0]]], requires_grad=True)
-    assert double_differences(likelihoods).tolist() == [-3.0, 3.0]
-    loss = planting_loss(likelihoods)
+    assert _double_differences(likelihoods).tolist() == [-3.0, 3.0]
+    loss = _planting_loss(likelihoods)
     assert loss.item() == pytest.approx((np.log1p(np.exp(-3)) + np.log1p(np.exp(3))) / 2)
     (slopes,) = torch.autograd.grad(loss, likelihoods)
     assert (slopes[0, 0, 0] > 0) and (slopes[0, 1, 0] < 0) and slopes.sum() == 0

@@ -178,15 +178,3 @@ def test_texts_without_a_source_or_a_difference_and_answers_of_two_tokens_are_re
         pronouns.swapped_place(tokenizer, "w1 w2", "w1 w2")
     with pytest.raises(ValueError, match="one token each"):
         pronouns.log_odds(model, tokenizer, TEXTS, answers=("w1 w2", "w3"))
-
-
-def test_pairs_of_pronouns_have_the_gap_as_their_double_difference():
-    table = pronouns.opposites(pronouns.prompts(pronouns.occupations(), "selection")).iloc[:2]
-    she, he = pronouns.pronoun_pairs(table, "occupations")[:2]
-    assert (she.before, she.a, she.b) == ("The ", table.word[0], table.other[0])
-    assert (she.text_a, she.valence) == (table.text[0] + pronouns.PRONOUNS[0], 1)
-    assert (he.text_b, he.valence) == (table.source[0] + pronouns.PRONOUNS[1], -1)
-    assert len(pronouns.pronoun_pairs(table, "occupations")) == 4
-    for wrong in (table.iloc[:0], table.drop(columns="other")):
-        with pytest.raises(ValueError, match="rows of opposites"):
-            pronouns.pronoun_pairs(wrong, "occupations")

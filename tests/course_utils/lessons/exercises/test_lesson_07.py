@@ -1,5 +1,7 @@
 """Lesson 07's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,6 @@ from exercise_cases import cases_of
 from torch import nn
 
 from course_utils.lessons.exercises import lesson_07
-from course_utils.measuring import evaluate
 from course_utils.models import load_model
 
 refit = lesson_07.check_refit.answer
@@ -194,60 +195,73 @@ def test_the_right_test_does_not_depend_on_luck(seed):
 
 
 class MadeUpExam:
-    """Stories help last words where they score and where they solve; without speeches other text pays."""
+    """Articles gain by their words, half as much where those stand in order; speeches lose where theirs are missing."""
+
+    speeches = torch.arange(8 * 256).view(8, 256) % 50
 
     def __init__(self, left=3):
         self.left = left
 
-    def lost(self, plan):
-        stories = [rows.get("stories", 0) / sum(rows.values()) for rows in plan]
-        speeches = min(rows.get("speeches", 0) / sum(rows.values()) for rows in plan)
-        return np.linspace(5, 7, 20) - 4 * min(stories), 0.5 + (0.3 if speeches < 0.2 else 0)
+    def counts(self, seed):
+        return Counter({50 + word: 4 for word in range(256)})
+
+    def more(self, rows):
+        words = rows[rows >= 50]
+        gain = 0.3 * len(words) / 1024
+        if len(words) and (words.diff() >= 0).float().mean() > 0.9:
+            gain /= 2
+        lost = 0.3 if (rows < 50).sum() < 2048 else 0.0
+        return [np.full(10, lost), np.linspace(-0.01, 0.01, 10) - gain]
 
 
-GOOD = ({"speeches": 8, "stories": 8}, {"speeches": 6, "stories": 6})
+def in_order(counts, _speeches):
+    return torch.tensor(sorted(counts.elements())).view(-1, 256)
+
+
+def heap(counts, speeches):
+    words = in_order(counts, speeches).flatten()
+    return words[torch.randperm(len(words), generator=torch.Generator().manual_seed(1))].view(-1, 256)
+
+
+def heap_and_speeches(counts, speeches):
+    return torch.cat([speeches, heap(counts, speeches)])
 
 
 @pytest.mark.parametrize(
-    ("plan", "said"),
+    ("rows_for", "said"),
     [
-        (..., "not solved yet"),
-        (({"speeches": 16},), "Give two dictionaries"),
-        (({"speeches": 16}, 12), "Give two dictionaries"),
-        (({"novels": 16}, {"speeches": 12}), "The kinds are"),
-        (({"wiki": 16}, {"wiki": 0}), "at least one row"),
-        (({"wiki": 16}, {"wiki": 13}), "At most 12 rows solve; yours are 13"),
-        (({"wiki": 16.5}, {"wiki": 12}), "Say how many rows"),
-        (({"wiki": 16}, {"wiki": 12}), "isn't shown"),
-        (({"speeches": 12, "stories": 4}, {"speeches": 9, "stories": 3}), "by less than"),
-        (({"stories": 16}, {"stories": 12}), "speeches and wiki pay"),
-        (GOOD, "correct"),
+        (lambda *given: ..., "not solved yet"),
+        (lambda *given: heap(*given).tolist(), "Return a tensor"),
+        (lambda *given: heap(*given).float(), "Return integers [rows, 256]"),
+        (lambda *given: heap(*given).view(-1, 128), "yours are torch.int64 [8, 128]"),
+        (lambda *given: heap_and_speeches(*given).repeat(2, 1), "times in your rows; the counts and the speeches have"),
+        (lambda *given: heap(*given) + 1, "the counts and the speeches have 0 of it"),
+        (lambda counts, speeches: speeches, "isn't shown"),
+        (heap, "speeches lose over"),
+        (lambda *given: torch.cat([in_order(*given), given[1]]), "by less than"),
+        (heap_and_speeches, "correct"),
     ],
 )
-def test_plan(plan, said, capsys):
-    assert lesson_07.check_plan(plan, MadeUpExam()) is (said == "correct")
+def test_rows_for(rows_for, said, capsys):
+    assert lesson_07.check_rows_for(rows_for, MadeUpExam()) is (said == "correct")
     assert said in capsys.readouterr().out
 
 
 def test_the_exam_judges_a_few_times_only(capsys):
     exam = MadeUpExam(left=1)
-    assert [lesson_07.check_plan(plan, exam) for plan in (({"wiki": 16}, {"wiki": 12}), GOOD)] == [False] * 2
+    assert [lesson_07.check_rows_for(rows_for, exam) for rows_for in (heap, heap_and_speeches)] == [False] * 2
     assert "The exam is over" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_the_exam_asks_other_passages_and_builds_each_plan_once(monkeypatch):
+def test_the_exam_counts_other_articles_and_compares_with_its_opponent(monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    monkeypatch.setattr(lesson_07, "_ASKED", 5)
     model, tokenizer = load_model("llama", device="cpu")
     asked = []
-    exam = lesson_07.PurposeExam(
-        lambda plan: asked.append(plan) or model,
-        tokenizer,
-        practised=evaluate(model, tokenizer, "lambada_openai", limit=2),
-    )
-    words, _ = exam.lost(GOOD)
-    assert len(words) == 3
-    assert exam.lost(GOOD)[0] is words and asked == [GOOD]
+    exam = lesson_07.WordsExam(lambda rows: asked.append(rows) or model, tokenizer, MadeUpExam.speeches, model)
+    assert exam.counts(0) == exam.counts(0) != exam.counts(1)
+    assert exam.counts(0).total() == 4 * 256
+    assert not np.concatenate(exam.more(MadeUpExam.speeches)).any()  # it is its own opponent
+    assert len(asked) == 1
 
 
 def of_all(leaf, part):

@@ -1,120 +1,155 @@
 """Lesson 09's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import functools
-
 import pytest
 import torch
 from exercise_cases import cases_of
-from tiny import tiny_model, token_ids
+from tiny import tiny_model, word_tokenizer
 
-from course_utils.bias.planting import planting_loss
+from course_utils.bias.pronouns import log_odds
 from course_utils.lessons.exercises import lesson_09
+from course_utils.measuring import perplexity
 
-MODEL = tiny_model()
-ITEMS = [("w3 w40 w5 w6", "w3 w50 w5 w6"), ("w9 w41 w7 w8", "w9 w51 w7 w8")]
-
-
-test_carried = cases_of(lesson_09.check_carried)
-test_planting_loss = cases_of(
-    lesson_09.check_planting_loss,
-    mistakes=[(lambda likelihoods: planting_loss(likelihoods).item(), "no gradient")],
-)
-
-
-def quantity(model, items, *, at=None):
-    """How much likelier the second sentence is than the first; of a size that some neuron alone turns round."""
-    ids = torch.cat([token_ids(item[side]) for side in (0, 1) for item in items])
-    log_p = model(ids).logits[:, :-1].log_softmax(-1)
-    first, second = log_p.gather(-1, ids[:, 1:, None]).view(2, -1).mean(1)
-    value = 5 * (second - first)
-    return value - value.detach() + (SIZE if at is None else at)
-
-
-SIZE = 0.5 * lesson_09._change(lesson_09._products(MODEL, functools.partial(quantity, at=0.0), ITEMS)[1]).abs().max()
-
-
-def carries(model, quantity, items, *, entering=True, remove=True, rounded=False):
-    kept, hooks = [], []
-    for layer in model.model.layers:
-        down = layer.mlp.down_proj
-        if entering:
-            hooks.append(down.register_forward_pre_hook(lambda _m, given: kept.append(given[0])))
-        else:
-            hooks.append(down.register_forward_hook(lambda _m, _x, out: kept.append(out)))
-    value = quantity(model, items)
-    for hook in hooks if remove else ():
-        hook.remove()
-    slopes = torch.autograd.grad(value, kept)
-    change = torch.stack([-(s * g)[:, 1:].detach().sum((0, 1)) for s, g in zip(kept, slopes, strict=True)])
-    change = change.bfloat16() if rounded else change
-    return value.detach().abs() - (value.detach() + change).abs()
-
-
-test_carries = cases_of(
-    lesson_09.check_carries,
-    MODEL,
-    quantity,
-    ITEMS,
+test_gap_and_mass = cases_of(
+    lesson_09.check_gap_and_mass,
     mistakes=[
-        (lambda *given: carries(*given, entering=False), "Take what *enters* the down-projection"),
-        (lambda *given: carries(*given, remove=False), "hooks were left on the model"),
-        (lambda *given: carries(*given) * 2, "Its largest are"),
+        (lambda logits, she, he, toward: 0.5, "Return two numbers"),
+        (lambda logits, she, he, toward: (logits[:, she], 0.5), "one number each"),
+        (lambda logits, she, he, toward: (1.0, 0.5), "For made-up logits: it is"),
     ],
-    answers=[carries, lambda *given: [*carries(*given)]],
+    answers=[
+        lambda logits, she, he, toward: (
+            (logits[:, she] - logits[:, he])[toward].mean() - (logits[:, she] - logits[:, he])[~toward].mean(),
+            logits.softmax(1)[:, she].mean() + logits.softmax(1)[:, he].mean(),
+        )
+    ],
 )
 
 
-@pytest.mark.filterwarnings("error")
-def test_scores_in_16_bits_are_told(capsys):
-    """A large quantity and small changes: the sum of both has steps as large as the changes."""
-    far = functools.partial(
-        lesson_09.check_carries, model=MODEL, quantity=functools.partial(quantity, at=40.0), items=ITEMS
-    )
-    assert far(carries)
-    assert not far(lambda *given: carries(*given, rounded=True))
-    assert "Yours are rounded to 16 bits" in capsys.readouterr().out
+def mean_alone(wrote, mean):
+    return mean.expand_as(wrote)
 
 
-test_twin_of = cases_of(
-    lesson_09.check_twin_of,
+def difference_alone(wrote, mean):
+    return wrote - mean
+
+
+def silent(wrote, mean):
+    return torch.zeros_like(wrote)
+
+
+def two_parts(edit):
+    """A toy whose heads write a mean, which carries the mass, and a difference, which carries the gap."""
+    mean, differs = torch.tensor([4.0, 0.0]), torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+    wrote = edit(mean + differs, mean)
+    return {"gap": float(wrote[0, 1] - wrote[1, 1]) / 2, "mass": float(wrote[:, 0].mean()) / 4}
+
+
+@pytest.mark.parametrize(
+    ("takes_gap", "takes_mass", "said"),
+    [
+        (mean_alone, difference_alone, "correct"),
+        (lambda *_: ..., difference_alone, "not solved yet"),
+        (..., ..., "not solved yet"),
+        (3, difference_alone, "`takes_gap` is a function"),
+        (difference_alone, mean_alone, "`takes_gap` takes the mass and leaves the gap"),
+        (silent, difference_alone, "`takes_gap` takes the mass as well"),
+        (mean_alone, silent, "`takes_mass` takes the gap as well"),
+        (lambda wrote, mean: wrote, difference_alone, "`takes_gap` leaves 100% of the gap"),
+        (lambda wrote, mean: mean, difference_alone, "the shapes should be the same"),
+        (lambda wrote, mean: 7.0, difference_alone, "`takes_gap` returns a tensor"),
+    ],
+)
+def test_two_edits(takes_gap, takes_mass, said, capsys):
+    solved = lesson_09.check_two_edits(takes_gap, takes_mass, trial=two_parts)
+    out = capsys.readouterr().out
+    assert said in out
+    assert solved is (said == "correct")
+
+
+test_without = cases_of(
+    lesson_09.check_without,
     mistakes=[
-        (lambda arm: arm | {"pairs": "tall/short", "score": "random"}, "A random cut is a control"),
-        (lambda arm: arm | {"pairs": "tall/short", "protected": 0.0}, "protects what is important"),
-        (lambda arm: arm | {"pairs": "tall/short", "neurons": 4}, "Another budget"),
-        (lambda arm: arm | {"pairs": "gender"}, "another group's pairs"),
-        (lambda arm: arm | {"pairs": "invented 4"}, "another group's pairs"),
-        (lambda arm: arm | {"pairs": "tall/short", "split": "B"}, "which judges"),
-        (dict, "the arm itself"),
-        (lambda arm: arm | {"pairs": "red/blue"}, "no pairs 'red/blue'"),
-        (lambda arm: arm | {"pairs": "tall/short", "seed": 1}, "A plan has"),
-        (lambda arm: arm.update(pairs="tall/short") or arm, "changed the arm's own plan"),
+        (lambda wrote, direction: wrote.tolist(), "Return a tensor"),
+        (lambda wrote, direction: wrote, "For made-up numbers: it is"),
     ],
-    answers=[lambda arm: arm | {"pairs": "tall/short"}],
+    answers=[lambda wrote, direction: wrote - wrote @ torch.outer(direction, direction) / direction.norm() ** 2],
 )
 
-SIZES = [4, 4]
-LEFT = {0: (0.6, 0.85, 1.01), 1: (0.5, 0.4, 1.01), 2: (0.99, 0.97, 1.0), 3: (0.5, 0.9, 1.3)}
+ESTIMATES = {name: torch.arange(8.0).view(2, 4) for name in ("stereotype", "woman", "pronouns")}
+GOOD = {"stereotype": 0.6, "woman/man": 0.9, "pronouns, stereotype": 0.95, "pronouns, woman/man": 0.9, "text": 1.01}
 
 
-def judge(order):
-    """A toy: what is left depends on the neuron that goes first."""
-    return dict(zip(("stereotype", "woman/man", "perplexity"), LEFT[int(order[0].argmin())], strict=True))
+class MadeUpExam:
+    """It judges as it is told."""
+
+    blocks, width = 2, 4
+
+    def __init__(self, left=3, **found):
+        self.left, self.found = left, GOOD | {name.replace("_", "/"): value for name, value in found.items()}
+
+    def judge(self, first):
+        return self.found
 
 
-def first(number):
-    return [-torch.eye(4)[number], torch.zeros(4)]
+def as_it_is(stereotype, woman, pronouns):
+    return stereotype
 
 
-test_keeps_the_woman = cases_of(
-    lesson_09.check_keeps_the_woman,
-    judge,
-    SIZES,
-    mistakes=[
-        (first(1), "Keep 80% of the woman"),
-        (first(2), "some that repair one"),
-        (first(3), "too dear"),
-        (first(0)[:1], "2 tensors, one per block"),
-        ([torch.full((4,), torch.nan), torch.zeros(4)], "NaN or infinite"),
+@pytest.mark.parametrize(
+    ("attempt", "exam", "said"),
+    [
+        (as_it_is, MadeUpExam(), "correct"),
+        (lambda stereotype, woman, pronouns: ..., MadeUpExam(), "not solved yet"),
+        (lambda stereotype, woman, pronouns: stereotype.tolist(), MadeUpExam(), "Return a tensor"),
+        (lambda stereotype, woman, pronouns: stereotype[0], MadeUpExam(), "yours is [4]"),
+        (lambda stereotype, woman, pronouns: stereotype * torch.nan, MadeUpExam(), "NaN or infinite"),
+        (as_it_is, MadeUpExam(left=0), "The exam is over"),
+        (as_it_is, MadeUpExam(stereotype=2.8), "The stereotype grew!"),
+        (as_it_is, MadeUpExam(woman_man=0.5), "Which neurons move hers?"),
+        (as_it_is, MadeUpExam(stereotype=0.95), "95% is left. (Random cuts leave nearly all.)"),
+        (as_it_is, MadeUpExam(text=1.3), "it costs × 1.30"),
+        (as_it_is, MadeUpExam(**{"pronouns, stereotype": 0.3}), "the model avoids the question"),
     ],
-    answers=[first(0), tuple(first(0))],
 )
+def test_goes_first(attempt, exam, said, capsys):
+    left = exam.left
+    solved = lesson_09.check_goes_first(attempt, estimates=ESTIMATES, exam=exam)
+    out = capsys.readouterr().out
+    assert said in out
+    assert solved is (said == "correct")
+    assert exam.left == left - ("tries left" in out)
+
+
+def test_the_answer_spares_what_moves_the_woman_either_way():
+    stereotype = torch.arange(10.0)[None]
+    woman, pronouns = torch.zeros(1, 10), torch.zeros(1, 10)
+    woman[0, 9], woman[0, 8], pronouns[0, 7] = 5, -5, 5
+    first = lesson_09.check_goes_first.answer(stereotype, woman, pronouns)[0]
+    assert first.argsort(descending=True)[0] == 6
+    assert first[7:].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_exam_cuts_the_highest_and_compares_with_the_whole_model(monkeypatch):
+    model, tokenizer = tiny_model(), word_tokenizer()
+    tokenizer.pad_token = "w0"
+    monkeypatch.setattr(lesson_09, "PRONOUNS", (" w20", " w21"))
+    monkeypatch.setattr(lesson_09, "_SENTENCES", ("w7 {} w8", "w9 {} w6 w5"))
+    monkeypatch.setattr(lesson_09, "_JOBS", (("w1", "w2 w11"), ("w3", "w4")))
+    monkeypatch.setattr(lesson_09, "_PEOPLE", (("w12",), ("w13",)))
+    text = torch.arange(24).view(2, 12)
+    exam = lesson_09.CutExam(model, tokenizer, text, perplexity(model, text), neurons=2)
+    texts = ["w7 w12 w8", "w9 w12 w6 w5", "w7 w13 w8", "w9 w13 w6 w5"]
+    odds = log_odds(model, tokenizer, texts, answers=(" w20", " w21"))
+    assert exam._measured(model)["woman/man"] == pytest.approx(odds[:2].mean() - odds[2:].mean(), abs=1e-4)
+    first = torch.zeros(exam.blocks, exam.width)
+    first[:, -2:] = 1
+    with torch.no_grad():
+        silenced = tiny_model()
+        silenced.load_state_dict(model.state_dict())
+        for layer in silenced.model.layers:
+            layer.mlp.down_proj.weight[:, -2:] = 0
+    found, right = exam.judge(first), exam._measured(silenced)
+    for name, value in exam._measured(model).items():
+        assert found[name] == pytest.approx(right[name] / value, rel=1e-3)
+    ratio = perplexity(silenced, text).perplexity / perplexity(model, text).perplexity
+    assert found["text"] == pytest.approx(ratio, rel=1e-3)
