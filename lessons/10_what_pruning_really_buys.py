@@ -20,8 +20,8 @@
 # **Answer.** A pass through a model waits for three things. It reads all weights once, however many tokens it reads: bytes. It
 # multiplies: so many operations for each token. And the program has to start every layer: we call that the price of a layer.
 # Narrower MLPs save bytes and operations; fewer blocks save the price as well. PyTorch spends much of a token's time on the
-# price, so there the shorter model is well ahead. llama.cpp spends little on it, so there the two are nearly level. With many tokens
-# at once operations count most, and the two come closer in PyTorch, too. So ask what your user waits for. Then ask the rivals of a cut: the
+# price, so there the shorter model is well ahead. llama.cpp spends little on it, so there the two are nearer to each other. (Make each
+# layer dearer by hand, and the shorter model pulls further ahead.) So ask what your user waits for. Then ask the rivals of a cut: the
 # whole model with weights in fewer bits, and the cache in 8 bits, which makes room for more requests than any cut of this lesson.
 #
 # </details>
@@ -46,6 +46,7 @@
 # %%
 import math
 import tempfile
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -195,7 +196,8 @@ check_take_turns(take_turns)
 # that one go and nothing else. So we build two strange models. Neither of them writes any sense, but a clock doesn't mind.
 #
 # - **No bytes.** All blocks use the matrices of block 0. The model has as many layers and does as many operations as before, but
-#   its blocks have the bytes of one. They stay in the processor's caches instead of coming from memory again and again.
+#   its blocks have the bytes of one. They stay in the processor's caches, which hand them over faster than the memory does. (The
+#   bytes of Llama-3.2-1B's block are too many for a card's caches, so on Colab this model shows nothing.)
 # - **No work.** All blocks are there, and each is next to empty: a state of 64 channels and 32 neurons. What is left is the price.
 #
 # The third part needs no strange model: more tokens are more operations.
@@ -207,7 +209,8 @@ from course_utils.measuring import time_interleaved
 from course_utils.models import describe, load_model, model_size, variant
 from course_utils.pruning import bypass_attention, prune_neurons, remove_blocks
 
-base, tokenizer = load_model("llama", dtype=session.dtype)
+dtype = session.dtype if session.device.type == "cuda" else torch.float32
+base, tokenizer = load_model("llama", dtype=dtype)
 architecture = describe(base)
 total, full = architecture.num_blocks, architecture.intermediate_sizes[0]
 small = {"hidden_size": 64, "intermediate_size": 32, "num_attention_heads": 1}
@@ -215,8 +218,8 @@ small |= {"num_key_value_heads": 1, "vocab_size": 64, "num_hidden_layers": total
 empty = LlamaForCausalLM(LlamaConfig(**small)).to(base.device, base.dtype).eval()
 
 
-def megabytes(model):
-    return sum(weight.nbytes for weight in model.parameters()) / 1e6
+def megabytes(model):  # of its weights in 16 bits, as they are served
+    return 2 * model.num_parameters() / 1e6
 
 
 def reading(model, tokens):
@@ -228,16 +231,6 @@ def reading(model, tokens):
         model(ids, use_cache=False)
 
     return call
-
-
-def timing(models, counts):  # a row for each number of tokens and each model
-    tables = {}
-    for tokens in counts:
-        calls = {name: reading(model, tokens) for name, model in models.items()}
-        rounds = 21 if tokens == 1 else 7  # a short pass is disturbed more
-        laps = time_interleaved(calls, rounds=rounds).set_index("name")
-        tables[tokens] = laps.assign(ms=1000 * laps.seconds.iloc[0] * laps.ratio)
-    return pd.concat(tables)
 
 
 print(f"whole: {megabytes(base):.1f} MB, empty layers: {megabytes(empty):.1f} MB")
@@ -280,189 +273,60 @@ check_one_for_all(one_for_all)
 # %% [markdown]
 # ## The roofline of this machine
 #
-# We time the whole model, the one whose blocks share their bytes, and the one of empty layers, with one token at once up to 128.
+# We time the whole model, the one whose blocks share their bytes, and the one of empty layers, with one token at once up to 64.
 #
 # **Predict before you run.** Sixteen tokens at once are sixteen times the operations of one. Does a pass take sixteen times as long?
-# Does sharing the bytes help more at one token or at 128? And at which of the two is the price of layers the larger part? Because …
+# Does sharing the bytes help more at one token or at 64? And at which of the two is the price of layers the larger part? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Sixteen tokens take a little longer than one, far from sixteen times. Sharing the bytes helps at one token and hardly at 128:
+# Sixteen tokens take about twice as long as one, far from sixteen times. Sharing the bytes helps at one token and hardly at 64:
 # there the pass waits for operations, which are all still there. The empty layers take a good part of the time at one token, and
-# much less of it at 128.
+# much less of it at 64.
 #
 # </details>
 
+
 # %% tags=["timed"]
-COUNTS = [1, 4, 16, 128]
+def timing(models, counts):  # a row for each number of tokens and each model
+    tables = {}
+    for tokens in counts:
+        calls = {name: reading(model, tokens) for name, model in models.items()}
+        rounds = 15 if tokens == 1 else 6  # a short pass is disturbed more
+        laps = time_interleaved(calls, rounds=rounds).set_index("name")
+        tables[tokens] = laps.assign(ms=1000 * laps.seconds.iloc[0] * laps.ratio)
+    return pd.concat(tables)
+
+
+COUNTS = [1, 4, 16, 64]
 shared = check_one_for_all.accepted(variant(base))  # yours, if it is correct
 strange = {"whole": base, "no bytes": shared, "no work": empty}
 passes = timing(strange, COUNTS)
-for tokens in (1, 128):
-    told = [f"{name} {ratio:.2f}" for name, ratio in passes.ratio[tokens].items()]
-    print(f"{tokens} at once, × whole's time: {', '.join(told)}")
-by_tokens = passes.ms.unstack(0)
-slower = by_tokens.loc["whole"] / by_tokens.loc["whole", 1]
-print(f"whole: 16 tokens take {slower[16]:.1f} times as long as one")
-here("Sixteen tokens take under half of sixteen times as long.", [8 - slower[16]])
-helps = 1 - passes.ratio.unstack(1)["no bytes"]
-here("Without bytes one token gains more than 128.", [helps[1] - helps[128]])
-left = passes.ratio.unstack(1)["no work"]
-here("The price is a larger part of one token than of 128.", [left[1] - left[128]])
-del shared
-
-# %% [markdown]
-# Now the three numbers of the formula, none of them from a cut. The price $f$ is what an empty layer takes. For the other two we
-# ask PyTorch itself, with one large matrix that is no layer: the head. With one token its time tells the bandwidth, with 128 the
-# operations per second. (So these are what *this program* reaches on this machine. The machine alone can do more.)
-
-# %% tags=["timed"]
-head = architecture.head
-states = torch.randn(128, head.in_features, device=base.device).to(base.dtype)
-
-
-@torch.inference_mode()
-def multiply(tokens):
-    """The head with so many tokens at once."""
-    head(states[:tokens])
-
-
-calls = {"one token": lambda: multiply(1), "128": lambda: multiply(128)}
-laps = time_interleaved(calls, rounds=15).set_index("name").seconds
-stored = head.weight.element_size()
-fixed = passes.seconds[1, "no work"] / total
-bandwidth = head.weight.nbytes / laps["one token"]
-peak = 2 * head.weight.numel() * 128 / laps["128"]
-print(f"a layer's price {1000 * fixed:.2f} ms, {bandwidth / 1e9:.0f} GB/s")
-print(f"{peak / 1e9:,.0f} GFLOP/s in {base.dtype}")
-
-
-def by_formula(model, tokens):
-    """Milliseconds of a pass, from what nothing but the formula knows."""
-    size = model_size(model)  # the formula counts what is multiplied: flops / 2
-    own = size.flops / 2, stored, tokens, size.blocks, fixed, bandwidth, peak
-    return 1000 * check_seconds.accepted(*own)
-
-
-# %%
-_, panel = plt.subplots(figsize=(9.5, 5.8), layout="constrained")
-fine, grey = 2 ** np.linspace(0, 7, 71), {"color": mark("random")["color"]}
-bytes_take = 1000 * stored * model_size(base).flops / 2 / bandwidth
-computing = 1000 * model_size(base).flops * fine / peak
-panel.loglog(fine, computing, linestyle=":", **grey)
-panel.axhline(bytes_take, linestyle=":", **grey)
-panel.text(1, 1.05 * bytes_take, "bytes")
-panel.text(60, 0.28 * computing[-1], "operations")
-formula = [by_formula(base, tokens) for tokens in fine]
-panel.loglog(fine, formula, label="formula, whole", **grey)
-parts = ("whole", "whole"), ("no bytes", "attentions"), ("no work", "price")
-for name, part in parts:
-    look = mark(part) | {"label": name, "linewidth": 0.8}
-    panel.loglog(COUNTS, by_tokens.loc[name], **look)
-panel.set(xlabel="tokens at once", ylabel="milliseconds per pass")
-people_who_wait = {1: "1\none chat", 16: "16\nsixteen chats", 128: "128\na prompt"}
-panel.set_xticks(COUNTS, [people_who_wait.get(n, n) for n in COUNTS])
-panel.minorticks_off()
-panel.legend()
-show(
-    "Log-log: milliseconds of a pass against tokens at once, 1 to 128. The whole "
-    "model's curve is nearly flat at first and then rises like the operations. "
-    "The model without bytes lies below it on the left and meets it on the right. "
-    "The model of empty layers is nearly flat, far below the others on the right."
-)
-
-# %% [markdown]
-# *The roofline. One chat is decode, a prompt is prefill, and a server with sixteen chats stands between. Dotted: what bytes and
-# operations alone would take. Grey: the formula, with the price of the layers on top. The marks are measured.*
-#
-# On the left the pass waits for bytes and prices: take the bytes away (blue), and it falls. On the right it waits for operations:
-# without its bytes it takes as long as before. The empty layers (orange) take about the same time wherever you look. So each part
-# goes when we take it away, and where the formula says it should. (The marks lie above the formula in places, because it leaves
-# out norms, attention's own products, and matrices too small to be multiplied at full speed. It is a floor.)
-#
-# ## What each cut moves
-#
-# Now the two cuts. Which blocks or neurons go is no matter for time, so it is the middle blocks and the last neurons.
-#
-# **Predict before you run.** At one token the shorter model gains more. And at 128 tokens at once? Does the narrower one stay as far
-# behind, or does it come closer? Because …
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# It comes closer. At 128 tokens most of the time is operations, and the two have about the same number of those. At one token the
-# price is a good part, and only the shorter model saves some of it.
-#
-# </details>
-
-
-# %%
-def cut(*, width=full, blocks=0, attentions=0):
-    """A variant with narrower MLPs, fewer blocks, or fewer attentions."""
-    model, first = variant(base), (total - blocks - attentions) // 2
-    remove_blocks(model, range(first, first + blocks))
-    if attentions:
-        middle = range(first, first + attentions)
-        bypass_attention(model, middle, remove=True)
-    if width < full:
-        last_go = [torch.arange(full, 0.0, -1)] * (total - blocks)
-        prune_neurons(model, last_go, ratio=1 - width / full)
-    return model
-
-
-FEWER = max(1, total // 3)
-short = cut(blocks=FEWER)
-a_neuron = (megabytes(base) - megabytes(cut(width=full // 2))) / (full - full // 2)
-saved = (megabytes(base) - megabytes(short)) / a_neuron  # in neurons of all MLPs
-WIDTH = max(32, math.floor((full - saved) / 32) * 32)  # a few bytes less
-narrow = cut(width=WIDTH)
-SHORT, NARROW = f"{total - FEWER} of {total} blocks", f"MLPs of {WIDTH}"
-print(f"{SHORT}: {megabytes(short):.1f} MB; {NARROW}: {megabytes(narrow):.1f} MB")
-
-# %% tags=["timed"]
-arms = {"whole": base, "whole, again": variant(base), SHORT: short, NARROW: narrow}
-cuts = timing(arms, [1, 16, 128])
-_, panel = plt.subplots(figsize=(9, 4.8), layout="constrained")
-for name, part in (
-    ("whole, again", "whole"),
-    (SHORT, "blocks"),
-    (NARROW, "neurons"),
-):
-    rows, model = cuts.xs(name, level="name"), arms[name]
-    ends = [rows.ratio - rows.ci_low, rows.ci_high - rows.ratio]
-    look = mark(part) | {"label": name, "linestyle": "", "capsize": 4}
-    panel.errorbar(rows.index, rows.ratio, yerr=ends, **look)
-    told = [by_formula(model, n) / by_formula(base, n) for n in fine]
-    panel.plot(fine, told, color=look["color"], linewidth=1)
-behind = cuts.ratio.unstack(1)[NARROW] / cuts.ratio.unstack(1)[SHORT]
-told = by_formula(narrow, 1) / by_formula(short, 1)
-print(
-    f"narrow, × short's time: {behind[1]:.2f} at one token (formula {told:.2f})",
-    end="",
-)
-print(f", {behind[128]:.2f} at 128")
+for tokens in (1, 64):
+    told = by_formula(narrow, 1, prices / 1000) / by_formula(short, 1, prices / 1000)
+panel.plot(prices, told, color=look["color"], label="formula")
+print(f"measured {behind.ratio.round(2).tolist()}, formula {np.round(told, 2)}")
 whole = record.query("program == 'llama.cpp'").iloc[0]
-print(f"on record: bytes are {whole.floor / whole.milliseconds:.0%} in llama.cpp")
-here("At one token the narrow model is behind.", [behind[1] - 1])
-here("At 128 tokens it is less behind.", [behind[1] - behind[128]])
-panel.set(xscale="log", xlabel="tokens at once", ylabel="× the whole's time")
-panel.set_ylim(0, 1.5)
-panel.set_xticks(COUNTS, COUNTS)
-panel.minorticks_off()
-panel.legend(loc="upper right")
+beyond = (whole.milliseconds - whole.floor) / total
+print(f"on record llama.cpp spends {beyond:.2f} ms per layer beyond its bytes")
+here("The narrow model is behind.", behind.ratio - 1)
+here("Dearer layers throw it further back.", behind.ratio[2:] - behind.ratio[0])
+panel.axhline(total / (total - FEWER), **mark("guessing"))
+panel.set(xlabel="price of a layer, ms", ylabel="narrower's time, × shorter's")
+panel.legend(loc="lower right")
 show(
-    "Time as a share of the whole model's, against tokens at once. The shorter "
-    "model stays at about seven tenths. The narrower one begins well above it "
-    "and comes closer on the right. The whole model's second run stays near 1."
+    "The narrower model's time for a token, in units of the shorter one's, against "
+    "the price of a layer. It rises with the price towards 1.5, as the formula's "
+    "line does."
 )
 
 # %% [markdown]
-# *Marks are measured, with 95 % intervals; lines are the formula, whose numbers came from empty layers and the head alone. The star is
-# the whole model again (A/A).*
+# *Left, the price as it is. Further right, each block waits longer before it begins. Marks are measured, with 95 % intervals. The curve is
+# the formula, whose numbers came from empty layers and the head alone. Dotted: thirty prices in units of twenty.*
 #
-# The shorter model saves all three: bytes, operations, prices. The narrower one keeps every layer's price, so it lags where the price
-# matters. That is the riddle's answer. llama.cpp is one lean program without Python between the layers, so most of its token is
-# bytes: 71% in the record. (That share has an error of its own. Measured again on the same kind of machine, reading the
-# bytes took a third longer.)
+# Nothing changed but the price, and the shorter model pulled ahead. That is the riddle's answer: the shorter model saves bytes,
+# operations and prices, and the narrower one keeps every layer's price. llama.cpp is one lean program without Python between the layers.
+# On record it spends a tenth of a millisecond per layer on everything that isn't bytes, so there the two are closer.
 #
 # ## The same models as files
 #
@@ -488,21 +352,19 @@ from course_utils.release import engine, export_gguf, plan_gguf
 
 BY_32 = math.floor(0.8 * full / 32) * 32
 widths = {f"MLPs of {BY_32 + more}": BY_32 + more for more in (0, 12, 14)}
-thin = {name: cut(width=width) for name, width in widths.items()}
 
 
 def planned(model):  # MB of the file in Q8_0, before it is written
     return plan_gguf(model, tokenizer, quantization="Q8_0").bytes.sum() / 1e6
 
 
-by_plan = {"whole": planned(base)} | {name: planned(m) for name, m in thin.items()}
+by_plan = {"whole": planned(base)}
+for name, width in widths.items():
+    by_plan[name] = planned(cut(width=width))
 print("Q8_0:", ", ".join(f"{name} {mb:.1f} MB" for name, mb in by_plan.items()))
-whole, by_32, by_4, even = by_plan.values()
-claim("Only the multiple of 32 has a smaller file.", [whole - by_32])
-here(
-    "Widths that are only even or multiples of 4 don't.",
-    [by_4 - whole, even - whole],
-)
+whole, by_32, *others = by_plan.values()
+claim("The multiple of 32 has a smaller file.", [whole - by_32])
+here("The other two have a larger one.", np.subtract(others, whole))
 
 # %% [markdown]
 # Now all of them in llama.cpp, beside the first rival: the *whole* model in 8 and in 4 bits. These formats are **weight-only**. The
@@ -522,8 +384,10 @@ here(
 
 # %% tags=["timed"]
 FORMATS = {"whole, 8 bits": "Q8_0", "whole, 4 bits": "Q4_0"}
+SERVED = {"rounds": 6, "prompt_tokens": 64, "new_tokens": 4}
 shown = {"whole": base, SHORT: short, NARROW: narrow}
-shown |= {name: thin[name] for name in [*thin][1:]}
+odd = [*widths][1:]
+shown |= {name: cut(width=widths[name]) for name in odd}
 shown |= dict.fromkeys(FORMATS, base)
 why = engine.problem() or "Files of a model as large as this one take long."
 table = f"Skipped. {why}"
@@ -536,29 +400,28 @@ if fits:
         kind = FORMATS.get(name, "F16")
         gguf[name] = export_gguf(model, tokenizer, path, quantization=kind)
     again = gguf | {"whole, again": gguf["whole"]}  # the same file, another name
-    del arms, shown, thin, short, narrow, model  # to have room for the files
-    speed = engine.measure_speed(again, rounds=6, prompt_tokens=64, new_tokens=4)
+    del arms, shown, short, narrow, model  # to have room for the files
+    parts = [again.keys() - {*odd}, {"whole", *odd}]  # not all are open at once
+    speed = []
+    for part in parts:
+        opened = {name: path for name, path in again.items() if name in part}
+        speed.append(engine.measure_speed(opened, **SERVED))
+    speed = pd.concat(speed).drop_duplicates(["phase", "model"])
     speed = speed.set_index(["phase", "model"])
+
+# %% tags=["timed"]
+if fits:
     writes, reads = speed.speedup["decode"], speed.speedup["prefill"]
-    here(
-        "4 bits write faster than the cuts.",
-        writes["whole, 4 bits"] / writes[[SHORT, NARROW]] - 1,
-    )
-    here(
-        "The cuts read faster than 4 bits.",
-        reads[[SHORT, NARROW]] / reads["whole, 4 bits"] - 1,
-    )
-    here(
-        "Only even reads more slowly than a multiple of 4.",
-        [reads.iloc[3] / reads.iloc[4] - 1],
-    )
+    four, made = "whole, 4 bits", [SHORT, NARROW]
+    here("4 bits write faster than the cuts.", writes[four] / writes[made] - 1)
+    here("The cuts read faster than 4 bits.", reads[made] / reads[four] - 1)
+    by_4, even = reads[odd]
+    here("Only even reads more slowly than a multiple of 4.", [by_4 / even - 1])
     on_disk = {name: path.stat().st_size / 1e6 for name, path in again.items()}
     table = pd.DataFrame({"MB": on_disk})
     table["writes, × whole"], table["by bytes"] = writes, speed.estimate["decode"]
-    table["reads, × whole"], table["by operations"] = (
-        reads,
-        speed.estimate["prefill"],
-    )
+    table["reads, × whole"] = reads
+    table["by operations"] = speed.estimate["prefill"]
     table = table.iloc[1:].round(2)
 table
 
@@ -570,8 +433,8 @@ table
 # token doesn't shrink with the bits, and unpacking costs operations. Which of the two it is we don't know. The same files on a machine
 # with many more cores for its bandwidth would tell.
 #
-# And fewer bits gain less at reading a prompt (nothing at all in lesson 11's record, something here). Be careful with that sentence: it is about *weight-only* bits, in *llama.cpp*, on a
-# *processor*. Many cards of today multiply 8-bit numbers about twice as fast as 16-bit ones. There, if the activations are rounded to 8
+# And fewer bits gain less at reading a prompt (nothing at all in lesson 11's record, a quarter here). Be careful with that sentence: it is
+# about *weight-only* bits, in *llama.cpp*, on a *processor*. Many cards of today multiply 8-bit numbers about twice as fast as 16-bit ones. There, if the activations are rounded to 8
 # bits as well as the weights, prompts *are* read faster. We have no such card here, so the last figure takes that from data sheets.
 #
 # ## What freed memory buys
@@ -635,9 +498,11 @@ milder = {
     f"{FIFTH} attentions fewer": (cut(attentions=FIFTH), "attentions"),
     f"{FIFTH} blocks fewer": (cut(blocks=FIFTH), "blocks"),
 }
-ways = {n: (megabytes(m), kv_bytes_per_token(m)) for n, (m, _) in milder.items()}
+ways, in_16_bits = {}, 2 / base.dtype.itemsize
+for name, (model, _) in milder.items():
+    ways[name] = megabytes(model), in_16_bits * kv_bytes_per_token(model)
 heavy, a_token = ways["whole"]
-in_8_bits = a_token * Q8 / base.dtype.itemsize
+in_8_bits = a_token * Q8 / 2
 ways["weights in 8 bits"] = planned(base), a_token
 ways["cache in 8 bits"] = heavy, in_8_bits
 ways["both in 8 bits"] = planned(base), in_8_bits
@@ -647,14 +512,9 @@ for name, (heavy, a_token) in ways.items():
     served[name] = int((room - heavy) * 1e6 // (CONTEXT * a_token))
 print(*(f"{name} {count}" for name, count in served.items()), sep=", ")
 uncut, narrower, calm, few, light, kept, both = served.values()
-claim(
-    "No cut serves more than the cache in 8 bits.",
-    [kept + 0.5 - max(narrower, calm, few)],
-)
-claim(
-    "Both in 8 bits serve twice as many as any cut.",
-    [both - 2 * max(narrower, calm, few)],
-)
+most = max(narrower, calm, few)
+claim("No cut serves more than the cache in 8 bits.", [kept + 0.5 - most])
+claim("Both in 8 bits serve twice as many as any cut.", [both - 2 * most])
 
 # %%
 parts = [part for _, part in milder.values()] + ["channels"] * 3
@@ -694,7 +554,7 @@ if fits:
     for cache in ("F16", "Q8_0"):
         with engine.load(gguf["whole"], cache=cache) as opened:
             for text, rows in texts.items():
-                ids = rows.input_ids[:6].reshape(1, -1)  # a text of 384 tokens
+                ids = rows.input_ids[:3].reshape(1, -1)  # a text of 192 tokens
                 losses[cache, text] = engine.perplexity(opened, ids).nll
             kept = opened.cache_bytes() / ids.shape[1]
             losses[cache, "kB per token"] = kept / 1000

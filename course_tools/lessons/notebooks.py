@@ -40,7 +40,6 @@ _INSTALL = """\
 import importlib.util
 import os
 
-if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait sleep, not spin
 {threads}
 if importlib.util.find_spec("course_utils") is None:
     if any(os.path.exists(f"{{up}}course.py") for up in ("", "../", "../../")):
@@ -49,7 +48,12 @@ if importlib.util.find_spec("course_utils") is None:
     if importlib.util.find_spec("course_utils") is None:  # pip failed
         remedy = "On Colab run this cell again; on Kaggle switch the internet on in the settings first."
         raise ModuleNotFoundError(f"The course was not installed; pip says why above. {{remedy}}")"""
-_THREADS = '    os.environ.setdefault("{name}", "{value}")'
+_THREADS = """\
+if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait sleep, not spin
+    os.environ.setdefault("{name}", "{value}")"""
+_THREADS_WHERE_TIMED = """\
+if os.environ.get("{name}", "{value}") == "{value}":  # one that sleeps wakes too late for a token that is timed
+    os.environ["{name}"] = "10000"  # so threads wait awake, and sleep later"""
 _ATTEMPT = """\
     %pip install -q "{requirement}"
     importlib.invalidate_caches()"""
@@ -109,7 +113,7 @@ def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
         if "notes" in tags:  # for teachers; `slides` shows them to the speaker
             continue
         if "install" in tags:
-            cells.append(_code(_install(course), tags))
+            cells.append(_code(_install(course, timed=lesson.timed), tags))
             cells[-1].metadata.update(copy.deepcopy(_FOLDED))
         elif "exercise" in tags:
             exercise = take_apart(cell.source)
@@ -308,8 +312,9 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
     )
 
 
-def _install(course: Course) -> str:
-    threads = "\n".join(_THREADS.format(name=name, value=value) for name, value in SLEEPING_THREADS.items())
+def _install(course: Course, *, timed: bool) -> str:
+    setting = _THREADS_WHERE_TIMED if timed else _THREADS
+    threads = "\n".join(setting.format(name=name, value=value) for name, value in SLEEPING_THREADS.items())
     first, *others = (_ATTEMPT.format(requirement=requirement) for requirement in course.requirements)
     attempts = first + "".join(_NEXT + textwrap.indent(attempt, "    ") for attempt in others)
     return _INSTALL.format(title=INSTALL_TITLE, threads=threads, attempts=attempts)

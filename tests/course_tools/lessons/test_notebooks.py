@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 
 import nbformat
 import numpy as np
@@ -120,6 +121,16 @@ def test_install_cell_lets_threads_sleep_unless_the_reader_chose(lesson, monkeyp
         monkeypatch.setattr(os, "environ", environment)
         exec(install, {})
         assert environment == after
+
+
+def test_install_cell_keeps_threads_awake_longer_where_a_lesson_is_timed(lesson, monkeypatch):
+    notebook = notebooks.build_notebook(replace(lesson, timed=True), COURSE, "exercises")
+    install = next(cell.source for cell in notebook.cells if cell.cell_type == "code").replace("%pip", "pass  #")
+    for before, after in [({}, "10000"), (processes.SLEEPING_THREADS, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")]:
+        environment = dict(before)
+        monkeypatch.setattr(os, "environ", environment)
+        exec(install, {})
+        assert environment == {"GOMP_SPINCOUNT": after}
 
 
 def test_one_form_has_the_stub_and_the_folded_answer_and_the_other_is_solved(lesson):
