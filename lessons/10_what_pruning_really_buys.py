@@ -303,7 +303,156 @@ shared = check_one_for_all.accepted(variant(base))  # yours, if it is correct
 strange = {"whole": base, "no bytes": shared, "no work": empty}
 passes = timing(strange, COUNTS)
 for tokens in (1, 64):
-    told = by_formula(narrow, 1, prices / 1000) / by_formula(short, 1, prices / 1000)
+    told = [f"{name} {ratio:.2f}" for name, ratio in passes.ratio[tokens].items()]
+    print(f"{tokens} at once, × whole's time: {', '.join(told)}")
+by_tokens = passes.ms.unstack(0)
+slower = by_tokens.loc["whole"] / by_tokens.loc["whole", 1]
+print(f"whole: 16 tokens take {slower[16]:.1f} times as long as one")
+here("Sixteen tokens take under half of sixteen times as long.", [8 - slower[16]])
+helps = 1 - passes.ratio.unstack(1)["no bytes"]
+here("Without bytes one token gains more than 64.", [helps[1] - helps[64]])
+left = passes.ratio.unstack(1)["no work"]
+here("The price is a larger part of one token than of 64.", [left[1] - left[64]])
+del shared
+
+# %% [markdown]
+# Now the three numbers of the formula, none of them from a cut. The price $f$ is what an empty layer takes. For the other two we
+# ask PyTorch itself, with one large matrix that is no layer: the head. With one token its time tells the bandwidth, with 64 the
+# operations per second. (So these are what *this program* reaches on this machine. The machine alone can do more.)
+
+# %% tags=["timed"]
+head = architecture.head
+states = torch.randn(64, head.in_features, device=base.device).to(base.dtype)
+
+
+@torch.inference_mode()
+def multiply(tokens):
+    """The head with so many tokens at once."""
+    head(states[:tokens])
+
+
+calls = {"one token": lambda: multiply(1), "64": lambda: multiply(64)}
+laps = time_interleaved(calls, rounds=15).set_index("name").seconds
+stored = head.weight.element_size()
+fixed = passes.seconds[1, "no work"] / total
+bandwidth = head.weight.nbytes / laps["one token"]
+peak = 2 * head.weight.numel() * 64 / laps["64"]
+print(f"a layer's price {1000 * fixed:.2f} ms, {bandwidth / 1e9:.0f} GB/s")
+print(f"{peak / 1e9:,.0f} GFLOP/s in {base.dtype}")
+
+
+def by_formula(model, tokens, price=fixed):
+    """Milliseconds of a pass, from what nothing but the formula knows."""
+    size = model_size(model)  # the formula counts what is multiplied: flops / 2
+    own = size.flops / 2, stored, tokens, size.blocks, price, bandwidth, peak
+    return 1000 * check_seconds.accepted(*own)
+
+
+# %%
+_, panel = plt.subplots(figsize=(9.5, 5.8), layout="constrained")
+fine, grey = 2 ** np.linspace(0, 6, 61), {"color": mark("random")["color"]}
+bytes_take = 1000 * stored * model_size(base).flops / 2 / bandwidth
+computing = 1000 * model_size(base).flops * fine / peak
+panel.loglog(fine, computing, linestyle=":", **grey)
+panel.axhline(bytes_take, linestyle=":", **grey)
+panel.text(1, 1.05 * bytes_take, "bytes")
+panel.text(30, 0.28 * computing[-1], "operations")
+formula = [by_formula(base, tokens) for tokens in fine]
+panel.loglog(fine, formula, label="formula, whole", **grey)
+parts = ("whole", "whole"), ("no bytes", "attentions"), ("no work", "price")
+for name, part in parts:
+    look = mark(part) | {"label": name, "linewidth": 0.8}
+    panel.loglog(COUNTS, by_tokens.loc[name], **look)
+panel.set(xlabel="tokens at once", ylabel="milliseconds per pass")
+people_who_wait = {1: "1\none chat", 16: "16\nsixteen chats", 64: "64\na prompt"}
+panel.set_xticks(COUNTS, [people_who_wait.get(n, n) for n in COUNTS])
+panel.minorticks_off()
+panel.legend()
+show(
+    "Log-log: milliseconds of a pass against tokens at once, 1 to 64. The whole "
+    "model's curve is nearly flat at first and then rises like the operations. "
+    "The model without bytes lies below it on the left and meets it on the right. "
+    "The model of empty layers is nearly flat, far below the others on the right."
+)
+
+# %% [markdown]
+# *The roofline. One chat is decode, a prompt is prefill, and a server with sixteen chats stands between. Dotted: what bytes and
+# operations alone would take. Grey: the formula, with the price of the layers on top. The marks are measured.*
+#
+# On the left the pass waits for bytes and prices: take the bytes away (blue), and it falls. On the right it waits for operations:
+# without its bytes it takes nearly as long as before. The empty layers (orange) take a good part of the time on the left and a small
+# part on the right. So each part goes when we take it away, and where the formula says it should. (The marks lie above the formula,
+# because it leaves out norms, attention's own products, and matrices too small to be multiplied at full speed. It is a floor. And
+# bytes that are shared still come from somewhere: from the caches, and the head's from memory.)
+#
+# ## What each cut moves
+#
+# Now the two cuts. Which blocks or neurons go is no matter for time, so it is the middle blocks and the last neurons. By the formula
+# the narrower model should be behind for one reason only: it pays the price of thirty layers, and the shorter one that of twenty. If that
+# is right, then the distance must grow when layers get dearer, although nothing else changes. We can do that: each block waits for one, two or
+# four milliseconds more before it begins.
+#
+# **Predict before you run.** The narrower model takes a little longer than the shorter one for a token. How much longer with four more
+# milliseconds per layer? And how far could this go, if layers got dearer and dearer? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# With four more milliseconds it takes about 1.4 times as long. It could come near to 1.5 times, and no further: that is thirty prices
+# in units of twenty.
+#
+# </details>
+
+
+# %%
+def cut(*, width=full, blocks=0, attentions=0):
+    """A variant with narrower MLPs, fewer blocks, or fewer attentions."""
+    model, first = variant(base), (total - blocks - attentions) // 2
+    remove_blocks(model, range(first, first + blocks))
+    if attentions:
+        middle = range(first, first + attentions)
+        bypass_attention(model, middle, remove=True)
+    if width < full:
+        last_go = [torch.arange(full, 0.0, -1)] * (total - blocks)
+        prune_neurons(model, last_go, ratio=1 - width / full)
+    return model
+
+
+FEWER = max(1, total // 3)
+short = cut(blocks=FEWER)
+a_neuron = (megabytes(base) - megabytes(cut(width=full // 2))) / (full - full // 2)
+saved = (megabytes(base) - megabytes(short)) / a_neuron  # in neurons of all MLPs
+WIDTH = max(32, math.floor((full - saved) / 32) * 32)  # a few bytes less
+narrow = cut(width=WIDTH)
+SHORT, NARROW = f"{total - FEWER} of {total} blocks", f"MLPs of {WIDTH}"
+print(f"{SHORT}: {megabytes(short):.1f} MB; {NARROW}: {megabytes(narrow):.1f} MB")
+
+
+# %%
+def dearer(model, more):
+    """The model with a layer's price raised: each block waits so long before."""
+    costly = variant(model)
+
+    def wait(block, inputs):
+        until = time.perf_counter() + more
+        while time.perf_counter() < until:
+            pass
+
+    for block in costly.model.layers:
+        block.register_forward_pre_hook(wait)
+    return costly
+
+
+# %% tags=["timed"]
+_, panel = plt.subplots(figsize=(9, 4.8), layout="constrained")
+added, rows = np.array([0, 0.001, 0.002, 0.004]), {}
+for more in added:
+    arms = {"short": dearer(short, more), "narrow": dearer(narrow, more)}
+    rows[more] = timing(arms, [1])
+behind = pd.concat(rows).xs("narrow", level=2)
+prices, look = 1000 * (fixed + added), mark("neurons")
+ends = [behind.ratio - behind.ci_low, behind.ci_high - behind.ratio]
+panel.errorbar(prices, behind.ratio, yerr=ends, **look | {"linestyle": ""})
+told = by_formula(narrow, 1, fixed + added) / by_formula(short, 1, fixed + added)
 panel.plot(prices, told, color=look["color"], label="formula")
 print(f"measured {behind.ratio.round(2).tolist()}, formula {np.round(told, 2)}")
 whole = record.query("program == 'llama.cpp'").iloc[0]
