@@ -397,8 +397,8 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# With four more milliseconds it takes about 1.4 times as long. It could come near to 1.5 times, and no further: that is thirty prices
-# in units of twenty.
+# With four more milliseconds it takes 1.3 to 1.5 times as long, near what the formula says. By the formula it can't go beyond 1.5:
+# that is thirty prices in units of twenty.
 #
 # </details>
 
@@ -458,8 +458,9 @@ print(f"measured {behind.ratio.round(2).tolist()}, formula {np.round(told, 2)}")
 whole = record.query("program == 'llama.cpp'").iloc[0]
 beyond = (whole.milliseconds - whole.floor) / total
 print(f"on record llama.cpp spends {beyond:.2f} ms per layer beyond its bytes")
-here("The narrow model is behind.", behind.ratio - 1)
-here("Dearer layers throw it further back.", behind.ratio[2:] - behind.ratio[0])
+now = behind.ratio[0]
+here("The narrow model is behind.", [now - 1])
+here("Dearer layers throw it further back.", [behind.ratio[2:].min() - now])
 panel.axhline(total / (total - FEWER), **mark("guessing"))
 panel.set(xlabel="price of a layer, ms", ylabel="narrower's time, × shorter's")
 panel.legend(loc="lower right")
@@ -582,7 +583,7 @@ table
 # token doesn't shrink with the bits, and unpacking costs operations. Which of the two it is we don't know. The same files on a machine
 # with many more cores for its bandwidth would tell.
 #
-# And fewer bits gain less at reading a prompt (nothing at all in lesson 11's record, a quarter here). Be careful with that sentence: it is
+# And fewer bits gain less at reading a prompt (nothing at all in lesson 11's record, a little here). Be careful with that sentence: it is
 # about *weight-only* bits, in *llama.cpp*, on a *processor*. Many cards of today multiply 8-bit numbers about twice as fast as 16-bit ones. There, if the activations are rounded to 8
 # bits as well as the weights, prompts *are* read faster. We have no such card here, so the last figure takes that from data sheets.
 #
