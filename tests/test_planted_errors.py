@@ -56,6 +56,8 @@ ERRORS = [
     Error("pruning.width", "[r.float() for r in mlp.rows]", "mlp.rows"),
     Error("pruning.width", "strongest(importance[layer], ratio", "strongest(importance[-1 - layer], ratio"),
     Error("pruning.experts", "added / asked.clamp(min=1)", "added / tokens"),
+    Error("pruning.vocabulary", "rows = torch.tensor([*new])", "rows = torch.arange(len(new))"),
+    Error("pruning.vocabulary", "worth[part] = max(worth[part], worth[token])", "worth[part] += worth[token]"),
     Error(
         "pruning.heads",
         "[best(scores, groups) for scores in importance]",

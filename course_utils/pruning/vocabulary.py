@@ -110,10 +110,10 @@ def prune_vocabulary(
     become None.
 
     A text whose tokens all stay is cut into the same tokens, under their new numbers. The model's hidden states for it
-    are the same bit for bit, and so are the weights that make each kept logit. The logits themselves are the whole
-    model's to float32's rounding: the matrix product may add up in another order where its shape is another one.
-    Probabilities rise, because fewer tokens share them. What else is written takes more and shorter tokens, down to
-    bytes, and is decoded as the whole tokenizer's would be.
+    are the same bit for bit, and each kept logit is the sum of the same products. A matrix of another shape may be
+    added up in another order, so a logit can differ by a rounding; with SmolLM2-135M and 32,768 tokens none does (on a
+    CPU). Probabilities rise, because fewer tokens share them. What else is written takes more and shorter tokens, down
+    to bytes, and is decoded as the whole tokenizer's would be.
 
     Args:
         model: any causal language model that ``describe`` knows, mixtures among them.

@@ -14,7 +14,14 @@ from tiny import FAMILIES, MIXTURES, adaptive, tiny_model, word_tokenizer
 from tiny_tokenizers import KINDS, TEXT, byte_level, state_of
 from tokenizers import Tokenizer, models, processors
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
 from course_utils.models.architectures import describe
 from course_utils.models.loading import identity, variant
@@ -170,6 +177,24 @@ def test_special_tokens_template_and_what_stands_around_a_text_follow(kind, tmp_
         assert made.convert_ids_to_tokens(made("a</s>").input_ids)[0] == "<s>" and made("a</s>").input_ids[-1] == 1
         assert made(["a", "a a a a a"], padding=True).input_ids[0].count(made.pad_token_id) > 2
         assert state_of(made)["model"] == state_of(smaller)["model"]
+
+
+@pytest.mark.parametrize(
+    ("made_by", "kind"),
+    [(GPT2Tokenizer, "gpt-2"), (Qwen2Tokenizer, "gpt-2"), (LlamaTokenizer, "sentencepiece")],
+)
+def test_transformers_own_classes_reload(made_by, kind, tmp_path):
+    """They build everything but vocabulary and merges anew."""
+    bpe = state_of(KINDS[kind]())["model"]
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": bpe["unk_token"] or "</s>"}
+    tokenizer = made_by(vocab=bpe["vocab"], merges=[tuple(merge) for merge in bpe["merges"]], **names)
+    smaller = cut(tokenizer, chosen(tokenizer))
+    smaller.save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(reloaded) is type(smaller) is made_by
+    for text in (HALF, "wörld 🙂 <s> a", "  007\n\n"):
+        assert reloaded(text).input_ids == smaller(text).input_ids
+        assert smaller.decode(smaller(text).input_ids) == tokenizer.decode(tokenizer(text).input_ids)
 
 
 def test_numbers_that_a_post_processor_keeps_follow():
