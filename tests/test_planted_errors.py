@@ -112,7 +112,7 @@ def test_error_can_be_planted(error):
 def killer(error):
     """The first test that fails with the error planted, or ""."""
     with tempfile.TemporaryDirectory() as folder:
-        for part in ("course_utils", "course_tools", "experiments", "tests", "pyproject.toml"):
+        for part in ("course_utils", "course_tools", "docs", "experiments", "tests", "pyproject.toml"):
             copy = shutil.copy if (ROOT / part).is_file() else shutil.copytree
             copy(ROOT / part, Path(folder, part))
         path = Path(folder, error.path)

@@ -94,16 +94,19 @@ def test_equal_counts_keep_the_first_by_number():
 
 
 def test_the_most_frequent_stay_with_their_parts():
-    """By hand: one long token alone is frequent, so its parts stay, and nothing that is as rare as they are."""
-    tokenizer = byte_level()
-    bpe = state_of(tokenizer)["model"]
-    left, right = next(merge for merge in reversed(bpe["merges"]) if len(merge[0]) > 1 and len(merge[1]) > 1)
-    counts = torch.zeros(len(tokenizer))
-    counts[bpe["vocab"][left + right]] = 1
-    needed = {*choose_tokens(tokenizer, torch.zeros(len(tokenizer)), keep=300)}
-    tokens = choose_tokens(tokenizer, counts, keep=300)
-    assert {bpe["vocab"][name] for name in (left, right, left + right)} <= {*tokens}
-    assert counts[tokens].sum() == 1 and len({*tokens} - needed) <= len(left + right) - 1
+    """By hand: "abc" and "abd" are asked for thrice and need "ab", "xy" five times, and "uv" never."""
+    merges = [("u", "v"), ("a", "b"), ("ab", "c"), ("ab", "d"), ("x", "y")]
+    names = [*sorted(ByteLevel.alphabet()), *map("".join, merges)]
+    backend = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, merges))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    counts = token_counts(tokenizer, ["abc abd xy"] * 3 + ["xy"] * 2)
+    order = []
+    for keep in range(257, 262):
+        tokens = {names[token] for token in choose_tokens(tokenizer, counts, keep=keep)[256:]}
+        order += tokens - {*order}
+        assert tokens == {*order}
+    assert order == ["xy", "ab", "abc", "abd", "uv"]
 
 
 @everywhere
