@@ -148,7 +148,8 @@ def prune_vocabulary(
         for config, ids in settings:
             for field, value in ids.items():
                 setattr(config, field, value)
-    return PruningReport(f"prune_vocabulary, {len(new):,} tokens", before, model_size(model)), smaller
+    action = f"prune_vocabulary, {len(new)} of {before.vocabulary}"
+    return PruningReport(action, before, model_size(model)), smaller
 
 
 def _checked(tokens: Sequence[int], vocabulary: BytePairs) -> list[int]:

@@ -101,7 +101,7 @@ class BytePairs:
         # A decoder looks for spaces before it puts bytes together: in bytes, a space's sign would stay what it is.
         found = {numbers[name] for name in {*letters, _SPACE, self.state["model"]["unk_token"]} & numbers.keys()}
         found |= {holder[place] for holder, place in _other_numbers(self.state)}
-        return self.closed(found | {*self.tokenizer.all_special_ids})
+        return self.closed(found | ({*self.tokenizer.all_special_ids} & self.names.keys()))
 
     @cached_property
     def in_chats(self) -> set[int]:
