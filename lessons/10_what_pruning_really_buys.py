@@ -458,9 +458,9 @@ print(f"measured {behind.ratio.round(2).tolist()}, formula {np.round(told, 2)}")
 whole = record.query("program == 'llama.cpp'").iloc[0]
 beyond = (whole.milliseconds - whole.floor) / total
 print(f"on record llama.cpp spends {beyond:.2f} ms per layer beyond its bytes")
-now = behind.ratio[0]
+now, *more = behind.ratio
 here("The narrow model is behind.", [now - 1])
-here("Dearer layers throw it further back.", [behind.ratio[2:].min() - now])
+here("Dearer layers throw it further back.", [min(more[1:]) - now])
 panel.axhline(total / (total - FEWER), **mark("guessing"))
 panel.set(xlabel="price of a layer, ms", ylabel="narrower's time, × shorter's")
 panel.legend(loc="lower right")

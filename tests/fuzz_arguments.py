@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from tiny import tiny_batches, tiny_model, word_tokenizer
 from tiny_pairs import make_pairs
+from tiny_tokenizers import byte_level
 from transformers import AutoTokenizer, LlamaConfig
 
 import course_utils
@@ -30,6 +31,7 @@ from course_utils.measuring.abilities import AbilityRows, Baseline, answers_of
 from course_utils.models.loading import variant
 from course_utils.pruning import adaptive, channels, experts, heads, width
 from course_utils.pruning.checkpoints import save_pruned
+from course_utils.pruning.vocabulary import choose_tokens
 from course_utils.text.rows import TokenBlocks
 
 WHOLE, MIXTURE = tiny_model(), tiny_model("mixtral")
@@ -58,6 +60,11 @@ def tokenizer():
 @functools.cache
 def byte_tokenizer():
     return AutoTokenizer.from_pretrained(Path(course_utils.__file__).parent / "data" / "gpt2", local_files_only=True)
+
+
+def pair_tokenizer():
+    """BPE with bytes, as large as the tiny models' vocabulary."""
+    return byte_level(size=97, alphabet=False)
 
 
 def a_model():
@@ -194,6 +201,7 @@ MADE = {name: always(value) for name, value in SAME.items()} | {
     "words": lambda: pronouns.occupations().iloc[::5],
 }
 BYTES = {"tokenizer": byte_tokenizer}
+PAIRS = {"tokenizer": pair_tokenizer}
 OWN = {
     "ability_rows": {"name": always("sums"), **BYTES},
     "answers_of": {"rows": ability},
@@ -207,6 +215,7 @@ OWN = {
     },
     "cases": {"count": always(10), **BYTES},
     "controls": {"kind": always("neutral")},
+    "choose_tokens": {"counts": always(torch.arange(97)), "keep": always(64), **PAIRS},
     "damage_profile": {"model": wide_model, "baseline": baseline},
     "distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
     "expert_importance": {"model": a_mixture, "criterion": always("random")},
@@ -231,6 +240,7 @@ OWN = {
     "prune_channels": {"importance": lambda: channels.channel_importance(WHOLE, tiny_batches())},
     "prune_experts": {"model": a_mixture, "importance": lambda: experts.expert_importance(MIXTURE, "random")},
     "prune_kv_groups": {"importance": lambda: heads.head_importance(WHOLE, tiny_batches())},
+    "prune_vocabulary": {"tokens": lambda: choose_tokens(pair_tokenizer(), torch.arange(97), keep=64), **PAIRS},
     "rank": {"importance": all_scores, "text": tiny_batches},
     "read_own_text": {"text": own_text},
     "read_record": {"name": always("keep_the_mean")},
@@ -240,6 +250,7 @@ OWN = {
     "strongest": {"scores": always(torch.arange(8.0))},
     "swapped_place": {"source": always("w1 w3")},
     "token_blocks": BYTES,
+    "token_counts": PAIRS,
     "write_model_card": {"folder": saved_folder, "recipe": always({"cut": "a half"})},
 }  # fmt: skip
 # Given although there is a default, which would take long.
@@ -270,6 +281,7 @@ REFUSED_BY = {
         "tolerance": [-1],
     },
     "cases": {"split": ["test"], "count": [9]},
+    "choose_tokens": {"counts": [torch.zeros(96), -torch.ones(97)], "keep": [30, 98]},
     "continuations": {"models": [{}], "prompts": [[]]},
     "controls": {"kind": ["gender"]},
     "documents": {"domain": ["news"], "split": ["test"]},
@@ -285,6 +297,7 @@ REFUSED_BY = {
     "permutation_p": {"labels": [[1], [1, 0, 0, 0]]},
     "plant_preference": {"size": [0.0], "weights": ["some"], "items": [True]},
     "prompts": {"split": ["test"]},
+    "prune_vocabulary": {"tokens": [[], range(1, 97), [*range(97), 0], "all"]},
     "rank": {"candidates": [[]], "text": [[], ["words"]]},
     "rank_correlation": {"a": [np.ones(2), np.ones((3, 3)), np.full(8, math.nan)]},
     "remove_blocks": {"means": [torch.ones(3, 31), torch.ones(32), torch.full((3, 32), math.nan)]},

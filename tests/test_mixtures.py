@@ -32,8 +32,8 @@ BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end --
 WORKS = (
     "answers_of", "bbq_score", "block_importance", "block_means", "complexity", "continuations", "damage_profile",
     "describe", "distill", "evaluate", "expert_importance", "export_vllm", "identity", "leave_one_out", "log_odds",
-    "logits_one_by_one", "model_size", "perplexity", "plant_preference", "prune_experts", "remove_blocks",
-    "save_pruned", "stereotype_preference", "variant",
+    "logits_one_by_one", "model_size", "perplexity", "plant_preference", "prune_experts", "prune_vocabulary",
+    "remove_blocks", "save_pruned", "stereotype_preference", "variant",
 )  # fmt: skip
 REFUSED = (
     "as_stored", "attention_importance", "bypass_attention", "bytes_held", "calibrate",

@@ -56,6 +56,8 @@ ERRORS = [
     Error("pruning.width", "[r.float() for r in mlp.rows]", "mlp.rows"),
     Error("pruning.width", "strongest(importance[layer], ratio", "strongest(importance[-1 - layer], ratio"),
     Error("pruning.experts", "added / asked.clamp(min=1)", "added / tokens"),
+    Error("pruning.vocabulary", "rows = torch.tensor([*new])", "rows = torch.arange(len(new))"),
+    Error("pruning.vocabulary", "worth[part] = max(worth[part], worth[token])", "worth[part] += worth[token]"),
     Error(
         "pruning.heads",
         "[best(scores, groups) for scores in importance]",
@@ -110,7 +112,7 @@ def test_error_can_be_planted(error):
 def killer(error):
     """The first test that fails with the error planted, or ""."""
     with tempfile.TemporaryDirectory() as folder:
-        for part in ("course_utils", "course_tools", "experiments", "tests", "pyproject.toml"):
+        for part in ("course_utils", "course_tools", "docs", "experiments", "tests", "pyproject.toml"):
             copy = shutil.copy if (ROOT / part).is_file() else shutil.copytree
             copy(ROOT / part, Path(folder, part))
         path = Path(folder, error.path)

@@ -67,6 +67,7 @@ class Size:
     hidden: int  # channels of the residual stream
     groups: int  # KV groups of each attention that wasn't removed; 0 for a mixture
     experts: int  # of each mixture; 0 in a dense model
+    vocabulary: int  # rows of the embedding
 
 
 def model_size(model: PreTrainedModel) -> Size:
@@ -86,6 +87,7 @@ def model_size(model: PreTrainedModel) -> Size:
         hidden=architecture.hidden_size,
         groups=0 if mixtures else architecture.groups,
         experts=mixtures[0].count if mixtures else 0,
+        vocabulary=architecture.vocab_size,
     )
 
 
@@ -120,6 +122,7 @@ class PruningReport:
 
         old, new = self.before, self.after
         axes = [("hidden size", old.hidden, new.hidden), ("KV groups a block", old.groups, new.groups)]
+        axes.append(("vocabulary", old.vocabulary, new.vocabulary))
         was, now = old.widths, new.widths
         neurons = [("MLP neurons a block", _sizes(was), _sizes(now), change(fmean(was), fmean(now)))] if was else []
         of_mixture = [("active parameters", old.active, new.active), ("experts a block", old.experts, new.experts)]

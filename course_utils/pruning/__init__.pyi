@@ -6,6 +6,7 @@ from .checkpoints import load_pruned, save_pruned
 from .depth import block_importance, block_means, leave_one_out, remove_blocks
 from .experts import expert_importance, prune_experts
 from .heads import head_importance, prune_kv_groups
+from .vocabulary import choose_tokens, prune_vocabulary, token_counts
 from .width import best, by_halves, neuron_importance, neuron_means, prune_neurons, strongest
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "bypass_attention",
     "calibrate",
     "channel_importance",
+    "choose_tokens",
     "complexity",
     "expert_importance",
     "head_importance",
@@ -30,9 +32,11 @@ __all__ = [
     "prune_experts",
     "prune_kv_groups",
     "prune_neurons",
+    "prune_vocabulary",
     "remove_blocks",
     "save_pruned",
     "select_attention_layers",
     "strongest",
+    "token_counts",
     "watching",
 ]
