@@ -355,8 +355,8 @@ bytes_take = 1000 * stored * model_size(base).flops / 2 / bandwidth
 computing = 1000 * model_size(base).flops * fine / peak
 panel.loglog(fine, computing, linestyle=":", **grey)
 panel.axhline(bytes_take, linestyle=":", **grey)
-panel.text(1, 1.05 * bytes_take, "bytes")
-panel.text(30, 0.28 * computing[-1], "operations")
+panel.text(36, 1.05 * bytes_take, "bytes")
+panel.text(3, 0.06 * computing[-1], "operations")
 formula = [by_formula(base, tokens) for tokens in fine]
 panel.loglog(fine, formula, label="formula, whole", **grey)
 parts = ("whole", "whole"), ("no bytes", "attentions"), ("no work", "price")
@@ -381,9 +381,9 @@ show(
 #
 # On the left the pass waits for bytes and prices: take the bytes away (blue), and it falls. On the right it waits for operations:
 # without its bytes it takes nearly as long as before. The empty layers (orange) take a good part of the time on the left and a small
-# part on the right. So each part goes when we take it away, and where the formula says it should. (The marks lie above the formula,
-# because it leaves out norms, attention's own products, and matrices too small to be multiplied at full speed. It is a floor. And
-# bytes that are shared still come from somewhere: from the caches, and the head's from memory.)
+# part on the right. So each part goes when we take it away, and where the formula says it should. (The marks lie near the formula and not on it,
+# because it leaves out norms and attention's own products, and because smaller matrices are read and multiplied at other speeds than the
+# head. And bytes that are shared still come from somewhere: from the caches, and the head's from memory.)
 #
 # ## What each cut moves
 #
@@ -449,9 +449,10 @@ for more in added:
     arms = {"short": dearer(short, more), "narrow": dearer(narrow, more)}
     rows[more] = timing(arms, [1])
 behind = pd.concat(rows).xs("narrow", level=2)
-prices, look = 1000 * (fixed + added), mark("neurons")
+prices = 1000 * (fixed + added)
+look = mark("neurons") | {"label": "measured", "linestyle": ""}
 ends = [behind.ratio - behind.ci_low, behind.ci_high - behind.ratio]
-panel.errorbar(prices, behind.ratio, yerr=ends, **look | {"linestyle": ""})
+panel.errorbar(prices, behind.ratio, yerr=ends, **look)
 told = by_formula(narrow, 1, fixed + added) / by_formula(short, 1, fixed + added)
 panel.plot(prices, told, color=look["color"], label="formula")
 print(f"measured {behind.ratio.round(2).tolist()}, formula {np.round(told, 2)}")
@@ -461,7 +462,8 @@ print(f"on record llama.cpp spends {beyond:.2f} ms per layer beyond its bytes")
 now, *more = behind.ratio
 here("The narrow model is behind.", [now - 1])
 here("Dearer layers throw it further back.", [min(more[1:]) - now])
-panel.axhline(total / (total - FEWER), **mark("guessing"))
+limit = mark("guessing") | {"label": f"{total} prices in units of {total - FEWER}"}
+panel.axhline(total / (total - FEWER), **limit)
 panel.set(xlabel="price of a layer, ms", ylabel="narrower's time, × shorter's")
 panel.legend(loc="lower right")
 show(
@@ -476,7 +478,8 @@ show(
 #
 # Nothing changed but the price, and the shorter model pulled ahead. That is the riddle's answer: the shorter model saves bytes,
 # operations and prices, and the narrower one keeps every layer's price. llama.cpp is one lean program without Python between the layers.
-# On record it spends a tenth of a millisecond per layer on everything that isn't bytes, so there the two are closer.
+# On record it spends a tenth of a millisecond per layer on everything that isn't bytes, so there the two are closer. (It may be less: when
+# we measured again on the same kind of machine, reading the bytes alone took a third longer.)
 #
 # ## The same models as files
 #
