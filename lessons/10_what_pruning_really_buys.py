@@ -280,7 +280,7 @@ check_one_for_all(one_for_all)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Sixteen tokens take about twice as long as one, far from sixteen times. Sharing the bytes helps at one token and hardly at 64:
+# Sixteen tokens take two to three times as long as one, far from sixteen times. Sharing the bytes helps at one token and hardly at 64:
 # there the pass waits for operations, which are all still there. The empty layers take a good part of the time at one token, and
 # much less of it at 64.
 #
