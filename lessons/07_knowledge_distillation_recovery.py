@@ -822,7 +822,8 @@ here("The solve gives nats on last words back, by the interval.", [low])
 #
 # Write `teaches(loss)`. `loss(student_logits, teacher_logits, targets)` takes logits [tokens, vocabulary] of any size and the words
 # that came [tokens], and returns one number. It may or may not contain a cross-entropy. Return True if its **teacher's part** moves
-# a student toward the teacher, otherwise False. (Use what you know of a teacher who agrees.)
+# a student toward the teacher, otherwise False. (Use what you know of a teacher who agrees. Your `kl_sum` tells how far a student is
+# from the teacher; until it passes its check, `check_kl_sum.accepted` is the course's.)
 #
 # <details><summary>Hint</summary>
 #
