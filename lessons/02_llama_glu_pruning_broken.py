@@ -763,8 +763,8 @@ arms = {"separate lists": separate, "one list": [shared, shared]}
 for name, lists in arms.items():
     tenth[name], *_ = look(cut(*lists), texts["speeches"])
     print(f"a tenth gone, {name}: loss {tenth[name]:.2f}")
-both = mended(put_in_step, cut(*separate), *separate)
-print(f"separate lists, put in step: loss {look(both, texts['speeches'])[0]:.2f}")
+nats, *_ = look(mended(put_in_step, cut(*separate), *separate), texts["speeches"])
+print(f"separate lists, put in step: loss {nats:.2f}")
 two_lists, one_list = tenth.values()
 here("A tenth in separate lists is worse than guessing.", [two_lists - guessing])
 here("With one list it is better than guessing.", [guessing - one_list])

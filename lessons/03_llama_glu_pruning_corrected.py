@@ -383,22 +383,26 @@ told.round(2)
 # How can two different neurons each be the cure? Because either of them nearly does the job alone. This disaster needs **both**
 # of them gone. A blind tenth takes both with a chance of about one in a hundred.
 #
-# Is it really these two, and not something else in the red cut? Then the same two must ruin other cuts as well. We take them out of
-# six of the eighteen harmless ones.
+# Is it really these two, and not something else in the red cut? Then the same two must harm other cuts as well. We take them out of
+# six of the eighteen harmless ones. As a control we take out two other neurons of the same block instead.
 
 # %%
-before, after = [], []
+before, after, other = [], [], []
+two_others = [one for one in same_block if one != second][:2]  # of the same block
 for seed in tqdm(ranked[:-1:3], desc="cuts"):  # every third
     before.append(harms[seed])
     model = without(base, {*chance[seed], *pair})
     after.append(loss(model, few) - whole_few)
+    model = without(base, {*chance[seed], *two_others})
+    other.append(loss(model, few) - whole_few)
 print(f"six other cuts: {min(before):.1f} to {max(before):.1f} nats", end=", ")
-print(f"without the two as well: {min(after):.1f} to {max(after):.1f}")
-here("Without the two each of the six gets worse.", np.subtract(after, before))
+print(f"without the two as well: {min(after):.1f} to {max(after):.1f}", end=", ")
+print(f"without two others: {min(other):.1f} to {max(other):.1f}")
+here("Without the two each of the six gets worse.", np.subtract(after, other))
 
 # %% [markdown]
-# Each of them gets worse, and the worst of them comes near the disaster. So it is these two, whatever else goes. (How much worse a
-# cut gets depends on the rows, too.)
+# Each of them gets worse without the two, and none without two others. So it is these two. (How much worse a cut gets depends on what
+# else it took, and on the rows.)
 #
 # Now compare the last two rows of the table. The rest of the cut, with both back, does little. The two alone do no more than an
 # ordinary blind cut of 4,590. Both together are the disaster, and that is far more than the sum. So losing the two is *needed*,
@@ -438,7 +442,11 @@ channel = constant.abs().argmax().item()
 print(f"at the first token they hold {holds[place][numbers].round().tolist()}")
 share = (constant @ written / written.square().sum()).item()
 print(f"the two together write {share:.0%} of what the whole MLP writes there")
-print(f"most goes into channel {channel}: {constant[channel]:.0f}")
+print(f"most goes into channel {channel}, a {constant[channel]:.0f}")
+in_l1 = {*chosen["L1"]}
+for one in pair:
+    print(f"{one}: {'loud' if one in loud else 'not loud'}", end=", ")
+    print("taken by L1" if one in in_l1 else "not taken by L1")
 here("Most of what this MLP writes at the first token is theirs.", [share - 0.5])
 
 # %% [markdown]
@@ -699,14 +707,17 @@ def damage_and_looks(model):
 
 
 # %%
-silent = {"the disaster": damage_and_looks(ruined_model)}
+back = without(base, set(disaster) - {*pair})
+silent = {"the whole model": damage_and_looks(base)}
+silent["the disaster, both back"] = damage_and_looks(back)
+silent["the disaster"] = damage_and_looks(ruined_model)
 for name, model in (("the whole model", base), ("the disaster", ruined_model)):
     handles = check_silence.accepted(model, behind, 0)
     silent[f"{name}, silent"] = damage_and_looks(model)
     for handle in handles:
         handle.remove()
 silent = pd.DataFrame(silent, index=[*judges, "attention to it"]).T
-ill, whole_silent, all_silent = silent.to_numpy()
+*_, ill, whole_silent, all_silent = silent.to_numpy()
 claim("Silence hardly changes the whole model.", 0.1 - abs(whole_silent[:2]))
 here("Silencing the first token heals a part of it.", half * 1.5 - all_silent[:2])
 here("Once it is silent, heads look at it again.", [all_silent[2] - ill[2]])
@@ -715,10 +726,11 @@ silent.round(2)
 # %% [markdown]
 # *Damage in nats per token, and the share of later attention that the first token gets.*
 #
-# So what the token says does harm, and **the two neurons help to keep it silent**. But some damage is left.
+# So what the token says does harm, to others or to itself, and **the two neurons help to keep it silent**. But some damage is left:
+# compare the row with both neurons back.
 #
 # There is one more suspect. A head compares its *query*, what it looks for, with each token's *key*. So the key of the first
-# token decides how easily it is found, and in the disaster that key has changed as well. So we give the disaster the first token's
+# token decides how easily it is found, and in the disaster that key may have changed as well. So we give the disaster the first token's
 # keys of the whole model, then its values, then both, in all blocks behind the two. (It is one key and one value per block, the
 # mean over other rows.)
 #
@@ -726,8 +738,8 @@ silent.round(2)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The keys alone bring the attention back, and heal nothing: heads look at a token that talks. The values alone heal over half.
-# Both together do what the constant did.
+# The keys alone bring the attention back, and heal nothing. The values alone heal over half, and some attention comes back by itself.
+# Both together do what the constant did. (They must nearly do so, since others get nothing else from this token.)
 #
 # </details>
 
@@ -752,19 +764,19 @@ def as_in_the_whole(*parts):
     return found
 
 
-given = {"the disaster": silent.loc["the disaster"]}
+given = {name: silent.loc[name] for name in list(silent.index)[1:3]}
 for parts in (["keys"], ["values"], ["keys", "values"]):
     given[f"with the right {' and '.join(parts)}"] = as_in_the_whole(*parts)
 given = pd.DataFrame(given, index=[*judges, "attention to it"]).T
-keys, values, both = given[[*judges]].to_numpy()[1:]
+keys, values, both = given[[*judges]].to_numpy()[2:]
 claim("The keys alone don't heal.", keys - 1.5 * half)
 here("The values alone heal a third of it.", half * 4 / 3 - values)
 here("Keys and values together heal over half of it.", half - both)
 given.round(2)
 
 # %% [markdown]
-# So a good sink is **silent and easy to find**: it has a value that says little, and a key that draws the heads there. Silence
-# comes first, because a token that is found and talks still does harm. Without the giant number the first token has lost both.
+# So a good sink is **silent and easy to find**: it has a value that says little, and a key that draws the heads there. To be easy to
+# find helps only a silent token: the right keys heal nothing while the values are wrong, and most of the rest once they are right.
 #
 # ## Who helped?
 #
@@ -863,9 +875,9 @@ helper = next(neuron for neuron in writers if neuron not in pair)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Not evenly. While the number is large, the damage changes little. Below about 200 it rises steeply, in each of the three models.
-# Without the two, the model stands at the foot of the slope, at 182. The helper, neuron 49 of block 1, writes only a little, but
-# there a little counts. (And it does something beside the number, as we shall see.)
+# Not evenly. While the number is large, the damage changes little. As it gets small, the damage rises steeply, in each of the three
+# models. Without the two, the model stands at the foot of the slope, at 182. The helper, neuron 49 of block 1, writes only a little,
+# but there a little counts. (And it does something beside the number, as we shall see.)
 #
 # </details>
 
@@ -908,7 +920,7 @@ show(
 # everything else.
 #
 # It isn't the whole story. Compare the two lower curves at the same number: the model that lost the helper as well stands higher.
-# So the helper does something beside the number, and we don't know what. How much it adds depends on the rows, too: on two
+# So more than half of the helper's harm is something beside the number, and we don't know what. How much it adds depends on the rows, too: on two
 # further draws of text it is about a third of what it is here. We chose the two rows of the search because it finds few neurons
 # there; on other pairs of rows, or in another order of the suspects, it finds other and longer lists. And at its far right the
 # disaster's curve rises again. We don't know why.

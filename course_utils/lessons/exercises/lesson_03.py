@@ -315,7 +315,9 @@ def _neurons(found: Any) -> list[Neuron]:
     expect(found, list | tuple | set, "Return a list of suspects")
     for one in found:
         require(isinstance(one, Sequence) and len(one) == 2, f"Return a list of suspects; {one!r} is none.")
-    return [(int(block), int(number)) for block, number in found]
+    neurons = [(int(block), int(number)) for block, number in found]
+    require(len(set(neurons)) == len(neurons), "You return a suspect more than once: name each one once.")
+    return neurons
 
 
 def _check_planted(attempt: Attempt, number: int, heals: Mapping[int, float]) -> None:

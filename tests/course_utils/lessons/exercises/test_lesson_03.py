@@ -181,6 +181,7 @@ test_enough = cases_of(
     mistakes=[
         (one_that_heals, "that alone ruins nothing. If neither half is enough, the culprits sit in both"),
         (lambda suspects, ruined: suspects, "That is enough, but also without 0"),
+        (lambda suspects, ruined: 60 * list(enough(suspects, ruined)), "You return a suspect more than once"),
         (lambda suspects, ruined: lesson_03._enough(suspects, ruined, keep_all=True), "you return 3, 50, one of each"),
         (one_left_out, "in 64 calls of ruined; 28 are plenty"),
         (lambda suspects, ruined: suspects[0], "Return a list of suspects"),
