@@ -911,10 +911,10 @@ show(
 # %% [markdown] tags=["quiz"]
 # A server is full, and its users write long chats. What do you try first?
 #
-# - [ ] Take out some attentions, since they weigh little and keep much cache.
-#   > A good cut for this server. But it costs quality, and there is something nearly free.
 # - [x] Keep the cache in 8 bits, since that cuts nothing.
 #   > It frees half of what each request keeps. Then weights in 8 bits, and only then a cut.
+# - [ ] Take out some attentions, since they weigh little and keep much cache.
+#   > A good cut for this server. But it costs quality, and there is something nearly free.
 # - [ ] Make the MLPs narrower, since they hold most of the weights.
 #   > That frees weights once, and no cache. Few requests come of it.
 
