@@ -388,7 +388,7 @@ show(
 # *The roofline. One chat is decode, a prompt is prefill, and a server with sixteen chats stands between. Dotted: what bytes and
 # operations alone would take. Grey: the formula, with the price of the layers on top. The marks are measured.*
 #
-# Take the bytes away (blue): one token gains a quarter of its time, 64 gain under a tenth. Take the work away (orange): what is
+# Take the bytes away (blue): one token gains a quarter of its time, 64 gain about a tenth. Take the work away (orange): what is
 # left is a fifth of one token's time, and a small part of 64 tokens'. So on the left a pass waits for bytes and prices, on the
 # right for operations. That is what the formula says, and it is right about the two ends.
 #
@@ -609,7 +609,7 @@ table
 # fast. A part of each token doesn't shrink with the bits, and unpacking costs operations. Which of the two it is we don't know.
 # The same files on a machine with many more cores for its bandwidth would tell.
 #
-# Fewer bits save no products. All the same, 4 bits read a prompt clearly faster here, nearly as fast as the cuts do (lesson 11's record
+# Fewer bits save no products. All the same, 4 bits read a prompt clearly faster here, if not as fast as the cuts (lesson 11's record
 # has nothing of it). That is llama.cpp's rounding of activations again.
 #
 # So be careful with every sentence about bits: these formats are *weight-only*, in *llama.cpp*, on a *processor*. Many cards of today multiply 8-bit
@@ -745,7 +745,6 @@ if fits:
     losses = pd.Series(losses).unstack(0)
     added = (losses["Q8_0"] - losses["F16"]).iloc[1:]
     print(f"added: {added.abs().max():.4f} nats per token at most")
-    here("A cache in 8 bits adds under a hundredth of a nat.", 0.01 - added.abs())
     table = losses.round(3)
 table
 
