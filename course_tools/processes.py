@@ -13,6 +13,8 @@ import psutil
 # The threads of GCC's OpenMP (PyTorch on Linux) spin while they wait for work. Beside another busy program that is many
 # times slower than sleeping. docs/troubleshooting.md has the figures, and why other systems need nothing.
 SLEEPING_THREADS = {"GOMP_SPINCOUNT": "1000"}
+# Where a lesson is timed they sleep later, because a sleeping thread wakes too late for a clock.
+TIMED_THREADS = {"GOMP_SPINCOUNT": "10000"}
 # GNU's allocator gives each tensor of over 32 MB back at once, and the system clears every page again for the next one:
 # a tenth of the processor's time in lesson 07, for 1 % less memory. Not where a lesson is timed: the reader's programs
 # don't have it.

@@ -398,7 +398,7 @@ for seed in tqdm(ranked[:-1:3], desc="cuts"):  # every third
 print(f"six other cuts: {min(before):.1f} to {max(before):.1f} nats", end=", ")
 print(f"without the two as well: {min(after):.1f} to {max(after):.1f}", end=", ")
 print(f"without two others: {min(other):.1f} to {max(other):.1f}")
-here("Without the two each of the six gets worse.", np.subtract(after, other))
+here("Two others do less harm in each of the six.", np.subtract(after, other))
 
 # %% [markdown]
 # Each of them gets worse without the two, and none without two others. So it is these two. (How much worse a cut gets depends on what

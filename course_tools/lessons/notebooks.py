@@ -26,7 +26,7 @@ from PIL import Image
 from course_tools.lessons.authoring import DEEPER, ExerciseCell, Lesson, Question, read_question, take_apart
 from course_tools.lessons.cells import tags_of
 from course_tools.lessons.printed import joined
-from course_tools.processes import SLEEPING_THREADS
+from course_tools.processes import SLEEPING_THREADS, TIMED_THREADS
 
 _Folder = TypeVar("_Folder", Path, PurePosixPath)
 FORMS = ("exercises", "solutions")
@@ -40,6 +40,7 @@ _INSTALL = """\
 import importlib.util
 import os
 
+if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait sleep, not spin
 {threads}
 if importlib.util.find_spec("course_utils") is None:
     if any(os.path.exists(f"{{up}}course.py") for up in ("", "../", "../../")):
@@ -48,12 +49,10 @@ if importlib.util.find_spec("course_utils") is None:
     if importlib.util.find_spec("course_utils") is None:  # pip failed
         remedy = "On Colab run this cell again; on Kaggle switch the internet on in the settings first."
         raise ModuleNotFoundError(f"The course was not installed; pip says why above. {{remedy}}")"""
-_THREADS = """\
-if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait sleep, not spin
-    os.environ.setdefault("{name}", "{value}")"""
-_THREADS_WHERE_TIMED = """\
-if os.environ.get("{name}", "{value}") == "{value}":  # one that sleeps wakes too late for a token that is timed
-    os.environ["{name}"] = "10000"  # so threads wait awake, and sleep later"""
+_THREADS = '    os.environ.setdefault("{name}", "{value}")'
+_THREADS_WHERE_TIMED = (
+    '    if os.environ.get("{name}", "{value}") == "{value}":\n        os.environ["{name}"] = "{longer}"'
+)
 _ATTEMPT = """\
     %pip install -q "{requirement}"
     importlib.invalidate_caches()"""
@@ -314,10 +313,10 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
 
 def _install(course: Course, *, timed: bool) -> str:
     setting = _THREADS_WHERE_TIMED if timed else _THREADS
-    threads = "\n".join(setting.format(name=name, value=value) for name, value in SLEEPING_THREADS.items())
+    lines = [setting.format(name=n, value=value, longer=TIMED_THREADS[n]) for n, value in SLEEPING_THREADS.items()]
     first, *others = (_ATTEMPT.format(requirement=requirement) for requirement in course.requirements)
     attempts = first + "".join(_NEXT + textwrap.indent(attempt, "    ") for attempt in others)
-    return _INSTALL.format(title=INSTALL_TITLE, threads=threads, attempts=attempts)
+    return _INSTALL.format(title=INSTALL_TITLE, threads="\n".join(lines), attempts=attempts)
 
 
 def _quiz(number: int, question: Question) -> str:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.models.architectures import Architecture, describe
@@ -45,7 +46,8 @@ def token_counts(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -
     """
     vocabulary = BytePairs.of(tokenizer)
     counts = torch.zeros(vocabulary.size, dtype=torch.int64)
-    for document in checks.strings("documents", documents):
+    texts = checks.strings("documents", documents)
+    for document in tqdm(texts, desc="counting tokens", unit="document", leave=False, delay=2):
         ids = torch.tensor(vocabulary.encode(document), dtype=torch.int64)
         counts.index_add_(0, ids, torch.ones_like(ids))
     return counts

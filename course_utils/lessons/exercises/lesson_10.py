@@ -233,6 +233,7 @@ def check_one_for_all(attempt: Attempt) -> None:
     given = variant(whole)
     answer = attempt(given)
     expect(answer, PreTrainedModel, "Return the model")
+    require(answer is given, "Change the model that you are given, in place, and return it: yours is another one.")
     blocks = answer.model.layers
     require(
         len(blocks) == len(whole.model.layers) and len({*blocks}) == len(blocks),

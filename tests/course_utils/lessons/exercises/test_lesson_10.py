@@ -8,6 +8,7 @@ from exercise_cases import cases_of
 from torch import nn
 
 from course_utils.lessons.exercises import lesson_10
+from course_utils.models.loading import variant
 
 test_seconds = cases_of(lesson_10.check_seconds)
 test_requests = cases_of(lesson_10.check_requests)
@@ -136,6 +137,7 @@ test_one_for_all = cases_of(
         (narrower, "as many operations per token"),
         (lambda model: model, "with the matrices of one block it is"),
         (lambda model: 7, "Return the model; yours is of type int"),
+        (lambda model: by_weights(variant(model)), "in place, and return it: yours is another one"),
     ],
     answers=[by_weights],
 )
