@@ -613,8 +613,7 @@ pd.DataFrame(lines).T
 #
 # The whole model has read the winner's text, and is better in any format. Below 4 bits nothing was stored. Weight-only
 # bits, in llama.cpp on a processor, don't make it read faster on record, as they save no operations. (In lesson 10's run 4 bits read a
-# little faster, because llama.cpp rounds the activations as well and has kernels for that. Which of the two you see depends on your
-# processor.)
+# little faster. We don't know why.)
 #
 # The winner in the same bits has 76 MB, reads a quarter and writes a fifth faster, and pays 0.4 to 0.5 nats for it. Good for
 # those who wait for long prompts or lack room, and have nothing better of that size.

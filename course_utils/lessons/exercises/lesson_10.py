@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -428,7 +429,8 @@ def check_best_offer(attempt: Attempt) -> None:
     """Check a function (server, job, offers) -> name, requests, tokens per second, on servers that nothing has used."""
     draw = Random()
     sheets = [_sheet(draw) for _ in range(_SHEETS)]
-    found, right = [_advice(attempt(*sheet)) for sheet in sheets], [attempt.answer(*sheet) for sheet in sheets]
+    right = [attempt.answer(*sheet) for sheet in sheets]
+    found = [_advice(attempt(*copy.deepcopy(sheet))) for sheet in sheets]  # what is given may be changed
     wrong = [n for n in range(_SHEETS) if not _same_advice(found[n], right[n])]
     if not wrong:
         return

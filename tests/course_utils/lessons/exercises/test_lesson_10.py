@@ -153,6 +153,29 @@ test_best_offer = cases_of(
 )
 
 
+def rigged(server, job, offers):
+    """Makes its sheet so easy that a constant is right."""
+    name = min(offers)
+    offers[name] |= {"weights": 0, "layers": 1}
+    server |= {"bandwidth": float("inf"), "peak": float("inf"), "price": 1}
+    job |= {"waiting": 1, "limit": 9}
+    for other in [*offers]:
+        if other != name:
+            del offers[other]
+    return name, 1, 1.0
+
+
+def test_changing_the_sheets_changes_no_verdict():
+    assert not lesson_10.check_best_offer(rigged)
+
+    def popping(server, job, offers):
+        answer = lesson_10._best_offer(server, job, offers)
+        offers.clear()
+        return answer
+
+    assert lesson_10.check_best_offer(popping)
+
+
 def test_advice_by_hand():
     server = {"memory": 100.0, "bandwidth": 10.0, "peak": 30.0, "price": 0.5}
     whole = {"parameters": 20, "weights": 40.0, "layers": 2, "cache": 1.0, "faster": 1}
