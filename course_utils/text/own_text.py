@@ -34,12 +34,13 @@ from course_utils.support.checks import check_types
 from course_utils.support.files import replacing, write_json
 from course_utils.text.contamination import first_overlaps, level
 from course_utils.text.files import Document, Skipped, Source
-from course_utils.text.own_rows import SHOWN, TODAY, Cutter, LeftOut, RowsOnDisk, batch_of, tokens_in
+from course_utils.text.own_rows import PADDING, SHOWN, TODAY, Cutter, LeftOut, RowsOnDisk, batch_of, tokens_in
 
 # One document of so many is held out for a role, and at most so many documents.
 _JUDGING, _CHOOSING, _SCORING = (10, 200), (20, 100), (20, 64)
 _FEW = 5  # documents that judge where there are not many
 _CHAT = -1  # in place of a chat's size
+_ANY_DATE = datetime.date(2000, 1, 1)
 _Place = tuple[int, int]  # of a document: the number of its part, and its own in that
 
 
@@ -176,14 +177,42 @@ class OwnText:
         note = path.with_suffix(".json")
         if not note.exists():
             left_out = LeftOut()
-            cutter = self._cutter(tokenizer, length, apart_from=self.scoring + self.choosing + self.judging)
-            made = itertools.islice(self._mixed(cutter, rows, left_out), rows)
+            made = self._made(tokenizer, rows, length, left_out)
             with replacing(path) as fresh, fresh.open("wb") as file:
                 for row in tqdm(made, total=rows, desc="Tokenizing", unit="rows", delay=2, file=sys.stderr):
                     file.write(row.tobytes())
             write_json(note, vars(left_out))
         kept = LeftOut(**json.loads(note.read_text(encoding="utf-8")))
         return RowsOnDisk(path, length, batch_size, self.seed, kept)
+
+    def token_counts(self, tokenizer: PreTrainedTokenizerBase, *, tokens: int, length: int) -> Tensor:
+        """How often each token stands in what is learned: in rows from all over it, each part by its weight.
+
+        Nothing is written to a disk. A template that writes a date gets always the same one, so that the counts of
+        another day are equal.
+
+        Args:
+            tokenizer: as for ``learned``.
+            tokens: count in about so many; of less text each row counts once, or as often as its weight says.
+            length: tokens in a row.
+
+        Returns:
+            int64 [vocabulary], from token 0 up to the tokenizer's last.
+        """
+        rows = math.ceil(min(tokens / length, sum(part.most_rows(length) for part in self.parts)))
+        counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
+        dated = replace(self, date=_ANY_DATE)
+        for row in tqdm(dated._made(tokenizer, rows, length, LeftOut()), total=rows, desc="counting tokens", delay=2):
+            read = row[row != PADDING]
+            counts += np.bincount(np.where(read < 0, ~read, read), minlength=len(counts))
+        return torch.from_numpy(counts)
+
+    def _made(
+        self, tokenizer: PreTrainedTokenizerBase, rows: int, length: int, left_out: LeftOut
+    ) -> Iterator[np.ndarray]:
+        """So many rows to learn, that have no other role."""
+        cutter = self._cutter(tokenizer, length, apart_from=self.scoring + self.choosing + self.judging)
+        return itertools.islice(self._mixed(cutter, rows, left_out), rows)
 
     def _few(
         self,
