@@ -59,7 +59,13 @@ class Needed:
 
 
 def estimate(
-    model: PreTrainedModel, found: list[Candidate], order: Order, *, processes: int = 1, sharded: bool = False
+    model: PreTrainedModel,
+    found: list[Candidate],
+    order: Order,
+    *,
+    start: PreTrainedModel | None = None,
+    processes: int = 1,
+    sharded: bool = False,
 ) -> Needed:
     """Count memory from shapes, and take time from forward passes on this machine.
 
@@ -67,15 +73,17 @@ def estimate(
         model: the whole one.
         found: versions of it that fit the budget.
         order: what was asked.
+        start: an outline of what the versions are cut from, where that isn't the whole model.
         processes: how many share what is learned.
         sharded: whether what learns is cut up among them.
     """
     largest, size = max(found, key=lambda candidate: candidate.parameters), model_size(model)
-    student = model if order.correction else outline_of(model, largest)
-    whole = outline(model.config)
-    cast_weights(whole, model.dtype)
+    start = model if start is None else start
+    student = start if order.correction else outline_of(start, largest)
+    teacher = outline(start.config)
+    cast_weights(teacher, model.dtype)
     memory = memory_plan(
-        whole, outline(student.config), order.recipe(1, accumulate=order.accumulate // processes), rows=order.rows,
+        teacher, outline(student.config), order.recipe(1, accumulate=order.accumulate // processes), rows=order.rows,
         length=order.length, processes=processes if sharded else 1,
     )  # fmt: skip
     if order.light:  # what it thinks of all text is asked before, and it stays

@@ -207,7 +207,9 @@ def _row(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> tuple[l
 def _read(name: str, tokenizer: PreTrainedTokenizerBase, split: str, most: int) -> list[tuple[list[int], list[int]]]:
     """As ``_asked``: each token but the first of a row is an answer."""
     size = _TEXT_ROW
-    ids = tokenizer("\n".join(paragraphs(name, split=split))[: 16 * size * most], add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(
+        "\n".join(paragraphs(name, split=split))[: 16 * size * most], add_special_tokens=False, verbose=False
+    )["input_ids"]
     rows = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
     return [(row, [-1, *range(size - 1)]) for row in rows[:most]]
 

@@ -180,7 +180,11 @@ def bits_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, float, 
     Raises:
         ValueError: the results are of rows with different bytes, or with unknown ones.
     """
-    if score.row_bytes is None or reference.row_bytes is None or not np.array_equal(score.row_bytes, reference.row_bytes):
+    if (
+        score.row_bytes is None
+        or reference.row_bytes is None
+        or not np.array_equal(score.row_bytes, reference.row_bytes)
+    ):
         raise ValueError(
             "'score' and 'reference' must be of rows with the same known bytes: measure both models on the same "
             "TokenBlocks, or on the same passages with text.passages.batches_of."
