@@ -184,8 +184,8 @@ def plan_for(order: Order, processes: int, say: Callable[[str], object]) -> Plan
         _refuse_unknown_to_llama_cpp(start, tokenizer, found[0])
     if min(order.finalists, len({candidate.shape for candidate in found})) == 1:
         order = replace(order, light=0)  # there is nothing to choose
-    if found[0] == Candidate.of(start):
-        order = replace(order, steps=0)  # nothing but tokens goes, so its teacher would be itself
+    if found == [Candidate.of(start)]:
+        order = replace(order, steps=0)  # nothing but tokens goes, so it would be its own teacher
     if own is None:
         text = Text.built_in(tokenizer, order)
     else:

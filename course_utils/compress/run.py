@@ -213,12 +213,12 @@ def _save(
     say: Say,
 ) -> dict[str, Any]:
     """Write the model with its card, and as one file where that was asked; say what could be shipped instead."""
-    order, text = plan.order, plan.text
-    size, shown = model_size(student), table(made.versions, judged_by=text.judged_by)
+    order, size, shown = plan.order, model_size(student), table(made.versions, judged_by=plan.text.judged_by)
+    tokens = {"vocabulary": size.vocabulary} if plan.vocabulary else {}
     with folder.replacing_model(order.out) as fresh:
         save_pruned(student, tokenizer, fresh)
         telling.write_card(fresh, made, shown, plan)
-        sizes = {"made of": made.base or "a local model", "sizes": made.winner.as_json()}
+        sizes = {"made of": made.base or "a local model", "sizes": made.winner.as_json() | tokens}
         write_json(fresh / folder.MADE, sizes | order.settings())
     say(f"{made.winner.name}: {size.parameters:,} parameters, and what else could be shipped:")
     say(shown.to_string())
@@ -231,7 +231,7 @@ def _save(
     target = str(folder.model_in(order.out))
     say(f"Saved with its card; AutoModelForCausalLM.from_pretrained({target!r}) loads it.")
     report = {
-        "made": made.winner.as_json() | {"parameters": size.parameters, "bytes": size.bytes},
+        "made": made.winner.as_json() | tokens | {"parameters": size.parameters, "bytes": size.bytes},
         "held_out": {name: version.as_json() for name, version in made.versions.items()},
         "not_measured": not_measured,
         "saved": target,

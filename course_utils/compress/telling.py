@@ -176,6 +176,7 @@ def write_card(folder: Path, made: Made, measured: pd.DataFrame, plan: Plan) -> 
     """Write the card beside the model: what was done, what was measured, and what was not."""
     text, order, vocabulary = plan.text, plan.order, plan.vocabulary
     name, base, step = made.winner.name, made.base, order.accumulate * order.rows * order.length
+    name += f"-v{vocabulary.numbers['tokens']}" if vocabulary else ""
     learned = {"corrected teacher": order.correction * step, "recovery": order.steps * step}
     most = "at most " if text.own else ""  # of one's own text rows are padded, and of chats answers are learned
     whole, (*_, shipped) = made.versions["whole"].score, made.versions.values()
@@ -196,7 +197,11 @@ def write_card(folder: Path, made: Made, measured: pd.DataFrame, plan: Plan) -> 
         limits=_limits(text.judged_by, *perplexity_ratio(shipped.score, whole))
         if made.kinds is None
         else _limits_per_byte(text.judged_by, made.kinds, *bits_ratio(shipped.score, whole)),
-        sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
+        sources=[
+            "Muralidharan et al. 2024 (Minitron), arXiv 2407.14679",
+            *(["Yang et al. 2022 (TextPruner), arXiv 2203.15996"] if vocabulary else []),
+            "The course Pruning LLMs, lesson 11",
+        ],
         damage=made.damage,
         compared_with=f"the whole model with {plan.start}" if vocabulary else "the whole model",
         also_measured={} if made.kinds is None else {ABOUT_KINDS: of_kinds(made.kinds)},
