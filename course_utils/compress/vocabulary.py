@@ -32,7 +32,7 @@ from course_utils.text.passages import Passage, batches_of, passages
 
 _COUNTED = 4_000_000  # tokens, or four characters for each
 _MULTIPLE = 64  # that a share is rounded down to
-_OF_A_KIND = 8  # full rows of each kind of text
+OF_A_KIND = 8  # full rows of each kind of text
 _NO_DATE = datetime.date(2000, 1, 1)  # for texts, which ask for none
 
 
@@ -84,11 +84,12 @@ class Vocabulary:
         """
         pairs = BytePairs.of(tokenizer)
         keep = _number(order.vocabulary or 1, len(pairs.names), len(pairs.needed))
-        counts = _counts(tokenizer, order, own)
-        drawn = torch.rand(len(counts), generator=torch.Generator().manual_seed(order.seed))
+        counts, weights = _counts(tokenizer, order, own)
+        shares = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+        drawn = torch.rand(counts.shape[1], generator=torch.Generator().manual_seed(order.seed))
         worth = {
-            f"{keep:,} tokens": counts,
-            f"the first {keep:,} tokens": torch.zeros(len(counts)),
+            f"{keep:,} tokens": weights @ shares,
+            f"the first {keep:,} tokens": torch.zeros_like(drawn),
             f"{keep:,} drawn tokens": drawn,
         }
         outlines = [outline(config) for _ in worth]
@@ -100,7 +101,7 @@ class Vocabulary:
             "tokens": keep,
             "of": len(pairs.names),
             "at_least": len(pairs.needed),
-            "used": len(pairs.closed(pairs.needed | {*counts.nonzero()[:, 0].tolist()})),
+            "used": len(pairs.closed(pairs.needed | {*counts.nonzero()[:, 1].tolist()})),
             "counted": int(counts.sum()),
         }
         return cls(tokenizer, outlines[0], ways, numbers, order.length, order.rows)
@@ -178,7 +179,7 @@ class Vocabulary:
                 texts = _as_documents(paragraphs(kind))
             except AssetError:
                 continue  # the card says so, where it tells what was lost of abilities
-            both, tokens = [self.tokenizer, self.whole], _OF_A_KIND * self.length
+            both, tokens = [self.tokenizer, self.whole], OF_A_KIND * self.length
             found[kind] = passages(texts, both, tokens=tokens, length=self.length, date=_NO_DATE)
         return found
 
@@ -194,16 +195,17 @@ def _number(asked: float, there: int, least: int) -> int:
     return keep
 
 
-def _counts(tokenizer: PreTrainedTokenizerBase, order: Order, own: OwnText | None) -> Tensor:
-    """How often each token stands in the text to learn, or in a part from all over it."""
+def _counts(tokenizer: PreTrainedTokenizerBase, order: Order, own: OwnText | None) -> tuple[Tensor, Tensor]:
+    """How often each token stands in the text to learn, int64 [parts, vocabulary], and the parts' weights, [parts]."""
     if own is not None:
-        return own.token_counts(tokenizer, tokens=_COUNTED, length=order.length)
+        weights = torch.tensor([part.source.weight for part in own.parts], dtype=torch.float64)
+        return own.token_counts(tokenizer, tokens=_COUNTED, length=order.length), weights
     texts, some, left = documents(order.domain, "distillation"), [], 4 * _COUNTED
     for text in random.Random(order.seed).sample(texts, len(texts)):
         if left > 0:
             some.append(text)
             left -= len(text)
-    return token_counts(tokenizer, some)
+    return token_counts(tokenizer, some)[None], torch.ones(1, dtype=torch.float64)
 
 
 def _as_documents(texts: Sequence[str]) -> list[Document]:
