@@ -9,20 +9,16 @@ import copy
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from masked import unchanged
 from test_fuzz import EMBEDDED, TRIED, arguments, arguments_of, call
-from tiny import MIXTURES, log_likelihood, tiny_batches, tiny_model, word_tokenizer, words
-from tiny_pairs import gap, make_pairs
+from tiny import MIXTURES, tiny_batches, tiny_model, word_tokenizer
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from course_utils.bias.scores import measure_pairs
 from course_utils.compress import command_line
 from course_utils.healing.distillation import Recipe, distill
-from course_utils.measuring.evaluation import perplexity
 from course_utils.pruning.checkpoints import save_pruned
 from course_utils.pruning.experts import expert_importance, prune_experts
 
@@ -124,26 +120,6 @@ def test_compress_refuses_a_mixture_and_says_what_cuts_it(tmp_path, capsys):
 
 
 # --- what works is exact -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", MIXTURES)
-def test_perplexity_by_hand(family):
-    model = tiny_model(family)
-    rows = [
-        ids[mask.bool()] for batch in tiny_batches(padding="left") for ids, mask in zip(*batch.values(), strict=True)
-    ]
-    nats = -sum(log_likelihood(model, words(row.tolist()), start=1) for row in rows)
-    tokens = sum(len(row) - 1 for row in rows)
-    found = perplexity(model, tiny_batches(padding="left"))
-    assert found.nll == pytest.approx(nats / tokens, rel=1e-5)
-
-
-@pytest.mark.parametrize("family", MIXTURES)
-def test_pairs_by_hand(family):
-    """Their log-likelihoods; the activations that ``measure_pairs`` looks at by default are refused."""
-    model, pairs = tiny_model(family), make_pairs(templates=2, swaps=2)
-    found = measure_pairs(model, word_tokenizer(), pairs, sites=()).frame["log_likelihood"]
-    np.testing.assert_allclose(found, [gap(model, pair) for pair in pairs], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", [family for family in MIXTURES if family != "phimoe"])  # draws while it trains

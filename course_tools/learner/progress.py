@@ -12,6 +12,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 from nbformat import NotebookNode
 
@@ -20,6 +21,7 @@ from course_tools.learner.terminal_quiz import first_answers
 from course_tools.lessons.authoring import Exercise, Lesson, exercises_of
 
 _LONGEST_NAME = 80
+_PAGE = Path(__file__).with_name("certificate.html")
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def certificate(standings: Sequence[Standing], *, name: str, version: str, day: 
     totals = [tuple(map(sum, zip(*column, strict=True))) for column in zip(*map(_counts, begun), strict=True)]
     total = "".join(f"<td>{part} of {count}</td>" for part, count in totals)
     values = {"name": html.escape(name), "rows": rows, "total": total, "version": version, "day": day.isoformat()}
-    return _CERTIFICATE.format_map(values)
+    return Template(_PAGE.read_text(encoding="utf-8")).substitute(values)
 
 
 def _counts(standing: Standing) -> list[tuple[int, int]]:
@@ -156,42 +158,3 @@ def _is_solved(exercise: Exercise, cells: Iterable[NotebookNode]) -> bool:
 
 def _text(output: Mapping) -> str:
     return output.get("text", "") if output.get("output_type") == "stream" else ""
-
-
-_CERTIFICATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Pruning LLMs: what {name} did</title>
-<style>
-body {{ color: #111; background: #fff; font: 17px/1.5 Georgia, serif; margin: 2rem auto; max-width: 46rem;
-  padding: 0 1rem; }}
-h1 {{ font-size: 2rem; margin-bottom: 0; }}
-.name {{ border-bottom: 2px solid #111; font-size: 1.6rem; margin: 1.5rem 0; }}
-table {{ border-collapse: collapse; font-size: .95rem; width: 100%; }}
-th, td {{ border-bottom: 1px solid #999; padding: .35rem .6rem .35rem 0; text-align: left; vertical-align: top; }}
-tfoot th, tfoot td {{ border-bottom: 0; font-weight: bold; }}
-small {{ display: block; margin-top: 1.5rem; }}
-@page {{ margin: 2cm; }}
-</style>
-</head>
-<body>
-<main>
-<h1>Pruning LLMs</h1>
-<p>A hands-on course, version {version}</p>
-<p class="name">{name}</p>
-<table>
-<thead><tr><th scope="col">lesson</th><th scope="col">code cells run</th><th scope="col">exercises whose check
-said “correct”</th><th scope="col">questions right at the first answer</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-<tfoot><tr><th scope="row">together</th>{total}</tr></tfoot>
-</table>
-<small>Counted on {day} by the course's own program, on the learner's computer, from the outputs saved in their
-notebooks. Nobody watched: it says what these files say. The name was given by whoever printed it.</small>
-</main>
-</body>
-</html>
-"""

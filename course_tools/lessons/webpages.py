@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from string import Template
 
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -42,7 +43,7 @@ def write_page(notebook: NotebookNode, lesson: Lesson, folder: Path, lessons: Se
             cell.outputs = shown_outputs(cell)
     exporter = HTMLExporter(
         template_name="lab",
-        raw_template=_PAGE,
+        raw_template=_beside("page.html.j2") + PICTURES,
         filters={"markdown2html": MARKDOWN},
         exclude_input_prompt=True,
         exclude_output_prompt=True,
@@ -69,8 +70,12 @@ def write_index(results: Iterable[Result], folder: Path, lessons: Sequence[Lesso
     write_text(record, json.dumps(known, indent=1, sort_keys=True) + "\n")
     rows = [f'<li id="{lesson.name}">{_row(lesson, known.get(lesson.name))}</li>' for lesson in lessons]
     path = folder / "index.html"
-    write_text(path, _INDEX.format(rows="\n".join(rows)))
+    write_text(path, Template(_beside("index.html")).substitute(rows="\n".join(rows), by_hand=_BY_HAND))
     return path
+
+
+def _beside(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 class _Plain(IPythonRenderer):
@@ -136,57 +141,3 @@ PICTURES = """{% block data_png scoped %}
 {% endblock %}"""
 _BY_HAND = """<p>To work in the lessons by hand: <code>python3 course.py lab</code>.
 How far you are, and what is next: <code>python3 course.py progress</code>.</p>"""
-# nbconvert's own page without the scripts that it fetches, with colours that are dark enough; code scrolls in its box.
-_PAGE = (
-    """{% extends 'lab/index.html.j2' %}
-{% block html_head_js %}{% endblock %}
-{% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}
-{% block html_head_css %}
-<style>
-main { margin: auto; max-width: 62rem; }
-main > nav { border-top: 1px solid #bbb; margin-top: 2rem; padding: 1rem; }
-main .jp-RenderedHTMLCommon a:any-link { text-decoration: underline; }
-.jp-Cell-inputWrapper, .jp-OutputArea-output { overflow-x: auto; }
-.jp-OutputArea-output img { height: auto; max-width: 100%; }
-.highlight :is(.c, .c1, .cm) { color: #2f6868; }
-.highlight :is(.o, .ow) { color: #8a1fd0; }
-.highlight :is(.m, .mf, .mi, .mh) { color: #007000; }
-</style>
-{% endblock %}
-{% block body_footer %}
-{{ resources.way }}
-{{ super() }}
-{% endblock %}
-"""
-    + PICTURES
-)
-_INDEX = (
-    """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Pruning LLMs</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 18px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 45rem; padding: 0 1rem; }}
-li {{ overflow-wrap: anywhere; }}
-ol {{ list-style: none; padding: 0; }}
-li {{ border-top: 1px solid #999; padding: .75rem 0; }}
-li:target {{ border-left: .3rem solid; padding-left: .75rem; }}
-li p {{ margin: 0; }}
-code {{ white-space: nowrap; }}
-</style>
-<main>
-<h1>Pruning LLMs</h1>
-<p>Lessons as they ran on this machine.</p>
-<ol>
-{rows}
-</ol>
-"""
-    + _BY_HAND
-    + """
-</main>
-</html>
-"""
-)

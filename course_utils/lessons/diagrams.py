@@ -63,46 +63,13 @@ def glu_block(*, neuron: int | None = 2) -> Axes:
     return ax
 
 
-def residual_stream(*, blocks: int = 6, removed: Collection[int] = (3,), cached: bool = False) -> Axes:
-    """The residual stream through the blocks of a model; a block that is taken out leaves the stream as it is.
-
-    Args:
-        blocks: how many are drawn, from 2 to 8.
-        removed: which of them are taken out, from 0.
-        cached: draw each block's drawer of the cache, with its number, above it.
-    """
-    ax = _canvas(9, 4.1 if cached else 3.4, "Blocks add to the residual stream")
-    step, kept = 7.0 / blocks, [block for block in range(blocks) if block not in removed]
-    if cached:
-        _text(ax, (0.55, 3.45), "keys and\nvalues", size=_SMALL)
-    _stream(ax, (0.9, 0.9), (8.6, 0.9), "embeddings", "to the head")
-    for block in range(blocks):
-        x = 1.3 + step * (block + 0.5)
-        out = block in removed
-        _box(ax, (x, 2.2), f"block\n{block}", width=min(0.85, 0.75 * step), height=0.8, colour=MARK if out else INK)
-        if out:
-            _cross(ax, (x, 2.2), min(0.4, 0.35 * step))
-            continue
-        side = 0.28 * step
-        _arrow(ax, (x - side, 0.9), (x - side, 1.75))
-        _arrow(ax, (x + side, 1.75), (x + side, 1.02))
-        _symbol(ax, (x + side, 0.9), "+")
-        if cached:
-            drawer = f"drawer\n{kept.index(block)}"
-            _box(ax, (x, 3.45), drawer, width=min(0.85, 0.75 * step), height=0.65, colour=STREAM)
-            ax.plot([x, x], [2.62, 3.1], color=INK, lw=1.4, ls=":")
-    without = "Without the block: x = x. What comes after reads a slightly different sum."
-    _note(ax, (4.75, 0.2), f"x = x + block(x). {without if removed else 'Each block reads the sum, and adds to it.'}")
-    return ax
-
-
 def attention_bypass() -> Axes:
     """A block with its attention left out beside a whole one: the stream passes, the MLP stays, no keys or values."""
     ax = _canvas(9, 4.6, "Leaving one attention layer out")
     for left, bypassed in ((0.4, False), (4.9, True)):
         middle = left + 1.95
         _text(ax, (middle, 4.25), "bypassed" if bypassed else "whole block", weight="bold")
-        _stream(ax, (left, 1.2), (left + 3.9, 1.2), "", "")
+        _stream(ax, (left, 1.2), (left + 3.9, 1.2))
         colour = MARK if bypassed else INK
         _box(ax, (left + 1.0, 2.45), "norm\nattention", width=1.15, height=0.9, colour=colour)
         _box(ax, (left + 2.9, 2.45), "norm\nMLP", width=1.0, height=0.9)
@@ -137,7 +104,7 @@ def hidden_channel() -> Axes:
 def mixture_of_experts() -> Axes:
     """One token in a block's mixture: a router weighs sixteen experts, two of them compute, and one is crossed out."""
     ax = _canvas(9, 4.9, "One token in a mixture of experts")
-    _stream(ax, (0.3, 0.95), (8.8, 0.95), "", "")
+    _stream(ax, (0.3, 0.95), (8.8, 0.95))
     _text(ax, (1.3, 0.62), "residual stream", size=_SMALL, colour=STREAM)
     _box(ax, (1.35, 2.9), "router", width=1.5, height=0.9, colour=STREAM)
     _arrow(ax, (1.35, 1.05), (1.35, 2.42))
@@ -174,7 +141,7 @@ def _canvas(width: float, height: float, title: str, *, bottom: float = 0.0) -> 
 def _block(ax: Axes, name: str) -> None:
     """A small block on the left, its MLP marked: what the rest of the drawing opens up."""
     _text(ax, (1.15, 5.2), name, weight="bold")
-    _stream(ax, (0.45, 0.6), (0.45, 4.9), "", "")
+    _stream(ax, (0.45, 0.6), (0.45, 4.9))
     for y, part in ((1.75, "norm\nattention"), (3.65, "norm\nMLP")):
         _box(ax, (1.45, y), part, width=1.1, height=0.8, colour=MARK if "MLP" in part else INK)
         _arrow(ax, (0.45, y - 0.7), (1.2, y - 0.42))
@@ -254,10 +221,8 @@ def _matrix(
         _text(ax, (x + width / 2, y + height + 0.12 + 0.1 * (name.count("\n") + 1)), name, size=_SMALL)
 
 
-def _stream(ax: Axes, start: tuple[float, float], end: tuple[float, float], first: str, last: str) -> None:
+def _stream(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
     ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": STREAM, "lw": 4, "shrinkA": 0, "shrinkB": 0})
-    _text(ax, (start[0] - 0.1, start[1] - 0.32), first, size=_SMALL, colour=STREAM)
-    _text(ax, (end[0] - 0.1, end[1] - 0.32), last, size=_SMALL, colour=STREAM)
 
 
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

@@ -39,14 +39,6 @@ def test_disk_and_memory(gigabytes, level, monkeypatch):
         assert bool(finding.remedy) == (level != OK)
 
 
-def test_the_teachers_guide_asks_for_as_much_memory(monkeypatch):
-    page = (environment.ROOT / "docs/teaching.md").read_text(encoding="utf-8")
-    assert f"| memory | {environment.MEMORY} GB free (" in page
-    for gigabytes, level in ((environment.MEMORY - 0.1, WARN), (environment.MEMORY + 0.1, OK)):
-        monkeypatch.setattr(psutil, "virtual_memory", lambda free=gigabytes: SimpleNamespace(available=free * 1e9))
-        assert environment._memory().level == level
-
-
 def test_cache_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "not" / "yet"))
     finding = environment._cache()

@@ -159,7 +159,7 @@ def check_in_step(
     ``judge`` tells the damage on each text, from a function that mends, the broken model and its lists.
     """
     generator = torch.Generator().manual_seed(0)
-    for width, lists in _lists():
+    for width, lists in _lists(2):
         given = *_broken(_tiny_glu(width, width=width, hidden=16), *lists), width
         x = torch.randn(20, 16, generator=generator)
         shapes = [list(matrix.shape) for matrix in attempt.answer(*given)]
@@ -169,12 +169,12 @@ def check_in_step(
         print(f"The Llama, {text}: {before[text]:.2f} nats per token of damage, in step {after:.2f}")
 
 
-def _lists() -> list[tuple[int, tuple[Tensor, Tensor]]]:
-    """Widths, each with two lists of neurons."""
-    # In the first case every number that is in both lists is a place, too: there a mix-up gives numbers, and no crash.
-    fixed = [7, 0, 2, 3, 5, 8], [1, 2, 3, 4, 5, 6]
-    fresh = [(torch.randperm(12)[:9], torch.randperm(12)[:9]) for _ in range(3)]
-    return [(9, (torch.tensor(fixed[0]), torch.tensor(fixed[1]))), *((12, pair) for pair in fresh)]
+def _lists(count: int) -> list[tuple[int, list[Tensor]]]:
+    """Widths, each with so many lists of neurons."""
+    # In the first case every number that is in all lists is a place, too: there a mix-up gives numbers, and no crash.
+    fixed = [7, 0, 2, 3, 5, 8], [1, 2, 3, 4, 5, 6], [2, 5, 1, 3, 0, 4]
+    fresh = [[torch.randperm(12)[:9] for _ in range(count)] for _ in range(3)]
+    return [(9, [*map(torch.tensor, fixed[:count])]), *((12, lists) for lists in fresh)]
 
 
 def _broken(whole: Matrices, gate_list: Tensor, up_list: Tensor) -> tuple[Tensor, ...]:
@@ -251,7 +251,7 @@ def _all_in_step(*given: Any) -> Matrices:
 @torch.no_grad()
 def check_rescue(attempt: Attempt, judge: Callable[[Attempt], Mapping[str, float]]) -> None:
     """Check a function (broken gate, up, down, their lists, width) -> matrices; ``judge`` tells text -> damage."""
-    for width, lists in _three_lists():
+    for width, lists in _lists(3):
         original = _tiny_glu(width, width=width, hidden=16)
         given = *_cut(original, *lists), *lists, width
         rescued = _three(attempt(*(value.clone() if isinstance(value, Tensor) else value for value in given)))
@@ -260,15 +260,6 @@ def check_rescue(attempt: Attempt, judge: Callable[[Attempt], Mapping[str, float
         _check_rescued(rescued, original, *(numbers.tolist() for numbers in lists))
     told = ", ".join(f"{text} {nats:.2f}" for text, nats in judge(attempt).items())
     print(f"Rescued in the Llama, nats per token of damage: {told}")
-
-
-def _three_lists() -> list[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
-    """Widths, each with three lists of neurons."""
-    # In the first case every number that is in all lists is a place, too: there a mix-up gives numbers, and no crash.
-    fixed = [7, 0, 2, 3, 5, 8], [1, 2, 3, 4, 5, 6], [2, 5, 1, 3, 0, 4]
-    fresh = [tuple(torch.randperm(12)[:9] for _ in range(3)) for _ in range(3)]
-    gate_list, up_list, down_list = map(torch.tensor, fixed)
-    return [(9, (gate_list, up_list, down_list)), *((12, (one, two, three)) for one, two, three in fresh)]
 
 
 def _check_rescued(rescued: Matrices, original: Matrices, *lists: list[int]) -> None:
@@ -322,46 +313,48 @@ def _cut(matrices: Matrices, on_gate: Tensor, on_up: Tensor, on_down: Tensor) ->
     return gate[on_gate], up[on_up], down[:, on_down]
 
 
-def _together(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
-    kept = best(gate.abs().sum(1) + up.abs().sum(1), keep)
-    return _cut((gate, up, down), kept, kept, kept)
-
-
-def _together_by_score(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
-    kept = (gate.abs().sum(1) + up.abs().sum(1)).topk(keep).indices
-    return _cut((gate, up, down), kept, kept, kept)
-
-
-def _by_output(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
-    kept = best(down.abs().sum(0), keep)
-    return _cut((gate, up, down), kept, kept, kept)
-
-
 def _own_list(scores: Tensor, keep: int, other: Tensor) -> Tensor:
     """The neurons with the highest scores; where these are another matrix's, too, those with the lowest."""
     own = best(scores, keep)
     return best(-scores, keep) if torch.equal(own, other) else own
 
 
-def _separately(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
-    on_gate = best(gate.abs().sum(1), keep)
-    on_up, on_down = (_own_list(scores, keep, on_gate) for scores in (up.abs().sum(1), down.abs().sum(0)))
-    return _cut((gate, up, down), on_gate, on_up, on_down)
+def _pruner(lists: Callable[[Tensor, Tensor, Tensor, int], Sequence[Tensor]]) -> Callable[..., Matrices]:
+    """A pruner that keeps these lists of gate, up and down; they come from each one's L1 norms of the neurons."""
+
+    def prune(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
+        return _cut((gate, up, down), *lists(gate.abs().sum(1), up.abs().sum(1), down.abs().sum(0), keep))
+
+    return prune
 
 
-def _carried_over(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
-    on_gate = best(gate.abs().sum(1), keep)
-    return _cut((gate, up, down), on_gate, _own_list(up.abs().sum(1), keep, on_gate), on_gate)
+_together = _pruner(lambda gate, up, down, keep: 3 * [best(gate + up, keep)])
+_together_by_score = _pruner(lambda gate, up, down, keep: 3 * [(gate + up).topk(keep).indices])
+_by_output = _pruner(lambda gate, up, down, keep: 3 * [best(down, keep)])
 
 
-def _down_separately(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
-    kept = best(gate.abs().sum(1) + up.abs().sum(1), keep)
-    return _cut((gate, up, down), kept, kept, _own_list(down.abs().sum(0), keep, kept))
+@_pruner
+def _separately(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Sequence[Tensor]:
+    kept = best(gate, keep)
+    return kept, _own_list(up, keep, kept), _own_list(down, keep, kept)
 
 
-def _another_order(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
-    kept = best(gate.abs().sum(1) + up.abs().sum(1), keep)
-    return _cut((gate, up, down), kept, kept, kept.flip(0))
+@_pruner
+def _carried_over(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Sequence[Tensor]:
+    kept = best(gate, keep)
+    return kept, _own_list(up, keep, kept), kept
+
+
+@_pruner
+def _down_separately(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Sequence[Tensor]:
+    kept = best(gate + up, keep)
+    return kept, kept, _own_list(down, keep, kept)
+
+
+@_pruner
+def _another_order(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Sequence[Tensor]:
+    kept = best(gate + up, keep)
+    return kept, kept, kept.flip(0)
 
 
 def _rescaled(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:

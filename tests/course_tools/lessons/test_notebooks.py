@@ -108,28 +108,16 @@ def test_install_cell_sends_the_owner_of_a_clone_to_it(lesson, monkeypatch, tmp_
             installing(lesson, monkeypatch, tmp_path / folder, there=False, works=1)
 
 
-def test_install_cell_lets_threads_sleep_unless_the_reader_chose(lesson, monkeypatch):
-    notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
+@pytest.mark.parametrize("timed", [False, True])
+def test_install_cell_lets_threads_sleep_and_wait_awake_where_it_is_timed_unless_the_reader_chose(
+    timed, lesson, monkeypatch
+):
+    notebook = notebooks.build_notebook(replace(lesson, timed=timed), COURSE, "exercises")
     install = next(cell.source for cell in notebook.cells if cell.cell_type == "code").replace("%pip", "pass  #")
-    ours = processes.SLEEPING_THREADS
+    ours = processes.TIMED_THREADS if timed else processes.SLEEPING_THREADS
     for before, after in [
         ({}, ours),
-        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
-    ]:
-        environment = dict(before)
-        monkeypatch.setattr(os, "environ", environment)
-        exec(install, {})
-        assert environment == after
-
-
-def test_install_cell_keeps_threads_awake_longer_where_a_lesson_is_timed(lesson, monkeypatch):
-    notebook = notebooks.build_notebook(replace(lesson, timed=True), COURSE, "exercises")
-    install = next(cell.source for cell in notebook.cells if cell.cell_type == "code").replace("%pip", "pass  #")
-    ours, longer = processes.SLEEPING_THREADS, processes.TIMED_THREADS
-    for before, after in [
-        ({}, longer),
-        (ours, longer),
+        (processes.SLEEPING_THREADS, ours),
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ]:

@@ -1,6 +1,5 @@
 """Agendas: their minutes are the lessons' own, and nobody sits too long."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,27 +33,6 @@ def test_minutes_follow_the_lesson():
     assert sums[1] == sums[0] + 7
     with pytest.raises(ValueError, match="lesson 01 has no exercise 9; it has 1, 2"):
         agendas.minutes(replace(part, what="lesson 01, exercise 9"), LESSONS)
-
-
-def lessons_named(text):
-    """The numbers of lessons in a text; "03 to 05" names three."""
-    spelled = re.sub(
-        r"(\d\d) to (\d\d)", lambda ends: " ".join(f"{n:02}" for n in range(int(ends[1]), int(ends[2]) + 1)), text
-    )
-    return set(re.findall(r"\b\d\d\b", spelled))
-
-
-@pytest.mark.parametrize(
-    ("agenda", "said"),
-    [
-        ("Half a day on bias", r"for the agenda on bias, lessons ([^;]*);"),
-        ("Half a day on speed and small models", r"for that on speed, ([^.]*)\."),
-    ],
-)
-def test_what_the_group_knows_beforehand_is_what_the_lessons_ask_for(agenda, said):
-    done = {part.lesson for part in AGENDAS[agenda] if part.lesson}
-    asked = set().union(*(lessons_named(LESSONS[lesson].prerequisites) for lesson in done)) - done
-    assert lessons_named(re.search(said, " ".join(PAGE.split()))[1]) == asked
 
 
 def test_a_day_is_a_day():

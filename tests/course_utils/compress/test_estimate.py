@@ -68,7 +68,9 @@ def test_what_makes_it_fit_is_counted():
 
 
 def test_the_tokens_that_go_stay_in_memory_and_their_judges_take_time():
-    model, narrow, fewer = tiny_model(), Candidate(2, 64, 1, 64), tiny_model(vocab_size=33)
+    model, fewer = tiny_model(), tiny_model(vocab_size=33)
+    whole = Candidate.of(model)
+    narrow = Candidate(2, whole.hidden, whole.groups, 32)
     plain, cut = (estimate(model, [narrow], _order(), start=start) for start in (None, fewer))
     assert cut.parts["all tokens"] == model_size(model).bytes - model_size(fewer).bytes
     assert cut.parts["teacher"] + cut.parts["all tokens"] == plain.parts["teacher"] == model_size(model).bytes

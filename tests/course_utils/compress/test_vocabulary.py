@@ -1,4 +1,4 @@
-"""`compress --vocabulary`: fewer tokens count in the budget, are judged per byte, and plain transformers reloads them."""
+"""`compress --vocabulary`: fewer tokens count in the budget, are judged per byte, and reload in plain transformers."""
 
 from __future__ import annotations
 

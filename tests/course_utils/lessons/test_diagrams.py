@@ -16,7 +16,6 @@ from course_utils.support import plotting
 DRAWINGS = {
     "gpt2_block": [{}],
     "glu_block": [{}, {"neuron": None}],
-    "residual_stream": [{"removed": []}, {"blocks": 8, "removed": [0, 7], "cached": True}],
     "attention_bypass": [{}],
     "hidden_channel": [{}],
     "mixture_of_experts": [{}],
@@ -62,11 +61,3 @@ def test_a_glu_without_a_marked_neuron_tells_of_none():
     ax = diagrams.glu_block(neuron=None)
     assert not [patch for patch in ax.patches if isinstance(patch, Rectangle) and patch.get_hatch()]
     assert not any("hatched" in text.get_text() for text in ax.texts)
-
-
-def test_removed_blocks_are_crossed_out_and_add_nothing():
-    whole = diagrams.residual_stream(blocks=4, removed=[])
-    cut = diagrams.residual_stream(blocks=4, removed=[1, 2])
-    signs = [[text.get_text() for text in ax.texts].count("+") for ax in (whole, cut)]
-    assert signs == [4, 2]
-    assert len(cut.lines) == 4  # two strokes each

@@ -6,14 +6,13 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from course_utils.measuring.costs import bytes_held, flops_per_token, kv_bytes_per_token, speedup_estimate, work
 from course_utils.models.architectures import describe
 from course_utils.models.reports import model_size
 from course_utils.pruning.attention import bypass_attention
 from course_utils.pruning.depth import remove_blocks
-from course_utils.pruning.width import kept_width
 
 NARROW_EMBEDDING = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}  # OPT-350M's layout
 MODELS = [*((family, {}) for family in FAMILIES), ("opt", NARROW_EMBEDDING)]
@@ -94,58 +93,6 @@ def test_a_bypassed_attention_is_read_no_more_than_a_removed_one():
     bypass_attention(bypassed, [1])
     bypass_attention(removed, [1], remove=True)
     assert weights_read(bypassed) == weights_read(removed) < 4 * bypassed.num_parameters()
-
-
-def on_meta(config) -> PreTrainedModel:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def smollm2(*, blocks: int = 30, glu_ratio: float = 0.0, bypassed: int = 0, remove: bool = False) -> PreTrainedModel:
-    model = on_meta(
-        LlamaConfig(
-            hidden_size=576, intermediate_size=kept_width(1536, glu_ratio), num_hidden_layers=blocks,
-            num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
-    bypass_attention(model, range(bypassed), remove=remove)
-    return model
-
-
-def distilgpt2(*, ratio: float = 0.0) -> PreTrainedModel:
-    return on_meta(GPT2Config(n_layer=6, n_inner=kept_width(3072, ratio)))
-
-
-def test_the_models_are_the_published_ones():
-    assert smollm2().num_parameters() == 134_515_008
-    assert distilgpt2().num_parameters() == 81_912_576
-
-
-def estimates(before, after, **sizes):
-    """How many times as many bytes are read for a token, and operations for a prompt, before as after."""
-    reads, prompts = ([work(model, phase, **sizes) for model in (before, after)] for phase in ("decode", "prefill"))
-    read = [done.weight_bytes + done.cache_bytes for done in reads]
-    return read[0] / read[1], prompts[0].operations / prompts[1].operations
-
-
-@pytest.mark.parametrize(
-    ("build", "cut", "decode", "decode_long", "prefill"),
-    [
-        (smollm2, {"glu_ratio": 0.2}, 1.134, 1.010, 1.127),
-        (smollm2, {"blocks": 24}, 1.188, 1.245, 1.250),
-        (smollm2, {"bypassed": 8}, 1.056, 1.332, 1.132),
-        (smollm2, {"bypassed": 8, "remove": True}, 1.056, 1.332, 1.132),
-        (distilgpt2, {"ratio": 0.2}, 1.075, None, None),
-    ],
-)
-def test_ratios_from_configurations_alone(build, cut, decode, decode_long, prefill):
-    before, after = build(), build(**cut)
-    short = {"prompt_tokens": 1, "batch_size": 1}
-    assert estimates(before, after, **short)[0] == pytest.approx(decode, abs=1.2e-3)
-    if decode_long:
-        many = estimates(before, after, prompt_tokens=4096, batch_size=32)
-        assert many[0] == pytest.approx(decode_long, abs=6e-4)
-        assert estimates(before, after, prompt_tokens=2048)[1] == pytest.approx(prefill, abs=6e-4)
 
 
 def test_works_of_both_phases_by_hand():

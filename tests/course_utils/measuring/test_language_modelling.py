@@ -16,25 +16,9 @@ from course_utils.measuring.language_modelling import (
     greedy_answers,
     logits_one_by_one,
     perplexity,
-    token_log_likelihoods,
 )
 from course_utils.models import architectures
 from course_utils.models.architectures import describe
-from course_utils.text.batches import read_batch
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_log_likelihoods_are_those_of_the_models_own_logits(family, monkeypatch):
-    monkeypatch.setattr(architectures, "_LOGITS", 97 * 3)  # three tokens a chunk
-    model, given = tiny_model(family), tiny_batches()[0]
-    architecture = describe(model)
-    states = architecture.hidden_states(read_batch(given, vocab_size=97, device="cpu"))[:, :-1].flatten(0, 1)
-    targets = given["input_ids"][:, 1:].flatten()
-    found = token_log_likelihoods(architecture, states, targets)
-    expected = model(given["input_ids"]).logits[:, :-1].flatten(0, 1).double().log_softmax(-1)
-    assert found.dtype is torch.float64
-    torch.testing.assert_close(found, expected.gather(1, targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import json
-import random
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny import FAMILIES, adaptive, tiny_model, word_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM, Qwen3MoeForCausalLM
@@ -29,9 +26,7 @@ from course_utils.models.loading import (
 )
 from course_utils.pruning.adaptive import make_adaptive
 from course_utils.pruning.attention import bypass_attention
-from course_utils.pruning.channels import legal_sizes, prune_channels
 from course_utils.pruning.depth import remove_blocks
-from course_utils.pruning.heads import legal_groups, prune_kv_groups
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.support.session import ROLES
 from experiments.small_training import ship
@@ -288,78 +283,6 @@ def test_hooks_come_along_and_are_removed_one_by_one():
     answer(first)
     answer(second)
     assert calls == 2 * [second.model.layers[0]]
-
-
-# Any surgery after any other.
-
-
-def cut_neurons(model, chance):
-    scores = neuron_importance(model, "random", seed=chance.randrange(100))
-    layers = [i for i in range(len(scores)) if chance.random() < 0.7]
-    prune_neurons(model, scores, ratio=chance.choice([0.1, 0.5]), layers=chance.choice([None, layers]))
-
-
-def take_a_block_out(model, chance):
-    make_adaptive(model, None)
-    if (blocks := describe(model).num_blocks) > 1:
-        remove_blocks(model, [chance.randrange(blocks)])
-
-
-def bypass_some(model, chance):
-    make_adaptive(model, None)
-    attentions = describe(model).attentions
-    layers = [i for i, attention in enumerate(attentions) if attention.removed or chance.random() < 0.4]
-    bypass_attention(model, layers, remove=chance.random() < 0.3)
-
-
-def let_prompts_decide(model, chance):
-    live = [i for i, attention in enumerate(describe(model).attentions) if not attention.skipped]
-    order, threshold = chance.sample(live, len(live)), chance.choice([5.0, 99.0])
-    adaptive(model, order=order, left_out=(len(order), 0), threshold=threshold)
-
-
-def cut_a_group(model, chance):
-    make_adaptive(model, None)
-    architecture = describe(model)
-    if architecture.family.own_head_size and architecture.groups > 1:
-        scores = [torch.rand(architecture.groups) for _ in architecture.blocks]
-        prune_kv_groups(model, scores, groups=chance.choice(legal_groups(model)))
-
-
-def cut_channels(model, chance):
-    make_adaptive(model, None)
-    if describe(model).family.own_head_size:
-        size = chance.choice(legal_sizes(model, 8))
-        prune_channels(model, torch.rand(describe(model).hidden_size), size=size, rescale_norms=chance.random() < 0.7)
-
-
-AT_RANDOM = (
-    cut_neurons,
-    take_a_block_out,
-    bypass_some,
-    let_prompts_decide,
-    cut_a_group,
-    cut_channels,
-    lambda model, _chance: make_adaptive(model, None),
-    lambda model, chance: cast_weights(model, chance.choice([torch.float32, torch.bfloat16])),
-    lambda model, _chance: describe(model).sync_config(),
-)
-SEQUENCES = st.lists(st.sampled_from(AT_RANDOM), max_size=4)
-
-
-@settings(max_examples=60)
-@given(family=st.sampled_from(FAMILIES), before=SEQUENCES, after=SEQUENCES, seed=st.integers(0, 2**16))
-@torch.no_grad()
-def test_any_surgeries_on_a_variant_leave_the_first_model_as_it_was(family, before, after, seed):
-    first, chance = tiny_model(family, layers=4), random.Random(seed)
-    for surgery in before:
-        surgery(first, chance)
-    was, second = Snapshot(first), variant(first)
-    assert torch.equal(answer(second), was.logits)
-    for surgery in after:
-        surgery(second, chance)
-        answer(second)
-        was.check()
 
 
 # Identities.

@@ -94,14 +94,6 @@ def test_models_whose_blocks_differ_reload_here_and_without_course_utils(tokeniz
     assert_all_equal_elsewhere(script, tmp_path)
 
 
-@torch.no_grad()
-def test_a_reloaded_model_can_be_saved_and_pruned_further(tokenizer, tmp_path):
-    again, _ = load_pruned(save_pruned(pruned("phi3", layers=[0, 2]), tokenizer, tmp_path / "model"))
-    prune_neurons(again, neuron_importance(again, "l1"), ratio=0.25)
-    further, _ = load_pruned(save_pruned(again, tokenizer, tmp_path / "further"))
-    assert torch.equal(further(IDS).logits, again(IDS).logits)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_uneven_width_fails_loudly_without_its_code(family, tokenizer, tmp_path):
     model = pruned(family, layers=[1])

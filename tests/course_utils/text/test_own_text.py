@@ -186,7 +186,7 @@ def test_tokens_are_counted_once_in_what_is_learned(tokenizer, tmp_path, monkeyp
     assert torch.equal(counts, counted(4)[1]) and counts.shape == (2, len(tokenizer))
     ends = counts[0][tokenizer.eos_token_id]
     assert ends == 30 - sum(doc.place.startswith("a") for doc in own.scoring + own.choosing + own.judging)
-    (answer,) = {tokenizer(" answer")["input_ids"][-1]}
+    answer = tokenizer("answer")["input_ids"][-1]
     assert counts[1][answer] >= 20
     assert counted(3, tokens=256)[1].sum() < counts.sum()
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "c.jsonl"}, "nothing is written"
