@@ -18,6 +18,7 @@ from course_utils.text.files import Source
 DTYPES = ("float32", "bfloat16")
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "mb": 1e6, "gb": 1e9}
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(%|k|m|b|mb|gb|)")
+_TOKENS = re.compile(r"(\d+|\d*\.\d+)\s*(%|k|)")
 _LARGEST_SHARE = 100  # a number without a unit is a share of the parameters up to here, and a number of them above
 _LARGEST_SEED = 2**31 - 1  # torch takes larger ones, but not the steps' own, which are made of it
 _SUMMARY = "Make a smaller version of a model: search under a budget, distil, save; --dry-run says what that takes."
@@ -25,6 +26,7 @@ _EXAMPLES = """\
 for instance:
   {program} Qwen/Qwen3-0.6B --budget 80% --dry-run
   {program} ./my_model --budget 450MB --steps 0 --out smaller
+  {program} ./my_model --budget 90% --vocabulary 32k --text docs/
   {program} ./my_model --budget 80% --text docs/ --text chats.jsonl:3 --judge held_out.jsonl
 
 on eight GPUs; with --use_fsdp --fsdp_version 2 instead of --multi_gpu they share the student, too:
@@ -86,6 +88,11 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
         "--export", choices=("gguf",), help="write the model for other engines as well: gguf is one file for llama.cpp "
         "and what is built on it, in 16 bits",
     )  # fmt: skip
+    parser.add_argument(
+        "--vocabulary", type=_read_vocabulary, help="tokens that stay, 32k (32,000) or 32768, or a share of them, 66%% "
+        "or .66: the most frequent ones of the text to learn, with all that they are merged from; what is judged is "
+        "told per byte then; default: all",
+    )  # fmt: skip
     option(parser, "--multiple-of", _whole(1), "what MLP widths are a multiple of; 128 or 256 suit tensor cores")
     option(parser, "--tensor-parallel", _whole(1), "cards that will serve it, each with as many KV groups and neurons")
 
@@ -143,6 +150,24 @@ def _read_budget(text: str) -> tuple[float, str]:
     if unit == "%" or (not unit and number <= _LARGEST_SHARE):
         return number, "%"
     return number * _UNITS.get(unit, 1), "bytes" if unit in ("mb", "gb") else "parameters"
+
+
+def _read_vocabulary(text: str) -> float:
+    """How many tokens stay, as it is typed; up to 1 it is a share.
+
+    Raises:
+        argparse.ArgumentTypeError: it isn't one.
+
+    >>> _read_vocabulary("32k"), _read_vocabulary("32768"), _read_vocabulary("66%"), _read_vocabulary(".66")
+    (32000.0, 32768.0, 0.66, 0.66)
+    """
+    found = _TOKENS.fullmatch(text.strip().lower())
+    number = float(found[1]) * {"%": 0.01, "k": 1e3, "": 1}[found[2]] if found else 0.0
+    if not number or (number > 1 and (number % 1 or (found and found[2] == "%"))):
+        raise argparse.ArgumentTypeError(
+            f"must be a number of tokens (32k, 32768) or a share of them (66%, .66); got {text!r}"
+        )
+    return number
 
 
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:

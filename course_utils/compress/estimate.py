@@ -12,13 +12,16 @@ from transformers import PreTrainedModel
 from course_utils.compress.order import Order
 from course_utils.compress.plan import CHOSEN, JUDGED, SCORED
 from course_utils.compress.search import Candidate, outline_of
+from course_utils.compress.vocabulary import OF_A_KIND
 from course_utils.healing.distillation.memory import memory_plan, outline
+from course_utils.measuring.abilities import TEXTS
 from course_utils.measuring.benchmarking import stopwatch
 from course_utils.models.architectures import cast_weights
 from course_utils.models.reports import model_size
 
 _TIMED, _PATIENCE = 5, 20.0  # forward passes, and seconds after which two of them will do
 _VERSIONS = 6  # that are judged
+_OF_VOCABULARY = 3 * (JUDGED + len(TEXTS) * OF_A_KIND)  # rows, where fewer tokens stay
 _SHOWN = 0.01  # of the memory: what holds less isn't told
 
 
@@ -59,7 +62,13 @@ class Needed:
 
 
 def estimate(
-    model: PreTrainedModel, found: list[Candidate], order: Order, *, processes: int = 1, sharded: bool = False
+    model: PreTrainedModel,
+    found: list[Candidate],
+    order: Order,
+    *,
+    start: PreTrainedModel | None = None,
+    processes: int = 1,
+    sharded: bool = False,
 ) -> Needed:
     """Count memory from shapes, and take time from forward passes on this machine.
 
@@ -67,25 +76,30 @@ def estimate(
         model: the whole one.
         found: versions of it that fit the budget.
         order: what was asked.
+        start: an outline of what the versions are cut from, where that isn't the whole model.
         processes: how many share what is learned.
         sharded: whether what learns is cut up among them.
     """
     largest, size = max(found, key=lambda candidate: candidate.parameters), model_size(model)
-    student = model if order.correction else outline_of(model, largest)
-    whole = outline(model.config)
-    cast_weights(whole, model.dtype)
+    start = model if start is None else start
+    student = start if order.correction else outline_of(start, largest)
+    teacher = outline(start.config)
+    cast_weights(teacher, model.dtype)
     memory = memory_plan(
-        whole, outline(student.config), order.recipe(1, accumulate=order.accumulate // processes), rows=order.rows,
+        teacher, outline(student.config), order.recipe(1, accumulate=order.accumulate // processes), rows=order.rows,
         length=order.length, processes=processes if sharded else 1,
     )  # fmt: skip
     if order.light:  # what it thinks of all text is asked before, and it stays
-        memory["teacher"] = size.bytes
+        memory["teacher"] = model_size(teacher).bytes
+    if start is not model:  # the whole model stays beside the one with fewer tokens, and shares all else with it
+        memory["all tokens"] = size.bytes if order.correction else size.bytes - model_size(teacher).bytes
     learns = bool(order.correction or order.light or order.steps)
     judging: dict[str, float] = dict.fromkeys(("whole model", "its copy in fewer bits"), size.bytes)
     if not learns or sum(memory.values()) < sum(judging.values()):
         memory = judging
     finalists = min(order.finalists, len({candidate.shape for candidate in found})) if order.light else 0
-    reading = (SCORED + CHOSEN * (len(found) + finalists) + JUDGED * _VERSIONS) / order.rows
+    judged = JUDGED * _VERSIONS + (_OF_VOCABULARY if start is not model else 0)
+    reading = (SCORED + CHOSEN * (len(found) + finalists) + judged) / order.rows
     learning = order.correction * step_cost(1.0, teacher=False)
     learning += (finalists * order.light + order.steps) * step_cost(largest.parameters / size.parameters)
     work = 1.3 * (reading + learning * order.accumulate / processes)  # 1.3: and the head

@@ -22,6 +22,7 @@ class Order:
 
     Attributes:
         budget: an amount, and "%", "parameters" or "bytes".
+        vocabulary: how many tokens stay, or up to 1 which share of them; None keeps all.
         lr: the peak learning rate; None takes that of ``recover``.
     """
 
@@ -31,6 +32,7 @@ class Order:
     as_json: bool = False
     out: Path = Path("compressed")
     export: str | None = None
+    vocabulary: float | None = None
     multiple_of: int = 32
     tensor_parallel: int = 1
     text: tuple[str, ...] = ()

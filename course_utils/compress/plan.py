@@ -17,14 +17,16 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.compress.folder import records_in, refuse_sources_in_the_way, refuse_what_others_made
 from course_utils.compress.order import Order
 from course_utils.compress.search import Budget, Candidate, candidates, outline_of
+from course_utils.compress.vocabulary import Vocabulary
 from course_utils.healing.distillation.memory import outline
 from course_utils.models.architectures import cast_weights
 from course_utils.models.loading import load_without_weights
+from course_utils.models.reports import model_size
 from course_utils.support import checks
 from course_utils.support.extras import brought
 from course_utils.support.files import write_json
@@ -144,6 +146,18 @@ class Plan:
     budget: Budget
     candidates: list[Candidate]  # the versions that fit
     text: Text
+    vocabulary: Vocabulary | None  # None: all tokens stay
+
+    @property
+    def start(self) -> str:
+        """The name of what versions are cut from, among those that are judged."""
+        return self.vocabulary.name if self.vocabulary else "whole"
+
+    @property
+    def of_whole(self) -> TokenBlocks | _Batches:
+        """What judges in the end, as the whole model's tokenizer cuts it."""
+        vocabulary = self.vocabulary
+        return vocabulary.held_out(vocabulary.whole) if vocabulary else self.text.held_out
 
 
 def plan_for(order: Order, processes: int, say: Callable[[str], object]) -> Plan:
@@ -160,15 +174,27 @@ def plan_for(order: Order, processes: int, say: Callable[[str], object]) -> Plan
     _refuse_contradictions(order, processes)
     own = read_own_text(order.text, judge=order.judge, seed=order.seed) if order.text else None
     config, tokenizer = load_without_weights(order.model)
-    budget, found = _versions(config, order)
+    _refuse_model(config, order)
+    vocabulary, start = None, outline(config)
+    if order.vocabulary:
+        vocabulary = Vocabulary.of(config, tokenizer, order, own)
+        tokenizer, start = vocabulary.tokenizer, vocabulary.outline
+    budget, found = _versions(outline(config), start, order)
     if order.export:
-        _refuse_unknown_to_llama_cpp(config, tokenizer, found[0])
+        _refuse_unknown_to_llama_cpp(start, tokenizer, found[0])
     if min(order.finalists, len({candidate.shape for candidate in found})) == 1:
         order = replace(order, light=0)  # there is nothing to choose
+    if found == [Candidate.of(start)]:
+        order = replace(order, steps=0)  # nothing but tokens goes, so it would be its own teacher
     if own is None:
-        return Plan(order, budget, found, Text.built_in(tokenizer, order))
-    size = {"length": order.length, "batch_size": order.rows}
-    return Plan(order, budget, found, Text.of_ones_own(own, tokenizer, size, records_in(order.out) / "text", say))
+        text = Text.built_in(tokenizer, order)
+    else:
+        size = {"length": order.length, "batch_size": order.rows}
+        text = Text.of_ones_own(own, tokenizer, size, records_in(order.out) / "text", say)
+    if vocabulary:
+        vocabulary = vocabulary.judged_by(text.own, rows=JUDGED)
+        text = replace(text, held_out=vocabulary.held_out(tokenizer))
+    return Plan(order, budget, found, text, vocabulary)
 
 
 def _refuse_contradictions(order: Order, processes: int) -> None:
@@ -194,33 +220,43 @@ def _refuse_contradictions(order: Order, processes: int) -> None:
         )
 
 
-def _versions(config: PretrainedConfig, order: Order) -> tuple[Budget, list[Candidate]]:
-    """What may be spent and the versions that fit, from the model's shapes."""
+def _refuse_model(config: PretrainedConfig, order: Order) -> None:
+    """Raise where the model can't be cut, or not read in such rows."""
     if getattr(config, "quantization_config", None):
         raise ValueError(
             f"{order.model} is quantized, and packed weights can't be scored or cut. Take the checkpoint in 16 bits "
             "that it was made from, and quantize what comes out."
         )
-    shapes = outline(config)
-    cast_weights(shapes, getattr(torch, order.dtype))
-    whole, longest = Candidate.of(shapes), getattr(config, "max_position_embeddings", None)
+    longest = getattr(config, "max_position_embeddings", None)
     checks.whole_number("--length", order.length, least=2, most=longest, meaning="the model's longest row")
+
+
+def _versions(whole: PreTrainedModel, start: PreTrainedModel, order: Order) -> tuple[Budget, list[Candidate]]:
+    """What may be spent and the versions that fit, from the shapes of the whole model and of what is cut.
+
+    Where fewer tokens alone meet the budget, nothing else is cut.
+    """
+    for shapes in (whole, start):
+        cast_weights(shapes, getattr(torch, order.dtype))
     amount, unit = order.budget
-    budget = Budget(amount / 100 * whole.parameters) if unit == "%" else Budget(amount, unit)
+    budget = Budget(amount / 100 * Candidate.of(whole).parameters) if unit == "%" else Budget(amount, unit)
+    cost = getattr(model_size(start), budget.unit)
+    if order.vocabulary and cost <= budget.amount:
+        return budget, [replace(Candidate.of(start), cost=cost)]
     found = candidates(
-        shapes, budget, multiple_of=order.multiple_of, tensor_parallel=order.tensor_parallel, keep_means=True
+        start, budget, multiple_of=order.multiple_of, tensor_parallel=order.tensor_parallel, keep_means=True
     )
     return budget, found
 
 
 def _refuse_unknown_to_llama_cpp(
-    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, version: Candidate
+    start: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, version: Candidate
 ) -> None:
     """Raise where a version couldn't be written as GGUF; of versions of one model all can, or none."""
     from course_utils.release.export import CannotExport, plan_gguf  # an extra's package
 
     try:
-        plan_gguf(outline_of(outline(config), version), tokenizer)
+        plan_gguf(outline_of(start, version), tokenizer)
     except CannotExport as refusal:
         raise ValueError(f"'--export gguf' can't be done; without it this runs. {refusal}") from refusal
 

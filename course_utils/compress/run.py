@@ -78,7 +78,7 @@ def _compress(order: Order, say: Say) -> dict[str, Any]:
     plan = plan_for(order, several, say)
     order, text = plan.order, plan.text
     dtype, device = getattr(torch, order.dtype), launch.device if several > 1 else None
-    model, tokenizer = load_model(order.model, dtype=dtype, device=device)
+    whole, of_whole = model, tokenizer = load_model(order.model, dtype=dtype, device=device)
     base = _hub_id(model)
     report = _announce(plan, model, base, launch, say)
     if order.dry_run:
@@ -87,22 +87,26 @@ def _compress(order: Order, say: Say) -> dict[str, Any]:
     records, key = folder.records_in(order.out), order.learning_key(text.key)
     rivals = records / "rivals"
     with _goes_on(records), folder.held(order.out) if first else contextlib.nullcontext():
+        if plan.vocabulary:  # what is cut, and what teaches
+            model, tokenizer = plan.vocabulary.cut(whole), plan.vocabulary.tokenizer
         if first:
             text.keep_date()
-            versions, why_not, baseline = _judge_whole(model, tokenizer, text, rivals)
+            versions, why_not = _judge_whole(whole, of_whole, plan, rivals)
+            baseline = Baseline.of(model, tokenizer, ABILITIES, versions[plan.start].score)
         if order.correction:  # a few steps on the text that students are to learn from (Minitron, 2408.11796)
             recipe = order.recipe(order.correction, lr=order.rate * _CORRECTION, alpha=1.0)
             place = records / identity(model) / f"correction-{order.correction}-{key}"
-            model = _learned(model, variant(model), text, recipe, place)  # the first one's weights leave memory
+            model = _learned(model, variant(model), text, recipe, place)
+            whole = whole if plan.vocabulary else model  # or the first one's weights leave memory
         place = records / identity(model)  # another model, or a corrected teacher, has a folder of its own
         winner, scores = _search(model, plan, place, launch, say)
-        if first:  # before there is a student: two models at a time
+        if first and winner != Candidate.of(model):  # before there is a student: two models at a time
             versions["random cut"] = _judge_random_cut(model, winner, scores, order.seed, text, rivals)
         student = shrink(model, winner, scores)
         if first:
             versions["cut"] = Version.of(student, text.held_out, folder=rivals)
             versions, why_not["tokens a second in llama.cpp"] = timed(
-                versions, model, student, tokenizer, length=order.length, folder=rivals
+                versions, whole, student, of_whole, length=order.length, folder=rivals, of_cut=tokenizer
             )
         if order.steps:
             place /= f"{winner.name}-{order.steps}-{key}"
@@ -113,8 +117,9 @@ def _compress(order: Order, say: Say) -> dict[str, Any]:
                 versions["recovered"] = replace(recovered, speeds=versions["cut"].speeds)
             *_, shipped = versions.values()
             damage = damage_profile(student, baseline, shipped.score)
-            made = telling.Made(base, winner, versions, why_not, damage)
-            report |= _save(student, tokenizer, made, text, order, say)
+            kinds = plan.vocabulary and plan.vocabulary.by_kind(whole, student, judged_by=text.judged_by, folder=rivals)
+            made = telling.Made(base, winner, versions, why_not, damage, kinds)
+            report |= _save(student, tokenizer, made, plan, say)
         launch.wait_for_everyone()
     return report if first else {}
 
@@ -125,7 +130,8 @@ def _announce(plan: Plan, model: PreTrainedModel, base: str, launch: PartialStat
     for line in telling.planned(plan, whole, processes):
         say(line)
     sharded = launch.distributed_type == DistributedType.FSDP
-    needed = estimate(model, plan.candidates, plan.order, processes=processes, sharded=sharded)
+    start = plan.vocabulary.outline if plan.vocabulary else None
+    needed = estimate(model, plan.candidates, plan.order, start=start, processes=processes, sharded=sharded)
     say(str(needed))
     return telling.planned_as_json(plan, whole, base, needed)
 
@@ -141,13 +147,14 @@ def _goes_on(records: Path) -> Iterator[None]:
 
 
 def _judge_whole(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, rivals: Path
-) -> tuple[dict[str, Version], dict[str, str], Baseline]:
-    """Judge the whole model, as it is and in fewer bits; also returns what couldn't be measured, and its abilities."""
-    in_bits, why_not = in_fewer_bits(model, tokenizer, text.held_out, folder=rivals)
-    versions = {"whole": Version.of(model, text.held_out, folder=rivals)} | in_bits
-    baseline = Baseline.of(model, tokenizer, ABILITIES, versions["whole"].score)
-    return versions, {"the whole model in 8 and 4 bits": why_not}, baseline
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, rivals: Path
+) -> tuple[dict[str, Version], dict[str, str]]:
+    """Judge the whole model, in fewer bits and with fewer tokens as well; also returns what couldn't be measured."""
+    in_bits, why_not = in_fewer_bits(model, tokenizer, plan.of_whole, folder=rivals)
+    versions = {"whole": Version.of(model, plan.of_whole, folder=rivals)} | in_bits
+    if plan.vocabulary:
+        versions |= plan.vocabulary.versions(model, folder=rivals)
+    return versions, {"the whole model in 8 and 4 bits": why_not}
 
 
 def _learned(
@@ -202,30 +209,33 @@ def _save(
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     made: telling.Made,
-    text: Text,
-    order: Order,
+    plan: Plan,
     say: Say,
 ) -> dict[str, Any]:
     """Write the model with its card, and as one file where that was asked; say what could be shipped instead."""
-    size, shown = model_size(student), table(made.versions, judged_by=text.judged_by)
+    order, size, shown = plan.order, model_size(student), table(made.versions, judged_by=plan.text.judged_by)
+    tokens = {"vocabulary": size.vocabulary} if plan.vocabulary else {}
     with folder.replacing_model(order.out) as fresh:
         save_pruned(student, tokenizer, fresh)
-        telling.write_card(fresh, made, shown, text, order)
-        sizes = {"made of": made.base or "a local model", "sizes": made.winner.as_json()}
+        telling.write_card(fresh, made, shown, plan)
+        sizes = {"made of": made.base or "a local model", "sizes": made.winner.as_json() | tokens}
         write_json(fresh / folder.MADE, sizes | order.settings())
     say(f"{made.winner.name}: {size.parameters:,} parameters, and what else could be shipped:")
     say(shown.to_string())
+    if made.kinds is not None:
+        say(telling.ABOUT_KINDS)
+        say(telling.of_kinds(made.kinds).to_string())
     not_measured = {what: reason for what, reason in made.why_not.items() if reason}
     for what, reason in not_measured.items():
         say(f"Not measured, {what}: {reason}")
     target = str(folder.model_in(order.out))
     say(f"Saved with its card; AutoModelForCausalLM.from_pretrained({target!r}) loads it.")
     report = {
-        "made": made.winner.as_json() | {"parameters": size.parameters, "bytes": size.bytes},
+        "made": made.winner.as_json() | tokens | {"parameters": size.parameters, "bytes": size.bytes},
         "held_out": {name: version.as_json() for name, version in made.versions.items()},
         "not_measured": not_measured,
         "saved": target,
-    }
+    } | ({} if made.kinds is None else {"kinds_of_text": made.kinds.to_dict(orient="index")})
     if order.export:
         from course_utils.release.export import export_gguf  # an extra's package
 

@@ -15,12 +15,17 @@ from course_utils.compress.estimate import Needed
 from course_utils.compress.order import LEARNING, Order
 from course_utils.compress.plan import Plan, Text
 from course_utils.compress.search import Candidate
-from course_utils.measuring.evaluation import perplexity_ratio
-from course_utils.models.reports import with_interval
+from course_utils.compress.vocabulary import Vocabulary
+from course_utils.measuring.evaluation import bits_ratio, perplexity_ratio
+from course_utils.models.reports import model_size, with_interval
 from course_utils.release.model_card import licence_of, write_model_card
 from course_utils.release.rivals import Version
 from course_utils.text.own_text import OwnText
 from course_utils.text.rows import TokenBlocks
+
+ABOUT_KINDS = "What a byte of each kind of text takes, in tokens and in bits:"
+_UNKNOWN = "Nothing else was measured after the cut than what stands above: no task, no bias."
+_DEARER = 1.05  # times as many tokens for a byte, from which the card says so
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Made:
     versions: dict[str, Version]  # by name; the one that is saved comes last
     why_not: dict[str, str]  # what couldn't be measured, with the reason, or "" where it could
     damage: pd.DataFrame  # what the saved version lost of each ability
+    kinds: pd.DataFrame | None  # what each kind of text costs with fewer tokens; None with all of them
 
 
 def planned(plan: Plan, whole: Candidate, processes: int) -> list[str]:
@@ -39,12 +45,44 @@ def planned(plan: Plan, whole: Candidate, processes: int) -> list[str]:
     order, count = plan.order, len(plan.candidates)
     return [
         f"{order.model}: {whole.parameters:,} parameters, {whole.name}",
+        *([_vocabulary(plan.vocabulary, plan.text)] if plan.vocabulary else []),
         f"{count} {'version costs' if count == 1 else 'versions cost'} at most {plan.budget.amount:,.0f} "
         f"{plan.budget.unit}:",
         *(f"  {candidate.name:<32}{candidate.parameters:>15,} parameters" for candidate in plan.candidates),
         *_steps(order, len({candidate.shape for candidate in plan.candidates}), processes),
         *(_own_text(plan.text.own, plan.text, order) if plan.text.own else []),
     ]
+
+
+def _vocabulary(vocabulary: Vocabulary, text: Text) -> str:
+    """How many tokens stay, and how few could."""
+    return (
+        f"Vocabulary: {_chosen(vocabulary, text)}; {model_size(vocabulary.outline).parameters:,} parameters are left. "
+        f"With {vocabulary.numbers['used']:,} tokens that text would be written as before, and any text needs "
+        f"{vocabulary.numbers['at_least']:,}."
+    )
+
+
+def _chosen(vocabulary: Vocabulary, text: Text) -> str:
+    number = vocabulary.numbers
+    return (
+        f"{number['tokens']:,} of {number['of']:,} tokens, the most frequent in {number['counted']:,} of "
+        f"{text.learned_from}"
+    )
+
+
+def of_kinds(kinds: pd.DataFrame) -> pd.DataFrame:
+    """What each kind of text costs, of ``Vocabulary.by_kind``, for a reader."""
+    columns = {
+        "tokens, whole": kinds.tokens_whole,
+        "tokens, this": kinds.tokens,
+        "tokens, ×": kinds.tokens / kinds.tokens_whole,
+        "bits, whole": kinds.bits_whole,
+        "bits, fewer tokens alone": kinds.bits_fewer,
+        "bits, this": kinds.bits,
+        "bits, ×": kinds.bits / kinds.bits_whole,
+    }
+    return pd.DataFrame(columns).map("{:.3f}".format)
 
 
 def _steps(order: Order, shapes: int, processes: int) -> list[str]:
@@ -128,17 +166,20 @@ def planned_as_json(plan: Plan, whole: Candidate, base: str, needed: Needed) -> 
         "budget": asdict(plan.budget),
         "versions": [candidate.as_json() | {"parameters": candidate.parameters} for candidate in plan.candidates],
         "estimate": needed.as_json(),
+        **({"vocabulary": plan.vocabulary.numbers} if plan.vocabulary else {}),
         "learning": {"recover": order.recover, "dtype": order.dtype, "recompute": order.recompute, "lr": order.rate},
         "text": read,
     }
 
 
-def write_card(folder: Path, made: Made, measured: pd.DataFrame, text: Text, order: Order) -> None:
+def write_card(folder: Path, made: Made, measured: pd.DataFrame, plan: Plan) -> None:
     """Write the card beside the model: what was done, what was measured, and what was not."""
+    text, order, vocabulary = plan.text, plan.order, plan.vocabulary
     name, base, step = made.winner.name, made.base, order.accumulate * order.rows * order.length
+    name += f"-v{vocabulary.numbers['tokens']}" if vocabulary else ""
     learned = {"corrected teacher": order.correction * step, "recovery": order.steps * step}
     most = "at most " if text.own else ""  # of one's own text rows are padded, and of chats answers are learned
-    *_, shipped = made.versions.values()
+    whole, (*_, shipped) = made.versions["whole"].score, made.versions.values()
     write_model_card(
         folder,
         name=f"{Path(base).name}-{name}" if base else f"A local model, {name}",
@@ -147,19 +188,39 @@ def write_card(folder: Path, made: Made, measured: pd.DataFrame, text: Text, ord
         summary=f"{base or 'A local model'}, cut to {made.winner.parameters:,} parameters"
         + (" and distilled from the whole model." if order.steps else "; nothing was learned after the cut."),
         recipe=made.winner.sizes
+        | ({"vocabulary": _chosen(vocabulary, text)} if vocabulary else {})
         | ({"means of removed blocks": "kept in biases"} if made.winner.means else {})
         | {"cut by": "activation scores, one calibration pass", "seed": order.seed, "dtype": order.dtype}
         | ({"learned": LEARNING[order.recover]} if any(learned.values()) else {})
         | {f"tokens of {text.learned_from}, {what}": f"{most}{tokens:,}" for what, tokens in learned.items() if tokens},
         measured=measured,
-        limits=_limits(text.judged_by, *perplexity_ratio(shipped.score, made.versions["whole"].score)),
-        sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
+        limits=_limits(text.judged_by, *perplexity_ratio(shipped.score, whole))
+        if made.kinds is None
+        else _limits_per_byte(text.judged_by, made.kinds, *bits_ratio(shipped.score, whole)),
+        sources=[
+            "Muralidharan et al. 2024 (Minitron), arXiv 2407.14679",
+            *(["Yang et al. 2022 (TextPruner), arXiv 2203.15996"] if vocabulary else []),
+            "The course Pruning LLMs, lesson 11",
+        ],
         damage=made.damage,
+        compared_with=f"the whole model with {plan.start}" if vocabulary else "the whole model",
+        also_measured={} if made.kinds is None else {ABOUT_KINDS: of_kinds(made.kinds)},
     )
 
 
 def _limits(judged_by: str, ratio: float, low: float, high: float) -> list[str]:
     """What the model is bad at: the judging text only where its perplexity is shown to be above the whole model's."""
     worse = f"On {judged_by} its perplexity is × {with_interval(ratio, low, high)} the whole model's."
-    unknown = "Nothing else was measured after the cut than what stands above: no task, no bias."
-    return [worse, unknown] if low > 1 else [unknown]
+    return [worse, _UNKNOWN] if low > 1 else [_UNKNOWN]
+
+
+def _limits_per_byte(judged_by: str, kinds: pd.DataFrame, ratio: float, low: float, high: float) -> list[str]:
+    """The same, where the whole model has another tokenizer; and which text takes more tokens than it did."""
+    worse = f"A byte of {judged_by} takes × {with_interval(ratio, low, high)} the whole model's bits."
+    dearer = [
+        f"{kind[:1].upper()}{kind[1:]} takes × {times:.2f} the tokens that it takes of the whole model: as much more "
+        "time and cache."
+        for kind, times in (kinds.tokens / kinds.tokens_whole).items()
+        if times >= _DEARER
+    ]
+    return ([worse] if low > 1 else []) + dearer + [_UNKNOWN]

@@ -1,7 +1,7 @@
 from .abilities import ABILITIES, Baseline, ability_rows, answers_of, damage_profile, floor_of, nats_lost
 from .benchmarking import measure_speed, peak_memory, time_interleaved
 from .costs import bytes_held, kv_bytes_per_token
-from .evaluation import Perplexity, evaluate, paired, perplexity, perplexity_ratio
+from .evaluation import Perplexity, bits_ratio, evaluate, paired, perplexity, perplexity_ratio
 from .language_modelling import continuations, logits_one_by_one
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Perplexity",
     "ability_rows",
     "answers_of",
+    "bits_ratio",
     "bytes_held",
     "continuations",
     "damage_profile",

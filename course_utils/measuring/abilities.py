@@ -100,7 +100,8 @@ _TEXTS: dict[str, Callable[[], list[str]]] = {
     "German": lambda: _language("der und das ist nicht den von zu mit sich auf ein eine dem"),
     "Spanish": lambda: _language("el los y en las por su es que con se fue como del"),
 }
-ABILITIES = (*_QUESTIONS, *_TEXTS)
+TEXTS = tuple(_TEXTS)
+ABILITIES = (*_QUESTIONS, *TEXTS)
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,23 @@ def ability_rows(
     return AbilityRows(name, batch["input_ids"], batch["attention_mask"], numbers)
 
 
+@check_types
+def paragraphs(name: str, *, split: str = "evaluation") -> list[str]:
+    """The text of one kind, "code", "French", "German" or "Spanish", before it is cut into rows.
+
+    Args:
+        name: of the kind.
+        split: as ``ability_rows`` has it.
+
+    Raises:
+        ValueError: another name or split.
+        AssetError: the text is not in the cache and can't be fetched.
+    """
+    checks.one_of("name", name, TEXTS)
+    checks.one_of("split", split, ("evaluation", "calibration"))
+    return _share([text for text in _TEXTS[name]() if len(text) >= _PARAGRAPH], split, name)
+
+
 def _share(items: Sequence, split: str, seed: str) -> list:
     """A third of them to choose by, the others to judge by, in a shuffled order that the name decides."""
     mixed = random.Random(seed).sample(range(len(items)), len(items))
@@ -188,9 +206,10 @@ def _row(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> tuple[l
 
 def _read(name: str, tokenizer: PreTrainedTokenizerBase, split: str, most: int) -> list[tuple[list[int], list[int]]]:
     """As ``_asked``: each token but the first of a row is an answer."""
-    paragraphs = _share([text for text in _TEXTS[name]() if len(text) >= _PARAGRAPH], split, name)
     size = _TEXT_ROW
-    ids = tokenizer("\n".join(paragraphs)[: 16 * size * most], add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(
+        "\n".join(paragraphs(name, split=split))[: 16 * size * most], add_special_tokens=False, verbose=False
+    )["input_ids"]
     rows = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
     return [(row, [-1, *range(size - 1)]) for row in rows[:most]]
 

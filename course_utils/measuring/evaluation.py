@@ -26,7 +26,7 @@ from course_utils.support import checks
 from course_utils.support.checks import check_types
 from course_utils.support.uncertainty import bootstrap_interval, mcnemar_p, ratio_interval, sign_flip_p
 
-__all__ = ["Answers", "Perplexity", "evaluate", "paired", "perplexity", "perplexity_ratio"]
+__all__ = ["Answers", "Perplexity", "bits_ratio", "evaluate", "paired", "perplexity", "perplexity_ratio"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +165,32 @@ def perplexity_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, f
     _check_pair(a, b)
     mean, _, low, high = ratio_interval(a.totals - b.totals, b.sizes)
     return float(exp(mean)), float(exp(low)), float(exp(high))
+
+
+@check_types
+def bits_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, float, float]:
+    """How many times as many bits as another model one needs for a byte of the same passages.
+
+    Their tokenizers may differ, so tokens can't be paired, but passages can (``text.passages``).
+
+    Returns:
+        ``score.bits_per_byte / reference.bits_per_byte``, and the ends of its 95 % interval (``ratio_interval``, with
+        rows or documents as the units); the ends are nan for a single one.
+
+    Raises:
+        ValueError: the results are of rows with different bytes, or with unknown ones.
+    """
+    if (
+        score.row_bytes is None
+        or reference.row_bytes is None
+        or not np.array_equal(score.row_bytes, reference.row_bytes)
+    ):
+        raise ValueError(
+            "'score' and 'reference' must be of rows with the same known bytes: measure both models on the same "
+            "TokenBlocks, or on the same passages with text.passages.batches_of."
+        )
+    mean, _, low, high = ratio_interval(score.row_nll, reference.row_nll)
+    return mean, low, high
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Perplexity:
     Attributes:
         perplexity: ``exp(nll)``.
         bits_per_byte: bits needed for each UTF-8 byte of the predicted text; comparable between models with different
-            tokenizers. nan if the byte counts aren't known (only ``TokenBlocks`` carry them).
+            tokenizers. nan if the byte counts aren't known (``TokenBlocks`` and ``passages.batches_of`` carry them).
         nll: mean negative log-likelihood, nats per token.
         tokens: predicted tokens.
         ci_low: lower end of the 95 % interval of ``perplexity``. Rows are the sample (``uncertainty.ratio_interval``),
@@ -116,16 +116,15 @@ def perplexity(
                 digest.update(ids[real].cpu().numpy().tobytes() + b"|")
                 if not learned[real].all():
                     digest.update(learned[real].cpu().numpy().tobytes())
-    return summary(np.concatenate(nll), np.concatenate(tokens), token_ids, dtype_name(model), digest.hexdigest())
+    row_nll, row_tokens = np.concatenate(nll), np.concatenate(tokens)
+    return summary(row_nll, row_tokens, bytes_of(token_ids), dtype_name(model), digest.hexdigest())
 
 
 @check_types
-def summary(row_nll: np.ndarray, row_tokens: np.ndarray, token_ids: object, dtype: str, fingerprint: str) -> Perplexity:
-    """The ``Perplexity`` of rows whose losses (float64 [rows], nats) and numbers of predicted tokens are known.
-
-    Of ``token_ids``, which were read, ``TokenBlocks`` know their bytes.
-    """
-    row_bytes = token_ids.num_bytes.cpu().numpy() if isinstance(token_ids, TokenBlocks) else None
+def summary(
+    row_nll: np.ndarray, row_tokens: np.ndarray, row_bytes: np.ndarray | None, dtype: str, fingerprint: str
+) -> Perplexity:
+    """The ``Perplexity`` of rows whose losses (float64 [rows], nats) and predicted tokens and bytes are known."""
     mean, _, low, high = ratio_interval(row_nll, row_tokens)
     return Perplexity(
         perplexity=float(exp(mean)),
@@ -140,6 +139,15 @@ def summary(row_nll: np.ndarray, row_tokens: np.ndarray, token_ids: object, dtyp
         dtype=dtype,
         fingerprint=fingerprint,
     )
+
+
+def bytes_of(token_ids: object) -> np.ndarray | None:
+    """The bytes that are predicted in each row of a text, int64 [rows], where the text carries them."""
+    if isinstance(token_ids, TokenBlocks):
+        return token_ids.num_bytes.cpu().numpy()
+    if isinstance(token_ids, list) and all("bytes" in batch for batch in token_ids):
+        return torch.cat([batch["bytes"] for batch in token_ids]).numpy()
+    return None
 
 
 def token_log_likelihoods(architecture: Architecture, states: Tensor, targets: Tensor) -> Tensor:

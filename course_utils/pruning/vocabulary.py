@@ -83,7 +83,7 @@ def choose_tokens(tokenizer: PreTrainedTokenizerBase, counts: Tensor, *, keep: i
             f"{reprlib.repr(counts)} {list(counts.shape)}. Count with token_counts and this very tokenizer."
         )
     names = vocabulary.names
-    needed = vocabulary.closed(vocabulary.fixed | vocabulary.in_chats)
+    needed = vocabulary.needed
     meaning = "the tokens that must stay and all there are"
     checks.whole_number("keep", keep, least=len(needed), most=len(names), meaning=meaning)
     worth, latest = counts.tolist(), list(range(vocabulary.size))

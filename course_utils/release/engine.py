@@ -295,7 +295,8 @@ def perplexity(engine: Engine, token_ids: Tensor | TokenBlocks) -> Perplexity:
         losses.append(loss)
         digest.update(row.long().numpy().tobytes() + b"|")
     predicted = np.full(len(rows), rows.shape[1] - 1)
-    return language_modelling.summary(np.array(losses), predicted, token_ids, "gguf", digest.hexdigest())
+    row_bytes = language_modelling.bytes_of(token_ids)
+    return language_modelling.summary(np.array(losses), predicted, row_bytes, "gguf", digest.hexdigest())
 
 
 def measure_speed(

@@ -31,8 +31,12 @@ _BODY = """---
 ## What was measured
 
 {{ measured }}
-{% if lost %}
-Nats lost by each predicted token (95 %), beside the whole model; "lost, won": answers that only the whole or only this
+{% for sentence, table in tables %}
+{{ sentence }}
+
+{{ table }}
+{% endfor %}{% if lost %}
+Nats lost by each predicted token (95 %), beside {{ whole }}; "lost, won": answers that only the whole or only this
 model gets right; "floor": what takes no ability.
 
 {{ lost }}
@@ -69,6 +73,8 @@ def write_model_card(
     limits: Sequence[str],
     sources: Sequence[str],
     damage: pd.DataFrame | None = None,
+    compared_with: str = "the whole model",
+    also_measured: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write ``README.md`` into the folder of a saved model: the card that model hubs show.
 
@@ -87,6 +93,8 @@ def write_model_card(
         sources: papers, data and code, a line each.
         damage: of ``damage_profile``: a table, and a limit for each ability that lost more than the text, its whole
             interval, or that couldn't be told.
+        compared_with: the model that ``damage`` compares this one with, in words.
+        also_measured: more tables: the sentence before it -> table.
 
     Returns:
         The path of the file.
@@ -123,6 +131,8 @@ def write_model_card(
         summary=summary,
         recipe=_table(steps),
         measured=_table(measured),
+        tables=[(sentence, _table(table)) for sentence, table in (also_measured or {}).items()],
+        whole=compared_with,
         lost=None if damage is None else _table(_lost(damage)),
         limits="\n".join(f"- {limit}" for limit in limits),
         sources="\n".join(f"- {source}" for source in sources),

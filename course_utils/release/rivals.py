@@ -12,6 +12,7 @@ weights was worth.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -27,8 +28,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.measuring.benchmarking import MIN_ROUNDS, measure_speed
-from course_utils.measuring.evaluation import Perplexity, perplexity
-from course_utils.measuring.language_modelling import summary
+from course_utils.measuring.evaluation import Perplexity, bits_ratio, perplexity
+from course_utils.measuring.language_modelling import bytes_of, summary
 from course_utils.models.architectures import describe
 from course_utils.models.loading import identity
 from course_utils.models.reports import model_size, shown, with_interval
@@ -61,7 +62,15 @@ class Version:
     def as_json(self) -> dict[str, Any]:
         """All of it but the rows' own losses."""
         score = {name: getattr(self.score, name) for name in _SCORE}
+        if not math.isnan(self.score.bits_per_byte):
+            score |= {"bits_per_byte": self.score.bits_per_byte, "tokens_per_byte": self.tokens_per_byte}
         return score | {"bytes": self.bytes, "tokens_per_second": dict(self.speeds)}
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """Tokens that its tokenizer makes of a byte of that text; nan where the bytes aren't known."""
+        of_rows = self.score.row_bytes
+        return math.nan if of_rows is None else float(self.score.tokens / of_rows.sum())
 
     @classmethod
     def of(cls, model: PreTrainedModel, held_out: _HeldOut, *, folder: str | os.PathLike[str]) -> Version:
@@ -111,13 +120,15 @@ def timed(
     *,
     length: int,
     folder: str | os.PathLike[str],
+    of_cut: PreTrainedTokenizerBase | None = None,
 ) -> tuple[dict[str, Version], str]:
     """The versions with their speeds, measured in turns: in PyTorch, and in llama.cpp where it is installed.
 
-    llama.cpp runs on the processor, with weights in F16 where they aren't in 8 or 4 bits. A version that isn't named
-    "whole" and isn't of ``in_fewer_bits`` has the sizes of ``cut``, so it is as fast. ``length`` is a number of tokens,
-    at least 2, that both models have positions for. ``folder`` keeps the speeds: the same models aren't timed again on
-    this machine.
+    llama.cpp runs on the processor, with weights in F16 where they aren't in 8 or 4 bits. Of the versions that aren't
+    named "whole" and aren't of ``in_fewer_bits``, those with as many bytes as "cut" have its sizes, so they are as
+    fast; others aren't timed. ``length`` is a number of tokens, at least 2, that both models have positions for.
+    ``folder`` keeps the speeds: the same models aren't timed again on this machine. ``of_cut`` is the cut model's
+    tokenizer, where it isn't the whole one's.
 
     Returns:
         The versions, and ""; or without llama.cpp's speeds, and why.
@@ -144,29 +155,27 @@ def timed(
         if not (reason := engine.problem()):
             try:
                 how = f"llama.cpp {engine.VERSION}"
-                speeds["llama.cpp"] = once(how, lambda: _in_llama_cpp(whole, cut, tokenizer, folder, sizes))
+                both = {"whole": (whole, tokenizer), "cut": (cut, of_cut or tokenizer)}
+                speeds["llama.cpp"] = once(how, lambda: _in_llama_cpp(both, folder, sizes))
             except (export.CannotExport, engine.EngineError) as refusal:
                 reason = str(refusal)
 
-    def of(name: str) -> dict[str, float]:
-        alike = name if name in ("whole", *_FORMATS) else "cut"
+    def of(name: str, version: Version) -> dict[str, float]:
+        alike = name if name in ("whole", *_FORMATS) else "cut" if version.bytes == versions["cut"].bytes else ""
         return {engine: of_models[alike] for engine, of_models in speeds.items() if alike in of_models}
 
-    return {name: replace(version, speeds=of(name)) for name, version in versions.items()}, reason
+    return {name: replace(version, speeds=of(name, version)) for name, version in versions.items()}, reason
 
 
 def _in_llama_cpp(
-    whole: PreTrainedModel,
-    cut: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    sizes: Mapping[str, int],
+    both: Mapping[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]], folder: Path, sizes: Mapping[str, int]
 ) -> pd.DataFrame:
-    """What ``engine.measure_speed`` returns for the models' files, which are gone afterwards."""
+    """What ``engine.measure_speed`` returns for the files of "whole" and "cut", which are gone afterwards."""
     from course_utils.release import engine, export
 
-    wanted = {"whole": (whole, "F16"), "cut": (cut, "F16")} | {name: (whole, kind) for name, kind in _FORMATS.items()}
-    plans = [export.plan_gguf(model, tokenizer, quantization=kind) for model, kind in wanted.values()]
+    wanted = {name: (*both[name], "F16") for name in ("whole", "cut")}
+    wanted |= {name: (*both["whole"], kind) for name, kind in _FORMATS.items()}
+    plans = [export.plan_gguf(model, tokenizer, quantization=kind) for model, tokenizer, kind in wanted.values()]
     needed, free = sum(int(plan["bytes"].sum()) for plan in plans), shutil.disk_usage(folder).free
     if needed > free:
         raise engine.EngineError(
@@ -175,7 +184,7 @@ def _in_llama_cpp(
     with tempfile.TemporaryDirectory(dir=folder) as place:
         files = {
             name: export.export_gguf(model, tokenizer, Path(place) / f"{name}.gguf", quantization=kind)
-            for name, (model, kind) in wanted.items()
+            for name, (model, tokenizer, kind) in wanted.items()
         }
         return engine.measure_speed(files, **sizes)
 
@@ -198,19 +207,45 @@ def _judged(
 
     record, _ = measured_once(folder, "losses", circumstances, measure)
     nats, tokens = np.array(record["row_nats"], dtype=np.float64), np.array(record["row_tokens"])
+    in_bytes = bytes_of(held_out)
     if not isinstance(held_out, TokenBlocks) and all("document" in batch for batch in held_out):
         of = torch.cat([batch["document"] for batch in held_out]).numpy()
         nats, tokens = (np.bincount(of, each)[np.unique(of)] for each in (nats, tokens))
-    return summary(nats, tokens, held_out, record["dtype"], record["fingerprint"])
+        in_bytes = None if in_bytes is None else np.bincount(of, in_bytes)[np.unique(of)]
+    return summary(nats, tokens, in_bytes, record["dtype"], record["fingerprint"])
 
 
 def table(versions: Mapping[str, Version], *, judged_by: str) -> pd.DataFrame:
-    """Versions for a reader, a row each: MB, perplexity on a text (in words), tokens per second in each engine."""
+    """Versions for a reader, a row each: MB, perplexity on a text (in words), tokens per second in each engine.
+
+    Where they cut the text into different tokens, all of that is told per byte, because a token of one isn't a token of
+    another. Then the text has to be of ``passages.batches_of``, and one version "whole", which bits are compared with.
+    """
+    if len({version.score.fingerprint for version in versions.values()}) > 1:
+        return _table_per_byte(versions, judged_by)
     rows = [
         {
             "MB": f"{version.bytes / 1e6:,.1f}",
             f"perplexity on {judged_by} (95 %)": with_interval(*(getattr(version.score, end) for end in _SCORE)),
             **{f"tokens a second, {engine}": shown(speed) for engine, speed in version.speeds.items()},
+        }
+        for version in versions.values()
+    ]
+    return pd.DataFrame(rows, index=list(versions)).fillna("–")
+
+
+def _table_per_byte(versions: Mapping[str, Version], judged_by: str) -> pd.DataFrame:
+    whole = versions["whole"].score
+    rows = [
+        {
+            "MB": f"{version.bytes / 1e6:,.1f}",
+            f"bits per byte on {judged_by}": f"{version.score.bits_per_byte:.3f}",
+            "times the whole model's (95 %)": with_interval(*bits_ratio(version.score, whole)),
+            "tokens per byte": f"{version.tokens_per_byte:.3f}",
+            **{
+                f"bytes a second, {engine}": shown(speed / version.tokens_per_byte)
+                for engine, speed in version.speeds.items()
+            },
         }
         for version in versions.values()
     ]

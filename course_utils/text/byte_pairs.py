@@ -114,6 +114,11 @@ class BytePairs:
                 found |= {*self.encode(text)}
         return found
 
+    @cached_property
+    def needed(self) -> set[int]:
+        """What has to stay for any text and any chat, with every token that it is merged from."""
+        return self.closed(self.fixed | self.in_chats)
+
     def encode(self, text: str) -> list[int]:
         """A text's tokens, without those that the tokenizer puts around it."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids

@@ -95,6 +95,16 @@ def tokens_in(row: np.ndarray) -> int:
     return int((row != PADDING).sum())
 
 
+def row_of_chat(tokenizer: PreTrainedTokenizerBase, text: str, answers: Sequence[tuple[int, int]]) -> np.ndarray:
+    """A chat as ``Cutter.chat`` writes it, as a row that is as long as it is: int32 [tokens]."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    learned = [
+        any(begin <= start < stop <= finish for begin, finish in answers) for start, stop in encoding["offset_mapping"]
+    ]
+    ids = np.array(encoding["input_ids"], dtype=np.int32)
+    return np.where(learned, ids, ~ids)
+
+
 @dataclass(frozen=True)
 class Cutter:
     """Cuts documents into rows.
@@ -169,7 +179,7 @@ class Cutter:
                 "'text'."
             )
         try:
-            row = self._chat(document)
+            row = row_of_chat(self.tokenizer, *self.chat(document))
         except Exception as error:  # a template is a program, and the model's own
             return Skipped(document.place, f"the chat template refuses it ({error})")
         learned = np.flatnonzero(row[1:] >= 0) + 1
@@ -181,12 +191,12 @@ class Cutter:
             return Skipped(document.place, why)
         return self._padded(row[: self.length])
 
-    def _chat(self, document: Document) -> np.ndarray:
-        """A chat in the model's own form; of an answer, what the model itself would have to write is learned.
+    def chat(self, document: Document) -> tuple[str, list[tuple[int, int]]]:
+        """A chat in the model's own form, and where in it what is learned begins and ends, in characters.
 
-        That is what a message adds to the chat before it, but for what the template writes to ask for an answer (such
-        as the role, or an opened <think>). Where a template writes an early answer differently once others follow, that
-        one is only read.
+        Of an answer, what the model itself would have to write is learned. That is what a message adds to the chat
+        before it, but for what the template writes to ask for an answer (such as the role, or an opened <think>). Where
+        a template writes an early answer differently once others follow, that one is only read.
         """
         tools, tokenizer = [*document.tools] or None, cast(Any, self.tokenizer)
         template, form = tokenizer.get_chat_template(None, tools), dict[str, Any]()
@@ -209,10 +219,4 @@ class Cutter:
                 begin = sum(1 for _ in alike)
                 if rendered.startswith(before) and rendered.startswith(after) and begin >= len(before):
                     answers.append((begin, len(after)))
-        encoding = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        learned = [
-            any(begin <= start < stop <= finish for begin, finish in answers)
-            for start, stop in encoding["offset_mapping"]
-        ]
-        ids = np.array(encoding["input_ids"], dtype=np.int32)
-        return np.where(learned, ids, ~ids)
+        return rendered, answers

@@ -34,12 +34,13 @@ from course_utils.support.checks import check_types
 from course_utils.support.files import replacing, write_json
 from course_utils.text.contamination import first_overlaps, level
 from course_utils.text.files import Document, Skipped, Source
-from course_utils.text.own_rows import SHOWN, TODAY, Cutter, LeftOut, RowsOnDisk, batch_of, tokens_in
+from course_utils.text.own_rows import PADDING, SHOWN, TODAY, Cutter, LeftOut, RowsOnDisk, batch_of, tokens_in
 
 # One document of so many is held out for a role, and at most so many documents.
 _JUDGING, _CHOOSING, _SCORING = (10, 200), (20, 100), (20, 64)
 _FEW = 5  # documents that judge where there are not many
 _CHAT = -1  # in place of a chat's size
+_ANY_DATE = datetime.date(2000, 1, 1)
 _Place = tuple[int, int]  # of a document: the number of its part, and its own in that
 
 
@@ -176,7 +177,7 @@ class OwnText:
         note = path.with_suffix(".json")
         if not note.exists():
             left_out = LeftOut()
-            cutter = self._cutter(tokenizer, length, apart_from=self.scoring + self.choosing + self.judging)
+            cutter = self._cutter_of_learned(tokenizer, length)
             made = itertools.islice(self._mixed(cutter, rows, left_out), rows)
             with replacing(path) as fresh, fresh.open("wb") as file:
                 for row in tqdm(made, total=rows, desc="Tokenizing", unit="rows", delay=2, file=sys.stderr):
@@ -184,6 +185,30 @@ class OwnText:
             write_json(note, vars(left_out))
         kept = LeftOut(**json.loads(note.read_text(encoding="utf-8")))
         return RowsOnDisk(path, length, batch_size, self.seed, kept)
+
+    def token_counts(self, tokenizer: PreTrainedTokenizerBase, *, tokens: int, length: int) -> Tensor:
+        """How often each token stands in what is learned of each part, which is read once.
+
+        Nothing is written to a disk. A template that asks for a date always gets the same one, so that the counts of
+        another day are equal.
+
+        Args:
+            tokenizer: as for ``learned``.
+            tokens: about so many are enough, from all over the parts, by their weights.
+            length: of a row, in tokens: what is longer of a chat isn't counted.
+
+        Returns:
+            int64 [parts, vocabulary], from token 0 up to the tokenizer's last.
+        """
+        cutter = replace(self, date=_ANY_DATE)._cutter_of_learned(tokenizer, length)
+        counts = np.zeros((len(self.parts), max(tokenizer.get_vocab().values()) + 1), dtype=np.int64)
+        for place, share in enumerate(self._shares()):
+            rows = math.ceil(tokens * share / length)
+            once = itertools.islice(cutter.rows(self._from_all_over(place, length, rows), LeftOut()), rows)
+            for row in tqdm(once, desc="counting tokens", unit="rows", leave=False, delay=2, file=sys.stderr):
+                read = row[row != PADDING]
+                counts[place] += np.bincount(np.where(read < 0, ~read, read), minlength=counts.shape[1])
+        return torch.from_numpy(counts)
 
     def _few(
         self,
@@ -213,6 +238,9 @@ class OwnText:
         taken = (row.tobytes() for document in apart_from for row in cutter.rows([document], LeftOut()))
         return replace(cutter, taken=frozenset(taken))
 
+    def _cutter_of_learned(self, tokenizer: PreTrainedTokenizerBase, length: int) -> Cutter:
+        return self._cutter(tokenizer, length, apart_from=self.scoring + self.choosing + self.judging)
+
     def _mixed(self, cutter: Cutter, wanted: int, left_out: LeftOut) -> Iterator[np.ndarray]:
         """Rows of all parts without end: the next one is of the part that is furthest behind its share."""
         shares = self._shares()
@@ -227,20 +255,22 @@ class OwnText:
             yield next(parts[chosen])
 
     def _rows_of(self, place: int, cutter: Cutter, wanted: int, left_out: LeftOut) -> Iterator[np.ndarray]:
-        """Rows of one part without end.
-
-        It is read in strides, so wide that the first one gives no more than is wanted: a little of a large text is then
-        a little from all over it.
-        """
-        part = self.parts[place]
-        stride = min(part.contents.documents, math.ceil(part.most_rows(cutter.length) / wanted))
+        """Rows of one part without end."""
         while True:
             row = None
-            for row in cutter.rows(self._strided(place, stride), left_out):
+            for row in cutter.rows(self._from_all_over(place, cutter.length, wanted), left_out):
                 yield row
             if row is None:
-                raise ValueError(f"No document of {part.source.path} gives a row of tokens. {left_out}.")
+                raise ValueError(f"No document of {self.parts[place].source.path} gives a row of tokens. {left_out}.")
             left_out = LeftOut()  # another time round nothing new is left out
+
+    def _from_all_over(self, place: int, length: int, wanted: int) -> Iterator[Document]:
+        """All that is learned of a part, in strides so wide that the first one gives no more rows than are wanted.
+
+        A little of a large text is then a little from all over it.
+        """
+        part = self.parts[place]
+        return self._strided(place, min(part.contents.documents, math.ceil(part.most_rows(length) / wanted)))
 
     def _strided(self, place: int, stride: int) -> Iterator[Document]:
         """All that is learned of a part: of each so many documents the first, then the second, and so on."""

@@ -40,9 +40,18 @@ def test_budgets_as_they_are_typed(typed, amount, unit, parse):
 
 
 @pytest.mark.parametrize(
+    ("typed", "number"),
+    [("32k", 32_000), ("1.5K", 1500), ("32768", 32_768), ("66 %", 0.66), (".66", 0.66), ("100%", 1)],
+)
+def test_vocabularies_as_they_are_typed(typed, number, parse):
+    assert parse("--vocabulary", typed).vocabulary == pytest.approx(number)
+
+
+@pytest.mark.parametrize(
     ("option", "values", "allowed"),
     [
         ("--budget", ["0%", "0", "-5", "2grams", "", "80%%", "nan", "M"], "a share of the parameters (80%)"),
+        ("--vocabulary", ["0", "-5", "32m", "1.5", "120%", "half", ""], "a number of tokens (32k, 32768) or a share"),
         ("--steps", ["-3", "1.5", "many", "", "1e2"], "a whole number of at least 0"),
         ("--seed", ["-1", "0.5", "9999999999"], "a whole number from 0 to 2147483647"),
         *((name, ["0", "-1"], "a whole number of at least 1") for name in ("--finalists", "--rows", "--accumulate")),

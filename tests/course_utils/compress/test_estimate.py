@@ -17,6 +17,7 @@ from course_utils.compress.estimate import Needed, estimate, step_cost
 from course_utils.compress.order import Order
 from course_utils.healing.distillation import distill
 from course_utils.models.loading import variant
+from course_utils.models.reports import model_size
 from course_utils.pruning.width import neuron_importance, prune_neurons
 
 
@@ -64,6 +65,18 @@ def test_what_makes_it_fit_is_counted():
     assert cut_up < 0.75 * estimate(model, version, two_batches, processes=2).bytes
     with_search = estimate(model, version, _order(accumulate=2), **shared).bytes
     assert cut_up < with_search < cut_up + teacher, "finalists ask a whole model"
+
+
+def test_the_tokens_that_go_stay_in_memory_and_their_judges_take_time():
+    model, fewer = tiny_model(), tiny_model(vocab_size=33)
+    whole = Candidate.of(model)
+    narrow = Candidate(2, whole.hidden, whole.groups, 32)
+    plain, cut = (estimate(model, [narrow], _order(), start=start) for start in (None, fewer))
+    assert cut.parts["all tokens"] == model_size(model).bytes - model_size(fewer).bytes
+    assert cut.parts["teacher"] + cut.parts["all tokens"] == plain.parts["teacher"] == model_size(model).bytes
+    assert cut.parts["student"] < plain.parts["student"]
+    corrected = estimate(model, [narrow], _order(correction=1), start=fewer)
+    assert corrected.parts["all tokens"] == model_size(model).bytes, "another teacher learns beside the whole model"
 
 
 def test_an_estimate_says_what_holds_it_and_how_far_its_passes_lie_apart():

@@ -18,7 +18,7 @@ LEARNED = {
 OTHER = {  # changes nothing that is learned, or has its name in the path (a teacher, a version, steps)
     "model": "gpt2", "budget": (90, "%"), "dry_run": True, "as_json": True, "out": Path("x"), "export": "gguf",
     "multiple_of": 8, "tensor_parallel": 2, "text": ("a",), "domain": "wiki", "judge": ("b",), "correction": 3,
-    "finalists": 2, "light": 1, "steps": 7, "recompute": True,
+    "finalists": 2, "light": 1, "steps": 7, "recompute": True, "vocabulary": 0.5,
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 from own_command import SMALL, lines
+from tiny import word_tokenizer
 
 from course_utils.compress import command_line, run
 from course_utils.compress.order import Order
@@ -46,6 +47,9 @@ def refused(tmp_path, capsys, monkeypatch):
         (["--tensor-parallel", "9"], "must be a whole number from 1 to 2, the model's KV groups; got 9"),
         (["--multiple-of", "999"], "must be a whole number from 1 to 512, the MLPs' width; got 999"),
         (["--steps", "10000000"], "--steps, --correction or --light"),
+        (["--vocabulary", "5k"], "'--vocabulary' must leave from 257 tokens (the bytes, special tokens and what"),
+        (["--vocabulary", "256"], "to all 4,096 that this tokenizer has, or a share of them such as 66%; got 256."),
+        (["--vocabulary", "1%"], "such as 66%; got 0."),
     ],
 )
 def test_what_is_out_of_reach_is_refused(options, message, refused):
@@ -70,6 +74,9 @@ def test_models_and_ways_to_learn_that_will_not_do_are_refused(refused, tmp_path
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
     refused(folder, message="is quantized, and packed weights can't be scored or cut")
     other = save_pruned(*load_model("gpt2"), tmp_path / "gpt2")
+    model = load_model("llama")[0]
+    words = save_pruned(model, word_tokenizer(), tmp_path / "words")
+    refused(words, "--vocabulary", "50%", message="The tokenizer must be BPE with bytes")
     refused(other, "--export", "gguf", message="'--export gguf' can't be done; without it this runs. GGUF export knows")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "peft", None)

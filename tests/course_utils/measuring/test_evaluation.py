@@ -19,7 +19,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from course_utils.measuring import benchmark_tasks
 from course_utils.measuring.benchmark_tasks import CheckedLM, build_tasks
-from course_utils.measuring.evaluation import evaluate, paired, perplexity, perplexity_ratio
+from course_utils.measuring.evaluation import bits_ratio, evaluate, paired, perplexity, perplexity_ratio
 from course_utils.models import architectures
 from course_utils.models.architectures import describe
 from course_utils.pruning.adaptive import calibrate, make_adaptive
@@ -378,6 +378,20 @@ def test_perplexity_ratio_pairs_rows_and_agrees_with_paired():
     assert perplexity_ratio(before, after) == pytest.approx((1 / value, 1 / high, 1 / low))
     row = paired(before, after).iloc[0]  # certain, although the texts differ a lot from each other
     assert row["ci_high"] - row["ci_low"] < 0.1 * (before.ci_high - before.ci_low)
+
+
+def test_bits_are_compared_where_the_bytes_are_the_same():
+    """By rows, as a ratio of sums; a token needn't be a token."""
+    ids, sizes = torch.arange(40).view(4, 10), torch.tensor([3, 9, 4, 7])
+    finer, coarser = (TokenBlocks(rows, sizes, "wiki", "evaluation") for rows in (ids, ids[:, :6]))
+    a, b = (perplexity(tiny_model(), blocks) for blocks in (finer, coarser))
+    value, low, high = bits_ratio(a, b)
+    assert value == pytest.approx(a.bits_per_byte / b.bits_per_byte) and low < value < high
+    assert (low, high) == pytest.approx(ratio_interval(a.row_nll, b.row_nll)[2:])
+    with pytest.raises(ValueError, match="same known bytes"):
+        bits_ratio(a, perplexity(tiny_model(), ids))
+    with pytest.raises(ValueError, match="same known bytes"):
+        bits_ratio(a, perplexity(tiny_model(), finer[[1, 0, 2, 3]]))
 
 
 def test_paired_accuracies_count_flips_and_use_mcnemar(documents, tokenizer):

@@ -61,6 +61,14 @@ def test_card_shows_what_else_was_lost_and_limits_what_lost_more_than_the_text(f
     assert "| sums |" not in card and "lost more of German" not in card and "lost more of text" not in card
 
 
+def test_card_has_other_tables_and_says_what_was_compared(folder):
+    tables = {"What bytes take:": pd.DataFrame({"tokens": [0.25]}, index=["code"])}
+    more = {"damage": damage(), "compared_with": "a model with fewer tokens", "also_measured": tables}
+    card = write_model_card(folder, **CARD, **more).read_text(encoding="utf-8")
+    assert "\n\nWhat bytes take:\n\n|  | tokens |\n| --- | --- |\n| code | 0.25 |\n\n" in card
+    assert "beside a model with fewer tokens;" in card
+
+
 def test_second_card_takes_the_place_of_the_first(folder):
     """Of a local model: its header has no address. Without a profile it says nothing of abilities."""
     write_model_card(folder, **CARD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from tiny import tiny_model, word_tokenizer
 
 from course_utils import release
-from course_utils.measuring.evaluation import perplexity
+from course_utils.measuring.evaluation import bits_ratio, perplexity
 from course_utils.models.loading import load_model, variant
-from course_utils.models.reports import model_size
+from course_utils.models.reports import model_size, with_interval
+from course_utils.pruning.vocabulary import choose_tokens, prune_vocabulary
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.release import engine, export, rivals
 from course_utils.release.rivals import Version, in_fewer_bits, table, timed
@@ -194,6 +196,36 @@ def test_without_llama_cpp_pytorch_is_timed_and_the_reason_told(missing, models,
         monkeypatch.setattr(engine, "measure_speed", lambda *_args, **_sizes: measured(**there))
         found, reason = timed(versions, whole, cut, tokenizer, length=16, folder=tmp_path)
         assert reason == "" and found["whole"].speeds == {"PyTorch": 1.0, "llama.cpp": 3.0}
+
+
+def test_another_tokenizer_is_compared_by_bytes(models, tmp_path):
+    """By documents, beside the whole model; and a version of other sizes has no speed of the cut's."""
+    whole, *_ = models
+    sizes, of = torch.tensor([9, 5, 7, 8]), torch.tensor([0, 1, 0, 2])
+    fine, coarse = ([{"input_ids": ids, "bytes": sizes, "document": of}] for ids in (IDS, IDS[:, :7]))
+    found = {name: Version.of(whole, text, folder=tmp_path) for name, text in {"whole": fine, "fewer": coarse}.items()}
+    assert found["fewer"].tokens_per_byte == 24 / 29 and found["whole"].tokens_per_byte == 44 / 29
+    assert found["fewer"].score.row_bytes.tolist() == [16, 5, 8]
+    shown = table(found | {"fewer": replace(found["fewer"], speeds={"PyTorch": 24.0})}, judged_by="chats")
+    assert shown.loc["fewer", "tokens per byte"] == "0.828" and shown.loc["fewer", "bytes a second, PyTorch"] == "29.0"
+    assert shown.loc["fewer", "bits per byte on chats"] == f"{found['fewer'].score.bits_per_byte:.3f}"
+    times = with_interval(*bits_ratio(found["fewer"].score, found["whole"].score))
+    assert list(shown["times the whole model's (95 %)"]) == ["1.00 (1.00 to 1.00)", times]
+    assert found["fewer"].as_json()["bits_per_byte"] == found["fewer"].score.bits_per_byte
+
+
+def test_each_model_is_timed_with_its_own_tokenizer(models, versions, tmp_path, monkeypatch):
+    whole, cut, tokenizer = models
+    fewer, (of_fewer,) = variant(cut), (choose_tokens(tokenizer, torch.zeros(len(tokenizer)), keep=512),)
+    _, small = prune_vocabulary(fewer, tokenizer, of_fewer)
+    monkeypatch.setattr(rivals, "measure_speed", lambda *_args, **_sizes: measured(whole=1.0, cut=2.0))
+    there = {"whole": 3.0, "cut": 4.0, **dict.fromkeys(BITS, 5.0)}
+    monkeypatch.setattr(engine, "problem", lambda: "")
+    monkeypatch.setattr(engine, "measure_speed", lambda *_args, **_sizes: measured(**there))
+    named = versions | {"cut": Version(model_size(fewer).bytes, versions["cut"].score)}
+    found, reason = timed(named, whole, fewer, tokenizer, length=16, folder=tmp_path, of_cut=small)
+    assert reason == "" and found["cut"].speeds == {"PyTorch": 2.0, "llama.cpp": 4.0}
+    assert found["random cut"].speeds == {}, "of other sizes"
 
 
 def test_table_and_json_say_the_same(versions):

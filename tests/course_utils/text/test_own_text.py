@@ -173,6 +173,25 @@ def test_a_short_text_is_read_again_and_what_gives_no_row_counts_once(tokenizer,
     assert rows.left_out.first[0].startswith("c.jsonl, line 1: its first answer begins after ")
 
 
+def test_tokens_are_counted_once_in_what_is_learned(tokenizer, tmp_path, monkeypatch):
+    """Not in what judges, chooses or scores; for each part; on another day alike."""
+    paths = [texts(tmp_path / "a.jsonl", 30), write(tmp_path / "c.jsonl", map(chat, range(100, 130)))]
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ strftime_now('%d %b') }}" + TEMPLATE)
+
+    def counted(day, tokens=10_000):
+        own = read_own_text(paths, date=datetime.date(2026, 12, day))
+        return own, own.token_counts(tokenizer, tokens=tokens, length=64)
+
+    own, counts = counted(3)
+    assert torch.equal(counts, counted(4)[1]) and counts.shape == (2, len(tokenizer))
+    ends = counts[0][tokenizer.eos_token_id]
+    assert ends == 30 - sum(doc.place.startswith("a") for doc in own.scoring + own.choosing + own.judging)
+    answer = tokenizer("answer")["input_ids"][-1]
+    assert counts[1][answer] >= 20
+    assert counted(3, tokens=256)[1].sum() < counts.sum()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "c.jsonl"}, "nothing is written"
+
+
 def test_rows_are_made_once_and_depend_on_all_that_makes_them(tokenizer, tmp_path, monkeypatch):
     path = texts(tmp_path / "a.jsonl", 40)
 
