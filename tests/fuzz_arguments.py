@@ -117,6 +117,12 @@ def perplexity(seed: int = 0):
     return language_modelling.perplexity(tiny_model(seed=seed), tiny_batches())
 
 
+def per_byte():
+    """Rows whose bytes are known."""
+    batches = [batch | {"bytes": torch.full((len(batch["input_ids"]),), 9)} for batch in tiny_batches()]
+    return language_modelling.perplexity(tiny_model(), batches)
+
+
 @functools.cache
 def saved_folder() -> str:
     made = folder()
@@ -209,6 +215,7 @@ OWN = {
     "best": {"scores": always(torch.arange(8.0))},
     "by_halves": {"suspects": always([3, 5, 8]), "harm": lambda: lambda back: float(5 not in back)},
     "by_level": {"left_out": always((2, 0))},
+    "bits_ratio": {"score": per_byte, "reference": per_byte},
     "candidates": {
         "budget": lambda: Budget(22e3), "blocks": always([2, 3]), "hidden": always([32]), "groups": always([2]),
         "multiple_of": always(8), "tolerance": always(0.3),

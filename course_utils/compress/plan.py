@@ -151,7 +151,7 @@ class Plan:
     @property
     def start(self) -> str:
         """The name of what versions are cut from, among those that are judged."""
-        return self.vocabulary.name if self.vocabulary else "whole"
+        return self.vocabulary.taken if self.vocabulary else "whole"
 
     @property
     def of_whole(self) -> TokenBlocks | _Batches:

@@ -107,14 +107,14 @@ class Vocabulary:
         return cls(tokenizer, outlines[0], ways, numbers, order.length, order.rows)
 
     @property
-    def name(self) -> str:
-        """Of the way that is taken."""
+    def taken(self) -> str:
+        """The name of the way that is taken."""
         return next(iter(self.ways))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """That has the tokens alone that stay."""
-        return self.ways[self.name].tokenizer
+        return self.ways[self.taken].tokenizer
 
     def judged_by(self, own: OwnText | None, *, rows: int) -> Vocabulary:
         """The same, with passages to judge by.
@@ -141,7 +141,7 @@ class Vocabulary:
     def cut(self, whole: PreTrainedModel, name: str = "") -> PreTrainedModel:
         """A variant of the whole model that has the tokens alone that stay, or another way's."""
         small = variant(whole)
-        prune_vocabulary(small, self.whole, self.ways[name or self.name].tokens)
+        prune_vocabulary(small, self.whole, self.ways[name or self.taken].tokens)
         return small
 
     def versions(self, whole: PreTrainedModel, *, folder: Path) -> dict[str, Version]:
