@@ -790,7 +790,7 @@ claim("The exact cut by L1 beats none of the random cuts.", [0.5 - beaten])
 # %%
 from course_utils.text import further_rows
 
-careful, logs = None, []  # room for others; which rows or columns stayed, by block
+careful, model, logs = None, None, []  # room; rows or columns kept, by block
 for seed in range(3 * session.seed, 3 * session.seed + 3):
     scores = neuron_importance(base, "random", seed=seed)
     logs.append([strongest(of_block, 0.05) for of_block in scores])
