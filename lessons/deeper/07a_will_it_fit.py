@@ -1,35 +1,42 @@
 # ---
 # jupyter:
 #   course:
-#     title: "Will it fit, and survive the night?"
-#     minutes: 40 to 55 minutes
-#     prerequisites: lesson 07 (KL, one mean per step)
+#     title: "Does it teach, does it fit, does it survive the night?"
+#     minutes: 75 to 95 minutes
+#     prerequisites: lesson 07 (the ladder)
 #     assets: []
-#     concepts: [logits in chunks, LoRA, memory plan, recomputed activations, checkpoint of a run]
+#     concepts: [KL divergence, cross-entropy, logits in chunks, LoRA, memory plan, recomputed activations, checkpoint of a run]
 # ---
 
 # %% [markdown]
 # ## The question
 #
-# You want to distil a model that is larger than the course's. Will it fit into the card that you have, and what if the night is cut
-# short?
+# You want to distil a model that is larger than the course's, and it takes a night. Three things can go wrong. The loss falls, and
+# nothing is learned from the teacher. The card is too small. The night is cut short. What do you test before you go to bed?
 #
 # <details><summary>The answer, if you want it now</summary>
 #
-# **Answer.** Count before you start. The logits are the largest tensors, but they needn't exist all at once. Then come gradients
-# and averages: twelve bytes for each weight that learns. A LoRA learns few weights, so it has few of those; its steps are hardly
-# shorter. And a run that saves its optimiser, too, goes on after a power cut as if nothing had happened.
+# **Answer.** Test the loss on random logits: take its gradient with the teacher, and with a teacher who says what the student says.
+# The difference is what the teacher teaches. Then count before you start. The logits are the largest tensors, but they needn't
+# exist all at once. Then come gradients and averages: twelve bytes for each weight that learns. A LoRA learns few weights, so it
+# has few of those; its steps are hardly shorter. And a run that saves its optimiser, too, goes on after a power cut as if nothing
+# had happened.
 #
 # </details>
 
 # %% [markdown] tags=["notes"]
-# **The point:** "out of memory after ten minutes" can be foretold from the configuration, to the megabyte.
+# **The point:** what ruins a night can be found in a minute: a dead loss by its gradient, "out of memory after ten minutes" by the
+# configuration.
+#
+# **On the board:** the five words by hand.
 #
 # **Usual questions:** "Why float32?" The steps of a training are smaller than what 16 bits can tell apart.
 #
-# **Wrong turns:** counting weights and forgetting gradients; forgetting logits; a checkpoint without the optimiser.
+# **Wrong turns:** shifting one of the two distributions; trusting a loss that falls; counting weights and forgetting gradients;
+# forgetting logits; a checkpoint without the optimiser.
 #
-# **At the end you have** a backward pass that never holds all logits, a plan for your own model, and a run that was killed and wasn't harmed.
+# **At the end you have** a loss that you have tested, a backward pass that never holds all logits, a plan for your own model, and a
+# run that was killed and wasn't harmed.
 
 # %% tags=["install"]
 
@@ -105,6 +112,145 @@ show(
 # *Planned from shapes alone, in float32: 40 % of the neurons gone, four rows of 512 tokens, activations computed twice, the teacher asked
 # beforehand.*
 #
+# We come back to this figure. The first question is what such a night learns.
+#
+# ## Two losses
+#
+# A student can learn from the text alone, or from the teacher (**distillation**). "After lunch she went back to …": here is what
+# teacher $p$ and student $q$ think of five words. In the text at hand, *school* came. There are two losses:
+#
+# $$\mathrm{KL}(p \,\|\, q) = \sum_w p_w \ln \frac{p_w}{q_w} \qquad\qquad \mathrm{cross\text{-}entropy} = -\ln q_{\mathrm{school}}$$
+#
+# In the student's logits their gradients are $q - p$ (KL), and $q$ less 1 for the word that came. A step goes against them.
+#
+# **Predict before you run.** The teacher gives *bed* 0.20, the student 0.25, and it didn't come. What does a step of each loss do
+# to the *logit* of *bed*, and which of the two pushes harder? Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# The student says *bed* a little too often, so the KL pushes its logit down a little (0.05). The cross-entropy pushes it down by
+# all that the student gives it (0.25), as if it were wrong: every word but one is.
+#
+# </details>
+
+# %%
+WORDS = ["work", "school", "bed", "town", "banana"]
+p = torch.tensor([0.45, 0.25, 0.20, 0.08, 0.02])
+logits = torch.tensor([0.10, 0.20, 0.25, 0.05, 0.40]).log().requires_grad_()
+log_q, came = logits.log_softmax(-1), WORDS.index("school")
+losses = {"KL": (p * (p.log() - log_q)).sum(), "cross-entropy": -log_q[came]}
+table = {"teacher p": p, "student q": log_q.exp().detach()}
+table = pd.DataFrame(table, index=WORDS)
+for name, loss in losses.items():
+    (slope,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    table[f"push of {name}"] = -slope.numpy()
+table.round(2)
+
+# %% [markdown]
+# Is cross-entropy unfair to *bed*? On this one text, yes: *bed* was a good guess and gets punished. On a thousand texts it comes up
+# as often as it deserves, and the unfairness cancels. It cancels only if the text you train on is the text that the teacher has in
+# mind. Lesson 07's speeches weren't: there, text alone was ahead on speeches and behind on wiki.
+#
+# And look at a student that agrees with the teacher, $q = p$. The KL's gradient is then 0 at every word: **a teacher who agrees
+# exerts no pull.** Cross-entropy knows no teacher, so it pulls all the same. We shall need that.
+#
+# A model predicts at every position, so three things can go wrong in a loss. **Shift**: the logits at position $i$ belong to token
+# $i + 1$, so the last position counts for nothing. **Mask**: padding isn't text, so only a real token predicted from a real one
+# counts. **One mean**: a step's loss is the sum over all its positions, divided once, however the step is cut into batches.
+
+# %% [markdown]
+# ### Exercise 1 · ●●○ · 8 minutes
+#
+# Write `kl_sum(student_logits, teacher_logits, mask)`: logits [rows, length, vocabulary] in any dtype, mask [rows, length]. Return
+# the sum of the KL over all positions that count, and their number.
+#
+# <details><summary>Hint</summary>
+#
+# `.float().log_softmax(-1)` of both, without their last position. A position counts where `mask` is 1 there and at the next one.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.lessons.exercises.lesson_07 import check_kl_sum
+
+
+# BEGIN SOLUTION
+def kl_sum(student_logits, teacher_logits, mask):
+    log_q = student_logits[:, :-1].float().log_softmax(-1)
+    log_p = teacher_logits[:, :-1].float().log_softmax(-1)
+    each = (log_p.exp() * (log_p - log_q)).sum(-1)
+    counted = mask[:, :-1].bool() & mask[:, 1:].bool()
+    return each[counted].sum(), counted.sum()
+
+
+# END SOLUTION
+# BEGIN STUB
+# def kl_sum(student_logits, teacher_logits, mask):
+#     ...  # your code
+# END STUB
+check_kl_sum(kl_sum)
+
+# %% [markdown]
+# ## Does it teach?
+#
+# A loss that falls proves nothing: beside a living cross-entropy, a KL without a gradient falls too. Can you test a loss before you
+# spend a night on it?
+
+# %% [markdown]
+# ### Exercise 2 · ●●● · 17 minutes
+#
+# Write `teaches(loss)`. `loss(student_logits, teacher_logits, targets)` takes logits [tokens, vocabulary] of any size and the words
+# that came [tokens], and returns one number. It may or may not contain a cross-entropy. Return True if its **teacher's part** moves
+# a student toward the teacher, otherwise False. (Use what you know of a teacher who agrees. Your `kl_sum` tells how far a student is
+# from the teacher; until it passes its check, `check_kl_sum.accepted` is the course's.)
+#
+# <details><summary>Hint</summary>
+#
+# Make random logits and look at gradients (`torch.autograd.grad`; a value without `requires_grad` has none). Take the gradient
+# with the teacher, and with a teacher who says exactly what the student says. Subtract. Then take a small step against what is
+# left. Does the KL fall about as much as by a step of the same length against its own gradient, $q - p$?
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.lessons.exercises.lesson_07 import check_teaches
+
+
+# BEGIN SOLUTION
+def teaches(loss):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 64, 11, generator=generator)
+    targets = torch.randint(11, (64,), generator=generator)
+
+    def gradient(says):
+        logits = student.clone().requires_grad_()
+        value = loss(logits, says, targets)
+        alive = value.requires_grad
+        return torch.autograd.grad(value, logits)[0] if alive else 0 * student
+
+    def nearer(direction):
+        step = 0.01 * direction / direction.norm()
+        return distance(student) - distance(student - step)
+
+    def distance(logits):
+        return kl_sum(logits[None], teacher[None], torch.ones(1, 64))[0]
+
+    # What doesn't depend on the teacher cancels: one who agrees exerts no pull.
+    pull = gradient(teacher) - gradient(student)
+    if pull.norm() < 1e-6:
+        return False
+    kl_pull = student.softmax(-1) - teacher.softmax(-1)
+    return bool(nearer(pull) > nearer(kl_pull) / 2)
+
+
+# END SOLUTION
+# BEGIN STUB
+# def teaches(loss):
+#     ...  # your code
+# END STUB
+check_teaches(teaches)
+
+# %% [markdown]
 # ## The largest tensors
 #
 # A hidden state has a few thousand numbers per token. Logits have one for each word of the vocabulary, 128,256 in a Llama 3, and the
@@ -134,7 +280,7 @@ print(f"at the worst moment as much memory as {held:.1f} such tensors")
 # head on a few tokens at a time: take the loss *and its gradient* of this chunk, and forget its logits.
 
 # %% [markdown]
-# ### Exercise 1 · ●●● · 12 minutes
+# ### Exercise 3 · ●●● · 12 minutes
 #
 # Write `backward_in_chunks(states, loss_of, size)`. `states` [tokens, hidden] come out of the student's body, whose graph hangs on them.
 # `loss_of(part, start)` runs the head on `part`, the states of the tokens from `start` on, and gives the *sum* of their losses. Leave the
@@ -237,7 +383,7 @@ pd.DataFrame(peaks).T.rename_axis("tokens").round(0)
 # $$W x \;+\; \frac{\alpha}{r}\, B A x, \qquad A\!: r \times \mathrm{in}, \quad B\!: \mathrm{out} \times r, \quad B = 0 \text{ at first}$$
 
 # %% [markdown]
-# ### Exercise 2 · ●●○ · 8 minutes
+# ### Exercise 4 · ●●○ · 8 minutes
 #
 # Complete `Lora(linear, rank, alpha)`: a module that computes this from a linear layer. `A` and `B` learn, the layer doesn't. Give `merged`
 # too: the weight that one plain layer needs to do the same.
@@ -462,6 +608,7 @@ show(
 #
 # ## Take-aways
 #
+# - A teacher who agrees exerts no pull. So take that one's gradient off: what is left is what the teacher teaches.
 # - Keep the hidden states and take head and loss in chunks: equal gradients, and logits cost nothing.
 # - 16 bytes for a weight that learns, 4 for one that doesn't. LoRA saves memory, hardly time. Measure what it costs.
 # - Plan from shapes, compare the plan once, and leave a fifth to spare.
@@ -469,6 +616,7 @@ show(
 #
 # ## References
 #
+# - Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531
 # - Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv 2106.09685
 # - Dettmers et al. 2023, *QLoRA: Efficient Finetuning of Quantized LLMs*, arXiv 2305.14314
 # - Chen et al. 2016, *Training Deep Nets with Sublinear Memory Cost*, arXiv 1604.06174

@@ -1,4 +1,4 @@
-"""Checks of lesson 07, knowledge-distillation recovery."""
+"""Checks of lesson 07, knowledge-distillation recovery, and of its deeper notebook 07a."""
 
 from __future__ import annotations
 
@@ -117,6 +117,172 @@ def _block(tokens: int, width: int, hidden: int, generator: torch.Generator) -> 
     return kept, target, old
 
 
+def _mean_elsewhere(ids: Tensor, written: Tensor, *, own: bool = False, counted: bool = False) -> Tensor:
+    """The answer to exercise 2, with switches for mistakes: the place's own part stays in, or is counted."""
+    same = (ids[:, None] == ids).to(written)
+    if not own:
+        same.fill_diagonal_(0)
+    return same @ written / (same.sum(1) + counted).clamp(min=1)[:, None]
+
+
+@exercise(
+    2,
+    task="Return for each place the mean of what was written at the other places of its token, [tokens, hidden].",
+    proved="No place tells itself. What these means tell, the token tells.",
+    answer=_mean_elsewhere,
+    mistakes=[
+        (partial(_mean_elsewhere, own=True),
+         "each place's own part is in its mean. Then a token that comes twice tells half of itself: take it off."),
+        (partial(_mean_elsewhere, counted=True),
+         "you take the place's own part off, but divide by all places of its token. One fewer is left."),
+        (lambda ids, written: _mean_elsewhere(torch.zeros_like(ids), written),
+         "that is the mean of all other places, whatever token stands there."),
+        (lambda ids, written: _mean_elsewhere(ids, written) * (ids.bincount()[ids] - 1)[:, None],
+         "that is the sum. Divide it by the number of other places."),
+    ],
+)  # fmt: skip
+def check_mean_elsewhere(attempt: Attempt) -> None:
+    """Check a function (ids, written) -> means [tokens, hidden]; places whose token comes once may say anything."""
+    generator = torch.Generator().manual_seed(7)
+    for tokens, names in ((30, 4), (80, 30)):
+        ids = 5 * torch.randint(names, (tokens,), generator=generator)  # not every token comes
+        written = torch.randn(tokens, 3, generator=generator) + ids[:, None] / 9
+        again = ids.bincount()[ids] > 1
+        where = f"Of {tokens} places with {names} different tokens, where a token comes again: "
+        attempt.compare(ids, written, read=partial(_of_places, again, written.shape), where=where)
+
+
+def _of_places(again: Tensor, shape: torch.Size, answer: Any) -> Tensor:
+    expect(answer, Tensor, "Return a tensor")
+    require(answer.shape == shape, f"Return [tokens, hidden] = {[*shape]}; yours is {[*answer.shape]}.")
+    return answer[again]
+
+
+def _control(table: Tensor, ids: Tensor) -> Tensor:
+    """The answer to exercise 3: the rows that were read, dealt out at random, so that none stands at its own token."""
+    names = ids.unique()
+    names = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).to(names.device)]
+    found = table.clone()
+    found[names] = table[names.roll(1)]
+    return found
+
+
+@exercise(
+    3,
+    task="Return a table in which all is as before, but no row stands at its own token.",
+    proved="Its rows are the same ones, at as many tokens. Only the words have changed.",
+    answer=_control,
+)
+def check_control(attempt: Attempt, table: Tensor, ids: Tensor) -> None:
+    """Check a function (table [vocabulary, hidden], ids [tokens]) -> control [vocabulary, hidden].
+
+    It is tried with a made-up table and with the lesson's.
+    """
+    generator = torch.Generator().manual_seed(8)
+    small = torch.zeros(40, 3)
+    some = torch.randperm(40, generator=generator)[:12]
+    small[some] = torch.randn(12, 3, generator=generator)
+    for rows, read in ((small, some.repeat(3)), (table, ids)):
+        before = rows.clone()
+        answer = attempt(rows, read)
+        expect(answer, Tensor, "Return a table, a tensor")
+        require(answer.shape == rows.shape, f"The table must be {[*rows.shape]}; yours is {[*answer.shape]}.")
+        require(torch.equal(rows, before), "You changed the table that you were given. Work on a copy: table.clone().")
+        names = read.unique()
+        found, right = answer[names], rows[names]
+        strangers = torch.ones(len(rows), dtype=torch.bool)
+        strangers[names.cpu()] = False
+        require(not torch.equal(found, right), "That is the table as it was.")
+        alike_all = (found == found[0]).all()
+        require(not alike_all, "One row for all: that also takes away that the rows differ. We look at this one, too.")
+        nowhere = "Tokens that were never read have rows in yours, so that rows are lost which the student would read. "
+        require(not answer[strangers.to(answer.device)].any(), nowhere + "Deal them among the tokens in ids.")
+        same = sorted(found.tolist()) == sorted(right.tolist())
+        require(same, "The rows aren't the ones that were there, each one once: new ones differ in more than the word.")
+        stay = int((found == right).all(1).sum())
+        require(not stay, f"{stay} of {len(names)} tokens have kept their own row. No token should.")
+
+
+_ROWS, _LENGTH = 4, 256  # rows of articles that are counted, and tokens per row
+_READ = {"speeches": 8, "wiki": 24}  # rows that judge
+_FEWER, _MORE = 0.2, 0.15  # nats per token: to win on articles, and to lose on speeches at most
+
+
+class WordsExam:
+    """Counts of articles, and rows of text that nothing in lesson 07 has asked; it judges a few times only.
+
+    Args:
+        built: makes a student that was solved over the rows that it is given.
+        tokenizer: the student's.
+        speeches: int64 [rows, length], what may be read beside the counts.
+        opponent: int64 [rows, length], the speeches that its opponent is solved over, as many tokens as may be read.
+        tries: how often it judges.
+    """
+
+    def __init__(
+        self,
+        built: Callable[[Tensor], PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        speeches: Tensor,
+        opponent: Tensor,
+        *,
+        tries: int = 3,
+    ) -> None:
+        self._built, self._tokenizer, self.speeches, self._opponent = built, tokenizer, speeches, opponent
+        self.left = tries
+
+    def counts(self, seed: int) -> Counter[int]:
+        """How often each token stands in some articles, {token: times}; other seeds take other articles."""
+        rows = token_blocks(self._tokenizer, "distillation", domain="wiki", tokens=32_768, length=_LENGTH)
+        return Counter(sorted(rows.sample(_ROWS, seed=seed).input_ids.flatten().tolist()))  # no word order is left
+
+    def more(self, rows: Tensor) -> list[np.ndarray]:
+        """Nats per token that a student loses more than its opponent: of each row of both texts."""
+        students, more = [self._built(read) for read in (rows, self._opponent)], []
+        for text, unused in further_rows(self._tokenizer).items():
+            scores = [perplexity(model, unused[: _READ[text]], batch_size=8) for model in students]
+            own, other = (score.row_nll / score.row_tokens for score in scores)
+            more.append(own - other)
+        return more
+
+
+@exercise(
+    4,
+    task="Return the rows that the solve shall read, int64 [rows, 256], from the counts and the speeches.",
+    proved="You healed for articles without seeing one: their words were enough, and speeches kept their own.",
+)
+def check_rows_for(attempt: Attempt, exam: WordsExam) -> None:
+    """Check a function (counts, speeches) -> rows: does a student solved over them know both texts?"""
+    counts = exam.counts(seed=0)
+    rows = attempt(counts.copy(), exam.speeches.clone())
+    expect(rows, Tensor, f"Return a tensor of token ids, [rows, {_LENGTH}]")
+    require(
+        rows.ndim == 2 and rows.shape[1] == _LENGTH and not rows.is_floating_point(),
+        f"Return integers [rows, {_LENGTH}]; yours are {rows.dtype} {[*rows.shape]}.",
+    )
+    allowed = counts + Counter(exam.speeches.flatten().tolist())
+    for token, times in Counter(rows.flatten().tolist()).items():
+        require(
+            times <= allowed[token],
+            f"Token {token} comes {times} times in your rows; the counts and the speeches have {allowed[token]} of it.",
+        )
+    take_a_try(exam)
+    speeches, articles = exam.more(rows)
+    fewer, _, low, high = ratio_interval(-articles, np.ones(len(articles)))
+    more = speeches.mean()
+    print(
+        f"  exam: on articles {fewer:.2f} nats per token less than its opponent ({low:.2f} to "
+        f"{high:.2f}, paired by {len(articles)} rows), and {more:+.2f} on speeches; tries left: {exam.left}"
+    )
+    require(low > 0, "That isn't shown to be better on articles. Does the solve read their words at all?")
+    require(more <= _MORE, f"Better on articles, but speeches lose over {_MORE:g} more. What heals their words?")
+    require(
+        fewer >= _FEWER,
+        f"Better on articles, but by less than {_FEWER:g}. Other blocks look around: does your heap look like a text "
+        "to them, and does each word come as often as it counts?",
+    )
+
+
 def _kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of logits [..., vocabulary]: [...] nats."""
     log_q, log_p = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
@@ -138,13 +304,13 @@ def _kl_sum(
     each=lambda student, teacher: _kl(student.float(), teacher.float()),
     share=1,
 ):
-    """The answer to exercise 2, with switches for mistakes; ``each`` gives nats by position."""
+    """The answer to exercise 1 of notebook 07a, with switches for mistakes; ``each`` gives nats by position."""
     counted = counts(mask)
     return each(student, teacher)[:, shift][counted].sum() / share, int(counted.sum())
 
 
 @exercise(
-    2,
+    1,
     task="Return the sum over the counted positions, and how many they are.",
     proved="Shifted and masked; sums over batches, divided once, are the step's mean however it is cut.",
     answer=_kl_sum,
@@ -207,7 +373,122 @@ def _texts() -> tuple[Tensor, Tensor, Tensor]:
     return student, teacher, mask
 
 
-_RANK, _ALPHA = 2, 6  # of notebook 07a's exercise 2
+@exercise(
+    2,
+    task="Return True if the loss's teacher part moves the student toward the teacher, otherwise False.",
+    proved="It finds the dead ones, also beside a living cross-entropy, and those that push the wrong way. Keep it.",
+)
+def check_teaches(attempt: Attempt) -> None:
+    """``attempt(loss)`` says whether ``loss(student_logits, teacher_logits, targets)`` teaches."""
+    for loss, mistake in _LIVING.items():
+        require(true_or_false(attempt(loss)), f"It refuses a loss that teaches: {mistake}")
+    for loss, mistake in _DEAD.items():
+        require(not true_or_false(attempt(loss)), f"It lets a loss pass that doesn't teach: {mistake}")
+
+
+_LIVING: dict[Callable, str] = {
+    lambda student, teacher, targets: _kl(student, teacher).mean(): "the forward KL, alone.",
+    lambda student, teacher, targets: _kl(student, teacher).sum(): "the forward KL as a sum over the tokens. Its "
+    "gradient is large: take a step of a fixed small length.",
+    lambda student, teacher, targets: _kl(teacher, student).mean(): "the reverse KL. It comes nearer, too; ask for "
+    "nearer, not for one gradient.",
+    lambda student, teacher, targets: 4 * _kl(student, teacher, 2.0).mean(): "the KL at temperature 2, times 4. Ask "
+    "whether the student comes nearer, not for one gradient.",
+    lambda student, teacher, targets: 0.5 * _kl(student, teacher).mean() + 0.5 * F.cross_entropy(student, targets): (
+        "half KL, half cross-entropy. The words pull elsewhere; take their pull out before you judge."
+    ),
+    lambda student, teacher, targets: 0.1 * _kl(student, teacher).mean() + 0.9 * F.cross_entropy(student, targets): (
+        "one tenth KL, nine tenths cross-entropy. Take the pull of the words out before you judge."
+    ),
+}
+_DEAD: dict[Callable, str] = {
+    lambda student, teacher, targets: _kl(student.detach(), teacher).mean(): "the KL alone, detached from the student. "
+    "Its value falls when the student comes nearer, but it has no gradient.",
+    lambda student, teacher, targets: F.cross_entropy(student, targets): "the cross-entropy alone, which knows no "
+    "teacher. It has a gradient, and a step along it may even come nearer, but that isn't the teacher's doing. Would "
+    "another teacher change anything?",
+    lambda student, teacher, targets: (_kl(student.detach(), teacher).mean() + F.cross_entropy(student, targets)) / 2: (
+        "the student's part of the KL is detached, beside a living cross-entropy, which has a gradient of its own. Ask "
+        "for the teacher's."
+    ),
+    lambda student, teacher, targets: F.cross_entropy(student, targets) + _kl(student, teacher).mean().item(): (
+        "the KL became a plain number with .item(). The value is right, the gradient is not there."
+    ),
+    lambda student, teacher, targets: -_kl(student, teacher).clamp(max=50).mean(): "the KL with a minus. Its gradient "
+    "depends on the teacher and pushes the student away: look at its direction.",
+    lambda student, teacher, targets: F.cross_entropy(student, targets) - 0.5 * _kl(student, teacher).mean(): (
+        "cross-entropy minus half a KL. The teacher's part pushes the student away: look at its direction."
+    ),
+}
+
+
+class _Trial:
+    """A small body and head, and a loss that watches what is asked of it."""
+
+    def __init__(self, tokens: int, size: int) -> None:
+        generator = torch.Generator().manual_seed(tokens)
+        self.size, self.learned, self.readings = size, 0, 0
+        self.asked: list[tuple[int, int]] = []
+        self.body, self.head = (torch.randn(6, width, generator=generator).requires_grad_() for width in (6, 11))
+        inputs = torch.randn(tokens, 6, generator=generator)
+        self.targets = torch.randint(11, (tokens,), generator=generator)
+        self.states = (inputs @ self.body).tanh()  # [tokens, hidden]
+        self.states.register_hook(self._read)
+
+    def loss_of(self, part: Tensor, start: int) -> Tensor:
+        """The sum of the losses of the tokens from ``start`` on, whose states are ``part``."""
+        stop = start + len(part)
+        right = part.shape == self.states[start:stop].shape and torch.equal(part, self.states[start:stop])
+        require(right, f"The states that you give with start {start} aren't those from {start} on.")
+        require(len(part) <= self.size, f"A chunk has {len(part)} tokens; at most {self.size} are allowed.")
+        told = "Detach the states first; hand their gradient on at the end, once."
+        require(not self.readings, f"The body's backward pass has run, and another chunk begins. {told}")
+        told = "at the end all logits live at once. Call backward() before the next chunk begins."
+        require(self.learned == len(self.asked), f"A chunk begins before the gradient of the last is taken: {told}")
+        self.asked.append((start, stop))
+        logits = part @ self.head
+        logits.register_hook(self._learn)
+        return F.cross_entropy(logits, self.targets[start:stop], reduction="sum")
+
+    def _learn(self, _gradient: Tensor) -> None:
+        self.learned += 1
+
+    def _read(self, _gradient: Tensor) -> None:
+        self.readings += 1
+
+
+@exercise(
+    3,
+    task="Take loss and gradient a chunk at a time, leave the gradients with the weights, and return the mean loss.",
+    proved="The gradients are those of all logits at once, and never more than a chunk of them was there.",
+)
+def check_chunks(attempt: Attempt) -> None:
+    """Check a function (states, loss_of, size) -> mean loss, which leaves gradients behind."""
+    for tokens, size in ((12, 4), (10, 4), (5, 8)):
+        trial, whole = _Trial(tokens, size), _Trial(tokens, tokens)
+        loss = whole.loss_of(whole.states, 0) / tokens
+        loss.backward()
+        answer = attempt(trial.states, trial.loss_of, size)
+        where = f"{tokens} tokens in chunks of {size}: "
+        covered = [token for start, stop in sorted(trial.asked) for token in range(start, stop)]
+        left_out = sorted({*range(tokens)} - {*covered})
+        require(not left_out, f"{where}token {(left_out or [0])[0]} and {len(left_out)} in all were never asked for.")
+        require(covered == [*range(tokens)], f"{where}some token was asked for twice.")
+        require(trial.learned == len(trial.asked), f"{where}the last chunk's gradient was never taken.")
+        require(trial.head.grad is not None, f"{where}the head has no gradient.")
+        told = "hand what has come to the detached states on: states.backward(…)."
+        require(trial.body.grad is not None, f"{where}the head has its gradient, the body has none. At the end, {told}")
+        pairs = ((trial.body.grad, whole.body.grad), (trial.head.grad, whole.head.grad))
+        require(
+            all(alike(found, right, atol=1e-4) for found, right in pairs),
+            f"{where}the gradients aren't those of the mean. Divide each chunk's loss by the number of all {tokens} "
+            "tokens, not by the chunk's or by the number of chunks.",
+        )
+        mean = number(answer, "Return the mean loss")
+        require(alike(mean, loss, atol=1e-4), f"{where}the mean loss is {loss:.4f}; yours {mean:.4f}.")
+
+
+_RANK, _ALPHA = 2, 6
 _SCALES = {  # what a mistaken correction is multiplied with, where 3 is right
     0: "the correction isn't added, or B was copied when it was 0.",
     1: "alpha / rank is missing.",
@@ -218,7 +499,7 @@ _SCALES = {  # what a mistaken correction is multiplied with, where 3 is right
 
 
 @exercise(
-    2,
+    4,
     task="Complete the class: A and B learn, the layer doesn't; forward adds the correction, merged gives the weight.",
     proved="It begins as the layer itself, learns few numbers, and ends as one plain matrix.",
 )
@@ -268,198 +549,3 @@ def _said(value: Any) -> Any:
     if value is None:
         raise NotImplementedError
     return value
-
-
-@exercise(
-    3,
-    task="Return True if the loss's teacher part moves the student toward the teacher, otherwise False.",
-    proved="It finds the dead ones, also beside a living cross-entropy, and those that push the wrong way. Keep it.",
-)
-def check_teaches(attempt: Attempt) -> None:
-    """``attempt(loss)`` says whether ``loss(student_logits, teacher_logits, targets)`` teaches."""
-    for loss, mistake in _LIVING.items():
-        require(true_or_false(attempt(loss)), f"It refuses a loss that teaches: {mistake}")
-    for loss, mistake in _DEAD.items():
-        require(not true_or_false(attempt(loss)), f"It lets a loss pass that doesn't teach: {mistake}")
-
-
-_LIVING: dict[Callable, str] = {
-    lambda student, teacher, targets: _kl(student, teacher).mean(): "the forward KL, alone.",
-    lambda student, teacher, targets: _kl(student, teacher).sum(): "the forward KL as a sum over the tokens. Its "
-    "gradient is large: take a step of a fixed small length.",
-    lambda student, teacher, targets: _kl(teacher, student).mean(): "the reverse KL. It comes nearer, too; ask for "
-    "nearer, not for one gradient.",
-    lambda student, teacher, targets: 4 * _kl(student, teacher, 2.0).mean(): "the KL at temperature 2, times 4. Ask "
-    "whether the student comes nearer, not for one gradient.",
-    lambda student, teacher, targets: 0.5 * _kl(student, teacher).mean() + 0.5 * F.cross_entropy(student, targets): (
-        "half KL, half cross-entropy. The words pull elsewhere; take their pull out before you judge."
-    ),
-    lambda student, teacher, targets: 0.1 * _kl(student, teacher).mean() + 0.9 * F.cross_entropy(student, targets): (
-        "one tenth KL, nine tenths cross-entropy. Take the pull of the words out before you judge."
-    ),
-}
-_DEAD: dict[Callable, str] = {
-    lambda student, teacher, targets: _kl(student.detach(), teacher).mean(): "the KL alone, detached from the student. "
-    "Its value falls when the student comes nearer, but it has no gradient.",
-    lambda student, teacher, targets: F.cross_entropy(student, targets): "the cross-entropy alone, which knows no "
-    "teacher. It has a gradient, and a step along it may even come nearer, but that isn't the teacher's doing. Would "
-    "another teacher change anything?",
-    lambda student, teacher, targets: (_kl(student.detach(), teacher).mean() + F.cross_entropy(student, targets)) / 2: (
-        "the student's part of the KL is detached, beside a living cross-entropy, which has a gradient of its own. Ask "
-        "for the teacher's."
-    ),
-    lambda student, teacher, targets: F.cross_entropy(student, targets) + _kl(student, teacher).mean().item(): (
-        "the KL became a plain number with .item(). The value is right, the gradient is not there."
-    ),
-    lambda student, teacher, targets: -_kl(student, teacher).clamp(max=50).mean(): "the KL with a minus. Its gradient "
-    "depends on the teacher and pushes the student away: look at its direction.",
-    lambda student, teacher, targets: F.cross_entropy(student, targets) - 0.5 * _kl(student, teacher).mean(): (
-        "cross-entropy minus half a KL. The teacher's part pushes the student away: look at its direction."
-    ),
-}
-
-
-_ROWS, _LENGTH = 4, 256  # rows of articles that are counted, and tokens per row
-_READ = {"speeches": 8, "wiki": 24}  # rows that judge
-_FEWER, _MORE = 0.2, 0.15  # nats per token: to win on articles, and to lose on speeches at most
-
-
-class WordsExam:
-    """Counts of articles, and rows of text that nothing in lesson 07 has asked; it judges a few times only.
-
-    Args:
-        built: makes a student that was solved over the rows that it is given.
-        tokenizer: the student's.
-        speeches: int64 [rows, length], what may be read beside the counts.
-        opponent: a student that was solved over speeches alone, as many tokens as may be read.
-        tries: how often it judges.
-    """
-
-    def __init__(
-        self,
-        built: Callable[[Tensor], PreTrainedModel],
-        tokenizer: PreTrainedTokenizerBase,
-        speeches: Tensor,
-        opponent: PreTrainedModel,
-        *,
-        tries: int = 3,
-    ) -> None:
-        self._built, self._tokenizer, self.speeches, self._opponent = built, tokenizer, speeches, opponent
-        self.left = tries
-
-    def counts(self, seed: int) -> Counter[int]:
-        """How often each token stands in some articles, {token: times}; other seeds take other articles."""
-        rows = token_blocks(self._tokenizer, "distillation", domain="wiki", tokens=32_768, length=_LENGTH)
-        return Counter(sorted(rows.sample(_ROWS, seed=seed).input_ids.flatten().tolist()))  # no word order is left
-
-    def more(self, rows: Tensor) -> list[np.ndarray]:
-        """Nats per token that a student loses more than its opponent: of each row of both texts."""
-        student, more = self._built(rows), []
-        for text, unused in further_rows(self._tokenizer).items():
-            scores = [perplexity(model, unused[: _READ[text]], batch_size=8) for model in (student, self._opponent)]
-            own, other = (score.row_nll / score.row_tokens for score in scores)
-            more.append(own - other)
-        return more
-
-
-@exercise(
-    4,
-    task="Return the rows that the solve shall read, int64 [rows, 256], from the counts and the speeches.",
-    proved="You healed for articles without seeing one: their words were enough, and speeches kept their own.",
-)
-def check_rows_for(attempt: Attempt, exam: WordsExam) -> None:
-    """Check a function (counts, speeches) -> rows: does a student solved over them know both texts?"""
-    counts = exam.counts(seed=0)
-    rows = attempt(counts.copy(), exam.speeches.clone())
-    expect(rows, Tensor, f"Return a tensor of token ids, [rows, {_LENGTH}]")
-    require(
-        rows.ndim == 2 and rows.shape[1] == _LENGTH and not rows.is_floating_point(),
-        f"Return integers [rows, {_LENGTH}]; yours are {rows.dtype} {[*rows.shape]}.",
-    )
-    allowed = counts + Counter(exam.speeches.flatten().tolist())
-    for token, times in Counter(rows.flatten().tolist()).items():
-        require(
-            times <= allowed[token],
-            f"Token {token} comes {times} times in your rows; the counts and the speeches have {allowed[token]} of it.",
-        )
-    take_a_try(exam)
-    speeches, articles = exam.more(rows)
-    fewer, _, low, high = ratio_interval(-articles, np.ones(len(articles)))
-    more = speeches.mean()
-    print(
-        f"  exam: on articles {fewer:.2f} nats per token less than its opponent ({low:.2f} to "
-        f"{high:.2f}, paired by {len(articles)} rows), and {more:+.2f} on speeches; tries left: {exam.left}"
-    )
-    require(low > 0, "That isn't shown to be better on articles. Does the solve read their words at all?")
-    require(more <= _MORE, f"Better on articles, but speeches lose over {_MORE:g} more. What heals their words?")
-    require(
-        fewer >= _FEWER,
-        f"Better on articles, but by less than {_FEWER:g}. Other blocks look around: does your heap look like a text "
-        "to them, and does each word come as often as it counts?",
-    )
-
-
-class _Trial:
-    """A small body and head, and a loss that watches what is asked of it."""
-
-    def __init__(self, tokens: int, size: int) -> None:
-        generator = torch.Generator().manual_seed(tokens)
-        self.size, self.learned, self.readings = size, 0, 0
-        self.asked: list[tuple[int, int]] = []
-        self.body, self.head = (torch.randn(6, width, generator=generator).requires_grad_() for width in (6, 11))
-        inputs = torch.randn(tokens, 6, generator=generator)
-        self.targets = torch.randint(11, (tokens,), generator=generator)
-        self.states = (inputs @ self.body).tanh()  # [tokens, hidden]
-        self.states.register_hook(self._read)
-
-    def loss_of(self, part: Tensor, start: int) -> Tensor:
-        """The sum of the losses of the tokens from ``start`` on, whose states are ``part``."""
-        stop = start + len(part)
-        right = part.shape == self.states[start:stop].shape and torch.equal(part, self.states[start:stop])
-        require(right, f"The states that you give with start {start} aren't those from {start} on.")
-        require(len(part) <= self.size, f"A chunk has {len(part)} tokens; at most {self.size} are allowed.")
-        told = "Detach the states first; hand their gradient on at the end, once."
-        require(not self.readings, f"The body's backward pass has run, and another chunk begins. {told}")
-        told = "at the end all logits live at once. Call backward() before the next chunk begins."
-        require(self.learned == len(self.asked), f"A chunk begins before the gradient of the last is taken: {told}")
-        self.asked.append((start, stop))
-        logits = part @ self.head
-        logits.register_hook(self._learn)
-        return F.cross_entropy(logits, self.targets[start:stop], reduction="sum")
-
-    def _learn(self, _gradient: Tensor) -> None:
-        self.learned += 1
-
-    def _read(self, _gradient: Tensor) -> None:
-        self.readings += 1
-
-
-@exercise(
-    1,
-    task="Take loss and gradient a chunk at a time, leave the gradients with the weights, and return the mean loss.",
-    proved="The gradients are those of all logits at once, and never more than a chunk of them was there.",
-)
-def check_chunks(attempt: Attempt) -> None:
-    """Check a function (states, loss_of, size) -> mean loss, which leaves gradients behind."""
-    for tokens, size in ((12, 4), (10, 4), (5, 8)):
-        trial, whole = _Trial(tokens, size), _Trial(tokens, tokens)
-        loss = whole.loss_of(whole.states, 0) / tokens
-        loss.backward()
-        answer = attempt(trial.states, trial.loss_of, size)
-        where = f"{tokens} tokens in chunks of {size}: "
-        covered = [token for start, stop in sorted(trial.asked) for token in range(start, stop)]
-        left_out = sorted({*range(tokens)} - {*covered})
-        require(not left_out, f"{where}token {(left_out or [0])[0]} and {len(left_out)} in all were never asked for.")
-        require(covered == [*range(tokens)], f"{where}some token was asked for twice.")
-        require(trial.learned == len(trial.asked), f"{where}the last chunk's gradient was never taken.")
-        require(trial.head.grad is not None, f"{where}the head has no gradient.")
-        told = "hand what has come to the detached states on: states.backward(…)."
-        require(trial.body.grad is not None, f"{where}the head has its gradient, the body has none. At the end, {told}")
-        pairs = ((trial.body.grad, whole.body.grad), (trial.head.grad, whole.head.grad))
-        require(
-            all(alike(found, right, atol=1e-4) for found, right in pairs),
-            f"{where}the gradients aren't those of the mean. Divide each chunk's loss by the number of all {tokens} "
-            "tokens, not by the chunk's or by the number of chunks.",
-        )
-        mean = number(answer, "Return the mean loss")
-        require(alike(mean, loss, atol=1e-4), f"{where}the mean loss is {loss:.4f}; yours {mean:.4f}.")

@@ -36,6 +36,62 @@ test_refit = cases_of(
     answers=[stacked, lambda *given: refit(*(g.double() for g in given[:3]), given[3])],
 )
 
+
+def in_a_loop(ids, written):
+    """The same, place by place; a token that comes once gets what isn't a number."""
+    others = [[other for other in range(len(ids)) if ids[other] == token and other != place]
+              for place, token in enumerate(ids)]  # fmt: skip
+    return torch.stack([written[places].mean(0) for places in others])
+
+
+test_mean_elsewhere = cases_of(
+    lesson_07.check_mean_elsewhere,
+    mistakes=[
+        (lambda ids, written: written.tolist(), "Return a tensor"),
+        (lambda ids, written: written[:, 0], "Return [tokens, hidden] = [30, 3]"),
+        (lambda ids, written: written, "where a token comes again: it is a tensor"),
+    ],
+    answers=[in_a_loop],
+)
+
+TABLE = torch.zeros(30, 2)
+READ = torch.arange(0, 30, 3).repeat(2)  # each third token, twice
+TABLE[READ] = torch.arange(1.0, 61)[:20].view(10, 2).repeat(2, 1)
+
+
+def moved(table, ids, by=1):
+    names, found = ids.unique(), table.clone()
+    found[names] = table[names.roll(by)]
+    return found
+
+
+def in_place(table, ids):
+    table.copy_(moved(table, ids))
+    return table
+
+
+def one_stays(table, ids):
+    return moved(table, ids[ids != ids[0]])
+
+
+test_control = cases_of(
+    lesson_07.check_control,
+    TABLE,
+    READ,
+    mistakes=[
+        (lambda table, ids: table.tolist(), "Return a table"),
+        (lambda table, ids: table[1:], "The table must be [40, 3]"),
+        (in_place, "Work on a copy"),
+        (lambda table, ids: table.clone(), "as it was"),
+        (lambda table, ids: table[ids].mean(0).expand_as(table), "One row for all"),
+        (lambda table, ids: table.roll(1, 0), "never read have rows"),
+        (lambda table, ids: 2 * moved(table, ids), "The rows aren't the ones"),
+        (lambda table, ids: moved(table, ids).roll(1, 1), "The rows aren't the ones"),
+        (one_stays, "1 of 12 tokens have kept their own row"),
+    ],
+    answers=[moved, lambda *given: moved(*given, by=3)],
+)
+
 kl_sum = lesson_07.check_kl_sum.answer
 
 
@@ -257,11 +313,11 @@ def test_the_exam_counts_other_articles_and_compares_with_its_opponent(monkeypat
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
     model, tokenizer = load_model("llama", device="cpu")
     asked = []
-    exam = lesson_07.WordsExam(lambda rows: asked.append(rows) or model, tokenizer, MadeUpExam.speeches, model)
+    exam = lesson_07.WordsExam(lambda rows: asked.append(rows) or model, tokenizer, MadeUpExam.speeches, MadeUpExam.speeches)
     assert exam.counts(0) == exam.counts(0) != exam.counts(1)
     assert exam.counts(0).total() == 4 * 256
     assert not np.concatenate(exam.more(MadeUpExam.speeches)).any()  # it is its own opponent
-    assert len(asked) == 1
+    assert len(asked) == 2
 
 
 def of_all(leaf, part):
