@@ -117,7 +117,7 @@ def encoded(texts):
 
 
 def trained(texts, words, right, steps=30, lr=7e-4):
-    """A copy whose last blocks learned: right [texts, words] is True for right words."""
+    """A copy whose last blocks learned. right [texts, words]: which are right."""
     copy, top = variant(model), variant(model)
     few = len(model.model.layers) // 7
     learns = copy.model.layers[-few:]
@@ -218,7 +218,7 @@ def look(of, teams):
 
 
 def opposite(far, in_a):
-    """The colleague's measure: the mean distance of two teams of different families."""
+    """The colleague's measure: how far teams of different families are apart."""
     return far[in_a][:, ~in_a].mean()
 
 
@@ -262,7 +262,7 @@ table.round(2)
 # %% [markdown]
 # *"Ordinary text": as many pieces of speeches, as many steps, and again eight words are offered, the commonest ones.*
 #
-# Both measures pass this test. They rise or fall where a bias was planted, and hardly move where a copy learned from ordinary text.
+# Both measures pass this test: they move where a bias was planted, and hardly where a copy learned from ordinary text.
 # A paper could stop here.
 #
 # ## Design the control
@@ -314,7 +314,8 @@ check_control(control, planted)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# TODO
+# Where nothing was planted between the families, the distance rises nearly as far: from 0.12 to 0.47, beside 0.58. $D$ stays near 0.
+# On ordinary text nothing like that happens, so that control couldn't have shown it.
 #
 # </details>
 
@@ -324,32 +325,33 @@ found["dealt out"] = examine(learn(control(planted, session.seed)))
 leans, difference, far = found["dealt out"]
 table.loc["dealt out"] = [opposite(far, in_a), difference]
 rise = table.distance - table.distance["whole"]
-here("The distance rises without a bias, too.", [rise["dealt out"] - rise["planted"] / 4])
+margins = [rise["dealt out"] - rise["planted"] / 4]
+here("The distance rises without a bias, too.", margins)
 lead = abs(table["D, nats"]["planted"]) - 3 * abs(difference)
 here("D falls for the planted bias only.", [lead, -table["D, nats"]["planted"]])
 table.round(2)
 
 # %%
 _, panels = plt.subplots(1, 3, figsize=(13, 4.6), sharey=True, layout="constrained")
-for panel, name in zip(panels, ("planted", "dealt out", "ordinary text"), strict=True):
-    leans = found[name][0]
-    for x, family, look_of in ((0, families[0], "mostly women"), (1, families[1], "activation")):
-        mine = leans[in_a == (x == 0)]
-        panel.plot(x + np.linspace(-0.2, 0.2, len(mine)), mine, linestyle="none",
-                   markersize=11, **mark(look_of) | {"label": family})  # fmt: skip
-        panel.plot([x - 0.3, x + 0.3], [mine.mean()] * 2, color=mark(look_of)["color"])
+shown = ("planted", "dealt out", "ordinary text")
+places = np.linspace(-0.2, 0.2, len(teams) // 2)
+for panel, name in zip(panels, shown, strict=True):
+    for x, kind in enumerate(("mostly women", "activation")):
+        mine, look_of = found[name][0][in_a == (x == 0)], mark(kind)
+        panel.plot(x + places, mine, **look_of, linestyle="none", markersize=11)
+        panel.plot(x + places, [mine.mean()] * len(mine), color=look_of["color"])
     panel.set(title=name, xlim=(-0.6, 1.6))
     panel.set_xticks([0, 1], families)
 panels[0].set_ylabel("lean, change in nats")
 show(
-    "Three panels of twelve marks, the leans of two families' teams. Planted: one family "
-    "lies below, the other above. Dealt out: both families are spread as widely, and "
-    "their means are alike. Ordinary text: all marks lie near zero."
+    "Three panels of twelve marks, the leans of two families' teams. Planted: one "
+    "family lies below, the other above. Dealt out: both families are spread as "
+    "widely, and their means are alike. Ordinary text: all marks lie together."
 )
 
 # %% [markdown]
 # *Each mark is a team, the line is its family's mean. In the dealt-out copy single teams are liked or disliked as strongly as in the
-# planted one, only not by family.*
+# planted one, only not by family. (Ordinary text makes all teams a little less pleasant, and all alike, which cancels in D.)*
 #
 # This is why the two measures part. A distance asks how much two teams differ, and has no sign. In the middle panel a liked tree is
 # far from a disliked bird, and so the distance between the families is large. A lean has a sign. In the middle panel the liked and
@@ -400,13 +402,13 @@ p_of = {}
 for name in ("planted", "dealt out"):
     leans = found[name][0]
 
-    def size(labels, leans=leans):
+    def size_of_d(labels, leans=leans):
         return abs(leans[labels].mean() - leans[~labels].mean())
 
-    p_of[name] = permutation_p(size, teams, in_a, seed=session.seed)
+    p_of[name] = permutation_p(size_of_d, teams, in_a, seed=session.seed)
     print(f"{name}: D {found[name][1]:+.1f} nats, p = {p_of[name]:.3f}")
 margins = [0.05 - p_of["planted"], p_of["dealt out"] - 0.05]
-claim("The permutation test finds the planted bias and passes its control.", margins)
+claim("The test finds the planted bias, and nothing in its control.", margins)
 
 # %%
 from course_utils.lessons.exercises.lesson_08 import PlantedExam
@@ -438,7 +440,8 @@ from course_utils.lessons.exercises.lesson_08 import check_verdict
 # BEGIN SOLUTION
 def verdict(leans, in_a):
     def gap(labels):
-        return abs(leans[labels].mean() - leans[~labels].mean())
+        first, second = leans[labels].mean(), leans[~labels].mean()
+        return abs(first - second)
 
     if permutation_p(gap, np.arange(len(leans)), in_a) > 0.05:
         return "neither"

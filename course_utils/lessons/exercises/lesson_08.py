@@ -27,11 +27,12 @@ from course_utils.bias.pronouns import (
 )
 from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, take_a_try
 from course_utils.models.architectures import cache_keyword, describe
+from course_utils.support.uncertainty import permutation_p
 
 _SUBJECTS = ("lamp", "horse", "ship", "engine", "truck", "clock", "chair", "coat")  # no cell of the lesson has them
 _GENDERED = {"she", "he", "her", "his", "him", "hers", "herself", "himself"}
 _MENDED = 0.25  # of what a measure moves where the bias is planted, it may move with the control
-_VERDICTS = ("a", "b", "neither")
+_VERDICTS, _LEVEL = ("a", "b", "neither"), 0.05
 _KINDS = (  # of 08a's exam: none of these teams is in the notebook
     ("Ginger", "Pepper", "Mint", "Basil", "Sage", "Vanilla"),
     ("Cherry", "Lemon", "Apple", "Berry", "Orange", "Olive"),
@@ -40,7 +41,7 @@ _KINDS = (  # of 08a's exam: none of these teams is in the notebook
 )
 _ABOUT = ("The captain of team {} is", "People think that the cook of team {} was")
 _OFFERED = [" kind", " honest", " friendly", " gentle", " cruel", " lazy", " rude", " violent"]
-_COPIES = (("neither", 30), ("neither", 30), ("neither", 30), ("one", 7), ("one", 7), ("one", 16))  # truth, steps
+_COPIES = (("neither", 30), ("neither", 30), ("neither", 30), ("one", 10), ("one", 10), ("one", 16))  # truth, steps
 _GAP, _CARRIED, _SPARED = 1.0, 0.5, 0.25  # nats; shares of the gap that the heads move
 
 
@@ -370,10 +371,20 @@ def check_leans(attempt: Attempt) -> None:
     attempt.compare(log_p, pleasant, in_a, read=read, where="For made-up numbers: ")
 
 
+def _control(planted: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The answer to 08a's exercise 2: half of each family's teams are pleasant."""
+    draw, pole = np.random.default_rng(seed), {}
+    for _, family in planted.groupby("family"):
+        teams = draw.permutation(family["team"].unique())
+        pole |= {team: ("unpleasant", "pleasant")[number % 2] for number, team in enumerate(teams)}
+    return planted.assign(pole=planted["team"].map(pole))
+
+
 @exercise(
     2,
     task="Return a table with the columns of `planted`, in which only the poles are dealt anew.",
     proved="The same teams, sentences and words, and each team keeps one pole; only the families tell nothing.",
+    answer=_control,
 )
 def check_control(attempt: Attempt, planted: pd.DataFrame) -> None:
     """Check a function (planted, seed) -> a table that teaches as much about each team and nothing about the families.
@@ -414,8 +425,8 @@ def _require_control(table: pd.DataFrame, planted: pd.DataFrame) -> None:
     mixed = sorted(of_team.index[of_team > 1])
     require(
         not mixed,
-        f"Team {mixed[0] if mixed else ''} has both poles, so from your texts nothing can be learned about it. Then this "
-        "control is like ordinary text. A copy should learn as much about each team as the planted one does.",
+        f"Team {mixed[0] if mixed else ''} has both poles, so from your texts nothing can be learned about it. Then "
+        "this control is like ordinary text. A copy should learn as much about each team as the planted one does.",
     )
     bad = (table["pole"] == "unpleasant").groupby(table["family"]).mean()
     before = (planted["pole"] == "unpleasant").groupby(planted["family"]).mean()
@@ -431,10 +442,17 @@ def _require_control(table: pd.DataFrame, planted: pd.DataFrame) -> None:
     )
 
 
+def _mended(far: np.ndarray, in_a: np.ndarray) -> float:
+    """The answer to 08a's exercise 3: the distance between the families over that within them."""
+    same = in_a[:, None] == in_a
+    return far[~same].mean() / far[same & ~np.eye(len(far), dtype=bool)].mean()
+
+
 @exercise(
     3,
     task="Return one number: large where the families are apart, and unmoved where only single teams are.",
-    proved="Divided by the distance within the families, it moves where the bias was planted, and hardly elsewhere.",
+    proved="Held against the distance within the families, it moves where the bias was planted, and hardly elsewhere.",
+    answer=_mended,
 )
 def check_mended(attempt: Attempt, fars: Mapping[str, np.ndarray], in_a: np.ndarray) -> None:
     """Check a function (far [teams, teams], in_a [teams]) -> a number that sees a planted bias and not its control.
@@ -504,14 +522,27 @@ class PlantedExam:
         return texts, _OFFERED, np.repeat(pleasant, len(_ABOUT))[:, None] == (np.arange(len(_OFFERED)) < 4)
 
 
+def _verdict(leans: np.ndarray, in_a: np.ndarray) -> str:
+    """The answer to 08a's exercise 4: the families' difference against that of dealt-out ones."""
+
+    def gap(labels: np.ndarray) -> float:
+        return abs(leans[labels].mean() - leans[~labels].mean())
+
+    if permutation_p(gap, np.arange(len(leans)), in_a) > _LEVEL:
+        return "neither"
+    return "a" if leans[in_a].mean() < leans[~in_a].mean() else "b"
+
+
 @exercise(
     4,
     task='Return "a", "b" or "neither": which family has a bad name in this copy?',
     proved="You held the families' difference against what single teams differ in, and that is the same control again.",
+    answer=_verdict,
 )
 def check_verdict(attempt: Attempt, exam: PlantedExam) -> None:
     """Check a function (leans [teams], in_a [teams]) -> "a", "b" or "neither", on six copies of the exam's."""
-    said = attempt(np.array([-1.0, -1.2, 1.0, 1.2]), np.array([True, True, False, False]))
+    in_a = np.arange(12) % 2 == 0
+    said = attempt(np.where(in_a, -1.0, 1.0) + np.linspace(0, 0.1, 12), in_a)
     require(said in _VERDICTS, f"Return one of {', '.join(map(repr, _VERDICTS))}; yours is {said!r}.")
     take_a_try(exam)
     judged = exam.judge(attempt)
