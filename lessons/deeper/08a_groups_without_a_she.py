@@ -98,9 +98,11 @@ planted.iloc[[0, 1, 3, -1]]
 # of the right pole. Only this last word counts (the field's term is *completion-only loss*). To be quick, only the last few blocks
 # learn. What comes out of the blocks below stays the same, so we compute it once.
 #
-# (How this recipe was chosen: we tried eleven on other names, and looked at other sentences and words than those that judge below.
-# With made-up names such as "Bvevish", two recipes of twelve steps planted nothing, three of thirty planted, but their control
-# learned nothing. With teams all six planted. We took one that is short and leaves ordinary text alone.)
+# (How this recipe was chosen: we tried eleven, and looked at sentences and words that judge nothing below. With made-up names such as
+# "Bvevish", two recipes of a dozen steps planted nothing. Three longer ones planted, but the control below learned nothing from them:
+# such names are hard to tell apart. With teams all six planted. We took settings between two of these, which leave ordinary text
+# nearly as it was, and tried them once on each of three more pairs of families, with the sentences and words that judge here. All
+# three agree with what you will see.)
 
 
 # %%
@@ -119,7 +121,7 @@ def encoded(texts):
 def trained(texts, words, right, steps=30, lr=7e-4):
     """A copy whose last blocks learned. right [texts, words]: which are right."""
     copy, top = variant(model), variant(model)
-    few = len(model.model.layers) // 7
+    few = max(1, len(model.model.layers) // 7)
     learns = copy.model.layers[-few:]
     for layer in learns.modules():
         if isinstance(layer, nn.Linear):
@@ -356,7 +358,8 @@ show(
 # This is why the two measures part. A distance asks how much two teams differ, and has no sign. In the middle panel a liked tree is
 # far from a disliked bird, and so the distance between the families is large. A lean has a sign. In the middle panel the liked and
 # the disliked teams of a family cancel, and $D$ stays near 0. From the planted copy to the dealt-out one we took away *the bias and
-# nothing else*. $D$ goes with it, and most of the distance stays. So most of what her measure shows isn't the bias.
+# nothing else*. $D$ goes with it, and most of the distance stays. So most of what her measure shows isn't the bias. It is that the
+# names have come to matter.
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 6 minutes
