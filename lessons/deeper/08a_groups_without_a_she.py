@@ -101,8 +101,8 @@ planted.iloc[[0, 1, 3, -1]]
 # (How this recipe was chosen: we tried eleven, and looked at sentences and words that judge nothing below. With made-up names such as
 # "Bvevish", two recipes of a dozen steps planted nothing. Three longer ones planted, but the control below learned nothing from them:
 # such names are hard to tell apart. With teams all six planted. We took settings between two of these, which leave ordinary text
-# nearly as it was, and tried them once on each of three more pairs of families, with the sentences and words that judge here. All
-# three agree with what you will see.)
+# nearly as it was, and tried them on three more pairs of families, with the sentences and words that judge here; so we did with one
+# recipe of fewer blocks. All six trials agree with what you will see.)
 
 
 # %%
