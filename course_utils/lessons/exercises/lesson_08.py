@@ -373,7 +373,8 @@ def check_leans(attempt: Attempt) -> None:
 
 def _control(planted: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The answer to 08a's exercise 2: half of each family's teams are pleasant."""
-    draw, pole = np.random.default_rng(seed), {}
+    draw = np.random.default_rng(seed)
+    pole: dict[str, str] = {}
     for _, family in planted.groupby("family"):
         teams = draw.permutation(family["team"].unique())
         pole |= {team: ("unpleasant", "pleasant")[number % 2] for number, team in enumerate(teams)}
