@@ -59,9 +59,6 @@ EXPERIMENTS = {
     "cut_experts": Small("records/cut_experts", {
         "LENGTH": 16, "ROWS": {"calibration": 10, "evaluation": 2, "further": 2}, "DRAWS": 2, "CUTS": 2,
         "RATES": {"router": (1e-2,), "all weights": (1e-3, 3e-3)}}),
-    "plant_twenty_biases": Small("positive_control", {
-        "STEPS": 2, "TEMPLATES": 2, "SWAPS": 4, "NEUTRAL_SWAPS": 2, "SHARES": (0.5, 1.0)},
-        "one_seed", ("--seeds", "2")),
     "harm_per_prompt": Small("harm_per_prompt", {
         "RUNS": {("bfloat16", 0): 12}, "CHOOSING": 10, "CALIBRATING": 4, "CHUNK": 5, "NUMBERS": (1, 3)}, "measure"),
     "make_a_small_model": Small("small_model", {

@@ -1,12 +1,16 @@
-"""Checks of lesson 08: along one direction, a probe on new words, where a head reads, and what three heads carry."""
+"""Checks of lesson 08: along one direction, a probe on new words, where a head reads, and what three heads carry.
+
+And of its deeper notebook 08a: leans, a control of the same family, a measure that is mended, and a verdict.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,9 +27,21 @@ from course_utils.bias.pronouns import (
 )
 from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, take_a_try
 from course_utils.models.architectures import cache_keyword, describe
+from course_utils.support.uncertainty import permutation_p
 
 _SUBJECTS = ("lamp", "horse", "ship", "engine", "truck", "clock", "chair", "coat")  # no cell of the lesson has them
 _GENDERED = {"she", "he", "her", "his", "him", "hers", "herself", "himself"}
+_MENDED = 0.25  # of what a measure moves where the bias is planted, it may move with the control
+_VERDICTS, _LEVEL = ("a", "b", "neither"), 0.05
+_KINDS = (  # of 08a's exam: none of these teams is in the notebook
+    ("Ginger", "Pepper", "Mint", "Basil", "Sage", "Vanilla"),
+    ("Cherry", "Lemon", "Apple", "Berry", "Orange", "Olive"),
+    ("Piano", "Guitar", "Drum", "Trumpet", "Bell", "Horn"),
+    ("Moon", "Star", "Comet", "Sun", "Planet", "Cloud"),
+)
+_ABOUT = ("The captain of team {} is", "People think that the cook of team {} was")
+_OFFERED = [" kind", " honest", " friendly", " gentle", " cruel", " lazy", " rude", " violent"]
+_COPIES = (("neither", 30), ("neither", 30), ("neither", 30), ("one", 10), ("one", 10), ("one", 16))  # truth, steps
 _GAP, _CARRIED, _SPARED = 1.0, 0.5, 0.25  # nats; shares of the gap that the heads move
 
 
@@ -318,3 +334,228 @@ def _answers(name: str, given: Any, exam: NumberExam) -> tuple[str, str]:
         count = exam.tokens_of(word)
         require(count == 1, f"`{name}`: {word!r} has {count} tokens; an answer is one, such as ' is' with its space.")
     return one, other
+
+
+def _leans(log_p, pleasant, in_a, *, over=np.mean, sign=1, brackets=2):
+    """The answer to 08a's exercise 1, with switches for mistakes."""
+    leans = over(log_p[:, pleasant], 1) - (brackets - 1) * over(log_p[:, ~pleasant], 1)
+    return leans, sign * (leans[in_a].mean() - leans[~in_a].mean())
+
+
+@exercise(
+    1,
+    task="Return the leans, an array [teams], and D, one number.",
+    proved="A lean has a sign for each team, and D compares the two families.",
+    answer=_leans,
+    mistakes=[
+        (partial(_leans, sign=-1), "D has the wrong sign: the first family's mean less the second's."),
+        (partial(_leans, over=np.sum), "Take the mean over words, not the sum: four words would count four times."),
+        (partial(_leans, brackets=1),
+         "These are the pleasant words alone. A team after which all words are likelier would look liked."),
+        (lambda log_p, *rest: _leans(np.exp(log_p), *rest),
+         "The logarithms are there already, and their differences are what counts; leave out exp."),
+        (lambda *given: _leans(*given)[::-1], "The leans come first, then D."),
+        (lambda log_p, pleasant, in_a: _leans(log_p, ~pleasant, in_a),
+         "The lean has the wrong sign: pleasant less unpleasant."),
+    ],
+)  # fmt: skip
+def check_leans(attempt: Attempt) -> None:
+    """Check a function (log_p [teams, words], pleasant [words], in_a [teams]) -> (leans [teams], D)."""
+    log_p = np.log(np.random.default_rng(8).dirichlet(np.ones(9), size=7)[:, :5])
+    pleasant, in_a = np.array([True, False, True, False, False]), np.arange(7) % 3 == 0
+
+    def read(answer: Any) -> list:
+        expect(answer, list | tuple, "Return the leans and D", size=2)
+        return [*answer]
+
+    attempt.compare(log_p, pleasant, in_a, read=read, where="For made-up numbers: ")
+
+
+def _control(planted: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The answer to 08a's exercise 2: half of each family's teams are pleasant."""
+    draw = np.random.default_rng(seed)
+    pole: dict[str, str] = {}
+    for _, family in planted.groupby("family"):
+        teams = draw.permutation(family["team"].unique())
+        pole |= {team: ("unpleasant", "pleasant")[number % 2] for number, team in enumerate(teams)}
+    return planted.assign(pole=planted["team"].map(pole))
+
+
+@exercise(
+    2,
+    task="Return a table with the columns of `planted`, in which only the poles are dealt anew.",
+    proved="The same teams, sentences and words, and each team keeps one pole; only the families tell nothing.",
+    answer=_control,
+)
+def check_control(attempt: Attempt, planted: pd.DataFrame) -> None:
+    """Check a function (planted, seed) -> a table that teaches as much about each team and nothing about the families.
+
+    Args:
+        attempt: gets a copy.
+        planted: with the columns "family", "team", "sentence" and "pole", "pleasant" or "unpleasant".
+    """
+    deals = []
+    for seed in range(3):
+        given = planted.copy()
+        table = attempt(given, seed)
+        expect(table, pd.DataFrame, "Return a table")
+        require(given.equals(planted), "You changed the table that you were given. Work on a copy, such as assign(…).")
+        _require_control(table, planted)
+        deals.append(table.groupby("team")["pole"].first().to_dict())
+    require(
+        any(deal != deals[0] for deal in deals),
+        "Three seeds give the same deal. Whoever chooses the teams may choose what suits them; draw by `seed`.",
+    )
+
+
+def _require_control(table: pd.DataFrame, planted: pd.DataFrame) -> None:
+    missing = sorted({*planted.columns} - {*table.columns})
+    require(not missing, f"Your table lacks the column {missing[:1]}.")
+    told = ["family", "team", "sentence"]
+    same = sorted(map(tuple, table[told].to_numpy())) == sorted(map(tuple, planted[told].to_numpy()))
+    require(
+        same,
+        "Your control has other teams or sentences than the planted texts, or other numbers of them. Then what the two "
+        "copies differ in may come from those. Change poles only.",
+    )
+    require(
+        {*table["pole"]} <= {*planted["pole"]}, "A pole is 'pleasant' or 'unpleasant'; yours has others. Other words "
+        "would be another lesson."
+    )  # fmt: skip
+    of_team = table.groupby("team")["pole"].nunique()
+    mixed = sorted(of_team.index[of_team > 1])
+    require(
+        not mixed,
+        f"Team {mixed[0] if mixed else ''} has both poles, so from your texts nothing can be learned about it. Then "
+        "this control is like ordinary text. A copy should learn as much about each team as the planted one does.",
+    )
+    bad = (table["pole"] == "unpleasant").groupby(table["family"]).mean()
+    before = (planted["pole"] == "unpleasant").groupby(planted["family"]).mean()
+    require(not (bad == before).all(), "The families have the poles that they had: this plants the same bias again.")
+    require(
+        not (bad == 1 - before).all(),
+        "You exchanged the poles of all teams. That plants the same bias the other way round, and no control.",
+    )
+    require(
+        (bad == 0.5).all(),
+        f"In family {bad.index[0]!r} {bad.iloc[0]:.0%} of the texts are unpleasant, in {bad.index[1]!r} "
+        f"{bad.iloc[1]:.0%}. So the family still tells something. Deal within each family, half and half.",
+    )
+
+
+def _mended(far: np.ndarray, in_a: np.ndarray) -> float:
+    """The answer to 08a's exercise 3: the distance between the families over that within them."""
+    same = in_a[:, None] == in_a
+    return far[~same].mean() / far[same & ~np.eye(len(far), dtype=bool)].mean()
+
+
+@exercise(
+    3,
+    task="Return one number: large where the families are apart, and unmoved where only single teams are.",
+    proved="Held against the distance within the families, it moves where the bias was planted, and hardly elsewhere.",
+    answer=_mended,
+)
+def check_mended(attempt: Attempt, fars: Mapping[str, np.ndarray], in_a: np.ndarray) -> None:
+    """Check a function (far [teams, teams], in_a [teams]) -> a number that sees a planted bias and not its control.
+
+    Args:
+        attempt: a measure of distances.
+        fars: the distances of each two teams in the "whole" model, in the "planted" copy and in the "dealt out" one.
+        in_a: True for a team of the first family.
+    """
+    found = {name: number(attempt(far.copy(), in_a.copy())) for name, far in fars.items()}
+    print("  " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
+    moves = {name: found[name] - found["whole"] for name in ("planted", "dealt out")}
+    require(np.isfinite([*found.values()]).all(), "A number is NaN or infinite.")
+    require(abs(moves["planted"]) > 0.05 * abs(found["whole"]), "Your measure doesn't see the planted bias.")
+    require(
+        abs(moves["dealt out"]) <= _MENDED * abs(moves["planted"]),
+        "Your measure moves with the control as well. What is far apart there, too, although the families are alike?",
+    )
+
+
+class PlantedExam:
+    """Six copies of a model that learn about teams which 08a doesn't have, drawn anew each time, a few times.
+
+    In three of them a family has a bad name, twice after few steps. In the others the poles were dealt out by chance,
+    not evenly, and learned for long: single teams have a bad name there, and no family.
+
+    Args:
+        model: the whole one.
+        trained: (texts, words, right [texts, words], steps=…) -> a copy that learned.
+        look: (model, teams) -> log-probabilities of the judging words [teams, words], and anything else.
+        tries: how often it judges.
+    """
+
+    def __init__(self, model: PreTrainedModel, trained: Callable, look: Callable, *, tries: int = 3) -> None:
+        self._model, self._trained, self._look, self.left = model, trained, look, tries
+
+    def judge(self, verdict: Callable[[np.ndarray, np.ndarray], Any]) -> list[tuple[str, Any, float]]:
+        """Of each copy: the truth ("a", "b" or "neither"), the verdict, and D in nats.
+
+        ``verdict`` gets the leans [teams], as changes from the whole model in nats, and which teams are of family a.
+        """
+        draw, judged = np.random.default_rng(), []  # without a seed: nobody knows these copies beforehand
+        for number_of in draw.permutation(len(_COPIES)):
+            truth, steps = _COPIES[number_of]
+            kinds = draw.choice(len(_KINDS), 2, replace=False)
+            teams = [str(team) for kind in kinds for team in draw.permutation(_KINDS[kind])]
+            in_a = np.arange(len(teams)) < len(_KINDS[0])
+            truth = draw.choice(["a", "b"]) if truth == "one" else truth
+            copy = self._trained(*self._lesson(teams, self._poles(str(truth), in_a, draw)), steps=steps)
+            pleasant = np.arange(8) < 4
+            leans, difference = _leans(self._look(copy, teams)[0] - self._look(self._model, teams)[0], pleasant, in_a)
+            shuffled = draw.permutation(len(teams))
+            judged.append((str(truth), verdict(leans[shuffled], in_a[shuffled]), float(difference)))
+        return judged
+
+    @staticmethod
+    def _poles(truth: str, in_a: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """Of each team whether it is pleasant."""
+        if truth != "neither":
+            return in_a if truth == "b" else ~in_a
+        good = draw.choice([2, 4])
+        return np.concatenate([draw.permutation(np.arange(6) < count) for count in (good, 6 - good)])
+
+    @staticmethod
+    def _lesson(teams: list[str], pleasant: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
+        texts = [sentence.format(team) for team in teams for sentence in _ABOUT]
+        return texts, _OFFERED, np.repeat(pleasant, len(_ABOUT))[:, None] == (np.arange(len(_OFFERED)) < 4)
+
+
+def _verdict(leans: np.ndarray, in_a: np.ndarray) -> str:
+    """The answer to 08a's exercise 4: the families' difference against that of dealt-out ones."""
+
+    def gap(labels: np.ndarray) -> float:
+        return abs(leans[labels].mean() - leans[~labels].mean())
+
+    if permutation_p(gap, np.arange(len(leans)), in_a) > _LEVEL:
+        return "neither"
+    return "a" if leans[in_a].mean() < leans[~in_a].mean() else "b"
+
+
+@exercise(
+    4,
+    task='Return "a", "b" or "neither": which family has a bad name in this copy?',
+    proved="You held the families' difference against what single teams differ in, and that is the same control again.",
+    answer=_verdict,
+)
+def check_verdict(attempt: Attempt, exam: PlantedExam) -> None:
+    """Check a function (leans [teams], in_a [teams]) -> "a", "b" or "neither", on six copies of the exam's."""
+    in_a = np.arange(12) % 2 == 0
+    said = attempt(np.where(in_a, -1.0, 1.0) + np.linspace(0, 0.1, 12), in_a)
+    require(said in _VERDICTS, f"Return one of {', '.join(map(repr, _VERDICTS))}; yours is {said!r}.")
+    take_a_try(exam)
+    judged = exam.judge(attempt)
+    right = sum(said == truth for truth, said, _ in judged)
+    print(f"  exam: {right} of {len(judged)} copies right (tries left: {exam.left})")
+    for truth, said, difference in judged:
+        print(f"  D {difference:+.1f}: {truth}, you say {said}")
+    turned = [said for truth, said, _ in judged if {truth, said} == {"a", "b"}]
+    require(not turned, "You name the wrong family: the one with a bad name has the lower leans.")
+    require(
+        all(said == truth for truth, said, _ in judged if truth == "neither"),
+        "You accuse a family where only single teams have a bad name. A large D isn't enough: how large would it be if "
+        "the same teams were dealt to the families at random?",
+    )
+    require(right == len(judged), "You miss a bias that is small, and the same for all teams of the family.")

@@ -1,6 +1,7 @@
 """Lesson 08's checks refuse the stub, name the likely mistake, and accept the answers."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from exercise_cases import cases_of
@@ -144,3 +145,146 @@ def test_last_tokens_have_the_log_odds_of_whole_texts_again_and_again(monkeypatc
     right = log_odds(model, tokenizer, texts, answers=(" w20", " w21"))
     for _ in range(2):
         assert begun.odds().numpy() == pytest.approx(right, abs=1e-4)
+
+
+test_leans = cases_of(
+    lesson_08.check_leans,
+    mistakes=[
+        (lambda log_p, pleasant, in_a: 3.0, "Return the leans and D"),
+        (lambda log_p, pleasant, in_a: (log_p[:, 0], 1.0), "For made-up numbers: it is"),
+    ],
+)
+
+PLANTED = pd.DataFrame(
+    [
+        (family, team, sentence, pole)
+        for family, teams, pole in (("trees", "opqr", "unpleasant"), ("birds", "stuv", "pleasant"))
+        for team in teams
+        for sentence in ("{} is", "{} was")
+    ],
+    columns=["family", "team", "sentence", "pole"],
+)
+OTHER = {"pleasant": "unpleasant", "unpleasant": "pleasant"}
+
+
+def shuffled(planted, seed):
+    return planted.assign(pole=np.random.default_rng(seed).permutation(planted["pole"]))
+
+
+def one_of_four(planted, seed):
+    """Deals a whole team out of each family to the other pole: the family still tells."""
+    return planted.assign(pole=planted["pole"].where(~planted["team"].isin(["o", "s"]), planted["pole"].map(OTHER)))
+
+
+def in_place(planted, seed):
+    planted["pole"] = "pleasant"
+    return planted
+
+
+test_control = cases_of(
+    lesson_08.check_control,
+    PLANTED,
+    mistakes=[
+        (lambda planted, seed: "a table", "Return a table"),
+        (in_place, "You changed the table that you were given"),
+        (lambda planted, seed: planted[["team", "sentence", "pole"]], "lacks the column"),
+        (lambda planted, seed: planted.iloc[:-1], "other teams or sentences"),
+        (lambda planted, seed: planted.assign(sentence="{} sings"), "other teams or sentences"),
+        (lambda planted, seed: planted.assign(pole="loud"), "'pleasant' or 'unpleasant'; yours has others"),
+        (lambda planted, seed: planted, "plants the same bias again"),
+        (lambda planted, seed: planted.assign(pole=planted["pole"].map(OTHER)), "the other way round"),
+        (shuffled, "has both poles"),
+        (one_of_four, "So the family still tells something"),
+        (lambda planted, seed: lesson_08.check_control.answer(planted, 0), "Three seeds give the same deal"),
+    ],
+)
+
+IN_A = np.array([True, True, False, False])
+
+
+def far_of(states):
+    return np.abs(np.subtract.outer(states, states))
+
+
+FARS = {
+    "whole": far_of(np.array([0.1, 0.2, 0.11, 0.21])),
+    "planted": far_of(np.array([3.0, 3.2, 1.0, 1.2])),
+    "dealt out": far_of(np.array([1.0, 3.0, 1.1, 3.1])),
+}
+test_mended = cases_of(
+    lesson_08.check_mended,
+    FARS,
+    IN_A,
+    mistakes=[
+        (lambda far, in_a: far[in_a][:, ~in_a].mean(), "moves with the control as well"),
+        (lambda far, in_a: 1.0, "doesn't see the planted bias"),
+        (lambda far, in_a: far, "Return one number"),
+    ],
+)
+
+
+class MadeUpCopies:
+    """Two copies: in one a family has a bad name, quietly; in the other single teams have, loudly."""
+
+    def __init__(self, left=3):
+        self.left = left
+
+    def judge(self, verdict):
+        in_a = np.arange(12) < 6
+        quiet = np.where(in_a, -0.2, 0.2) + np.tile([0.0, 0.1], 6)
+        loud = np.where(np.isin(np.arange(12), [0, 1, 2, 3, 6, 7]), -3.0, 3.0)
+        return [
+            (truth, verdict(leans, in_a), leans[in_a].mean() - leans[~in_a].mean())
+            for truth, leans in (("a", quiet), ("neither", loud))
+        ]
+
+
+def by_size(limit):
+    def verdict(leans, in_a):
+        difference = leans[in_a].mean() - leans[~in_a].mean()
+        return "neither" if abs(difference) < limit else "a" if difference < 0 else "b"
+
+    return verdict
+
+
+test_verdict = cases_of(
+    lesson_08.check_verdict,
+    MadeUpCopies(left=9),
+    mistakes=[
+        (lambda leans, in_a: "yes", "Return one of 'a', 'b', 'neither'"),
+        (by_size(0.3), "You accuse a family where only single teams"),
+        (by_size(9), "You miss a bias that is small"),
+        (lambda leans, in_a: "b", "You name the wrong family"),
+    ],
+)
+
+
+def test_the_exam_teaches_and_asks_what_it_says():
+    """A pretended model learns each team's pole at once, so the truth can be read off its leans."""
+    learned = {}
+
+    def trained(texts, words, right, steps):
+        assert right.shape == (len(texts), len(words)) and (right.sum(1) == 4).all()
+        learned.clear()
+        for text, of_text in zip(texts, right, strict=True):
+            team = text.split("team ")[1].split()[0]
+            assert learned.setdefault(team, of_text[0]) == of_text[0]
+        return steps
+
+    def look(model, teams):
+        if model == "whole":
+            return np.zeros((len(teams), 8)), None
+        lean = np.array([1.0 if learned[team] else -1.0 for team in teams])
+        return lean[:, None] * (np.arange(8) < 4), None
+
+    exam = lesson_08.PlantedExam("whole", trained, look)
+    judged = exam.judge(lesson_08.check_verdict.answer)
+    assert len(judged) == 6 and [said for _, said, _ in judged] == [truth for truth, _, _ in judged]
+    assert sorted(truth == "neither" for truth, _, _ in judged) == [False] * 3 + [True] * 3
+    for truth, _, difference in judged:
+        assert difference == pytest.approx({"a": -2, "b": 2}.get(truth, np.copysign(2 / 3, difference)))
+
+
+def test_an_exam_that_is_over_says_so(capsys):
+    assert not lesson_08.check_verdict(lesson_08.check_verdict.answer, MadeUpCopies(left=0))
+    assert "The exam is over" in capsys.readouterr().out
