@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Healing: what gets back what pruning took?"
-#     minutes: 100 to 125 minutes
+#     minutes: 90 to 115 minutes
 #     prerequisites: lesson 01 (a neuron's constant, guessing), lesson 03 (the activation score, hooks, the first token), lesson 05 (text before)
 #     assets: [smollm2, texts, speeches, benchmarks]
 #     concepts: [echo, ridge regression, share that is said, dictionary, teacher and student, distillation, LAMBADA]

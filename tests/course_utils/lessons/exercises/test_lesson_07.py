@@ -312,11 +312,11 @@ def test_the_exam_judges_a_few_times_only(capsys):
 def test_the_exam_counts_other_articles_and_compares_with_its_opponent(monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
     model, tokenizer = load_model("llama", device="cpu")
-    asked = []
-    exam = lesson_07.WordsExam(lambda rows: asked.append(rows) or model, tokenizer, MadeUpExam.speeches, MadeUpExam.speeches)
+    asked, speeches = [], MadeUpExam.speeches
+    exam = lesson_07.WordsExam(lambda rows: asked.append(rows) or model, tokenizer, speeches, speeches)
     assert exam.counts(0) == exam.counts(0) != exam.counts(1)
     assert exam.counts(0).total() == 4 * 256
-    assert not np.concatenate(exam.more(MadeUpExam.speeches)).any()  # it is its own opponent
+    assert not np.concatenate(exam.more(speeches)).any()  # it is its own opponent
     assert len(asked) == 2
 
 
