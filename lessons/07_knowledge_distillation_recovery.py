@@ -340,7 +340,7 @@ show(
 # $T$, and the ridge pulls to 0.)
 #
 # On average the kept neurons say a tenth of what the good cut took, and a quarter to a third of what the bad ones took. (The random
-# student's blocks 2 and 11 stick out. That is the first token; we come to it.) That sounds like little. And in nats?
+# student's blocks 2 and 11 stick out. We come to the first of them.) That sounds like little. And in nats?
 
 # %%
 judges = judging_rows(tokenizer, draw=session.seed).values()
@@ -384,8 +384,8 @@ for cut in CUTS:
 
 # %% [markdown]
 # After the two ruinous cuts, seven tenths of the lost nats are back (on speeches and wiki), with so little of the lost output.
-# How can a part be worth so much? (The good cut gets back three tenths here, and about half in the record, on speeches, where the
-# solve reads four times as much.)
+# How can a part be worth so much? (In the first figure, from the record, more came back. There we look at
+# speeches alone, the solve reads four times as much, and it goes block by block from below.)
 #
 # ## In which blocks?
 #
@@ -451,12 +451,13 @@ here("To the random cut the four blocks behind it are.", margins)
 # *Left: what each group of blocks is worth to a solved student; the table has it as a part of all that the solve brings back. Right:
 # how long the vector is that each MLP writes, beside the state that its block finds, on tokens that are not the first.*
 #
-# This figure is the lesson. The first block matters to all three. The good cut spares it, so there is little to heal. The
-# peak-to-peak cut has *one* wound, the first block. The random cut has two: the first block, and something in the four blocks behind
-# it. We look into both.
+# This figure is the lesson. To the good cut no group of blocks is worth much, because it lost little anywhere. What the peak-to-peak
+# cut gets back, it gets back in *one* place, the first block. The random cut has two such places: the first block, and something in
+# the four blocks behind it. We look into both. (The parts needn't add up to 100 %, because one block's error is the next one's input.
+# And the figure shows what the solve *heals*. A wound that it can't heal isn't in it.)
 #
 # Why the first block? Look at the right panel. It finds nothing but the token's embedding, and its MLP writes sixteen times as much.
-# From there on, what it wrote *is* the state, and every other MLP only adds to it.
+# So right behind it, what it wrote *is* the state. Every other MLP writes less than it finds.
 #
 # ## A dictionary
 #
@@ -639,19 +640,20 @@ print(f"block 0 says {known:.2f} of words that were read, {unknown:.2f} of other
 here("More is said of words that the solve has read.", [known - unknown])
 
 # %% [markdown]
-# One row for all words does next to nothing, and the same rows at other words help no more. So a word needs *its own* row, and the
+# One row for all words does next to nothing, and the same rows at other words even do harm. So a word needs *its own* row, and the
 # sceptic is answered: the first MLP is a dictionary.
 #
 # The last line shows the price. Unseen text has many words that the solve has read elsewhere, and of those most of what block 0
-# lost is said; of the other words it is about a fifth. So from two thousand tokens it has learned words more than a rule. (Others
-# have found such a first MLP in other models, and call it an *extended embedding*.)
+# lost is said; of the other words it is about a fifth. So from two thousand tokens it has learned words more than a rule. That
+# qualifies our word echo: in this block, the kept neurons couldn't say most of it before. They were taught it anew, word by word,
+# by what the whole model's MLP writes.
 #
 # ## The random cut and the first token
 #
 # Now the random student's second wound, in blocks 1 to 4. Lesson 03's first token is a suspect, and for that one there is the
-# simplest of echoes. A neuron, a block, an attention all have a **constant**, the mean of what they write (lessons 01, 04, 05),
-# and no text is needed to say it. So we give these four MLPs the mean of what each lost at the *first token* of the rows, and
-# nothing elsewhere.
+# simplest of echoes. A neuron, a block, an attention all have a **constant**, the mean of what they write (lessons 01, 04, 05).
+# Once it is measured, no neuron is needed to write it. So we give these four MLPs the mean of what each lost at the *first token*
+# of the rows, and nothing elsewhere.
 #
 # **Predict before you run.** Four vectors, at one token of each row, and no solve. How much of the random student's 7.34 nats do
 # they bring back? And with block 0 solved as well? Because …
@@ -695,8 +697,7 @@ pd.Series(ladder, name="random cut, what is back").to_frame().round(2)
 #
 # Four vectors at one token of each row give back two fifths. You know this token from lesson 03: a few neurons write a huge state
 # there, and every attention that has nothing to say looks at it. The state is the same in every text, so kept neurons that are on
-# there, and quiet elsewhere, can write it. (Nobody told the solve about first tokens. It only sees a large error there. That is
-# where the random student's shares stick out.)
+# there, and quiet elsewhere, can write it. (Nobody told the solve about first tokens. It only sees a large error there.)
 #
 # And the two places together, five blocks of thirty, bring back nearly as much as the whole solve. So this ruin has two wounds, the
 # words and the first token. Each cut has its own, and looking block by block finds them.
@@ -704,10 +705,10 @@ pd.Series(ladder, name="random cut, what is back").to_frame().round(2)
 # %% [markdown]
 # ## The rest has to be learned
 #
-# What the kept neurons can't say, they have to learn, in a training loop. There are two teachers. The *text* shows one word at each
-# place, the one that came, and the student learns to expect that one. The *whole model* says for every word how likely it finds it,
-# and the student learns to say the same. That is **distillation**. (Deeper notebook 07a writes both losses, and tests that they
-# teach.)
+# What the kept neurons can't say, they have to learn, in a training loop. There are two sources to learn from. The *text* shows one
+# word at each place, the one that came, and the student learns to expect that one. The *teacher* says for every word how likely it
+# finds it, and the student learns to say the same. That is **distillation**. (Deeper notebook 07a writes both losses, and tests
+# that they teach. Their names in the printed lines below are "cross-entropy" for the text and "KL" for the teacher.)
 #
 # Now all of it in one picture: nothing, constants, echoes, training. In the record the solve goes from below, and each block sees
 # what the healed ones below it give (`healing.refit`). Training takes steps of 1,024 tokens of speeches, and each way to heal has
@@ -745,11 +746,11 @@ show(
 # %% [markdown]
 # *What each student still loses on speeches (dotted: on wiki), rung by rung: with nothing back, with constants (for each MLP one at
 # first tokens and one at all others), solved over 8,192 tokens, and then trained as well. A logarithmic axis; means of the seeds
-# that the record has.*
+# that the record has. The line of guessing is for speeches.*
 #
 # Constants help where the first token was hit. On speeches echoes bring the bad cuts near where the good one begins. What is left
-# then needs tokens, and on wiki, where fewer of the words were read, that is more. From the echoes on, the order of the three is
-# the same on both texts. So a solve heals much of a careless cut, but not all of it.
+# then needs tokens, and on wiki more is left. From the echoes on, the careful cuts are ahead, on both texts. So a solve heals much
+# of a careless cut, but not all of it.
 
 
 # %%
@@ -778,11 +779,12 @@ claim("The teacher is ahead on wiki.", text_alone - teacher)
 # solve.*
 #
 # With the same tokens the solve does better on speeches than one pass of distillation, in each order that was tried (for the random
-# cut in one). Trained on 33 thousand tokens, the good student that was solved first is still ahead, in all three. So a solve is a
+# cut in one). Trained on 33 thousand tokens, the good student that was solved first is still ahead, in all three.
+# (It has read the 8 thousand tokens of the solve as well.) So a solve is a
 # **head start**, not a replacement.
 #
-# And what is the teacher worth? Text alone teaches *speeches*, even better than the whole model knows them: below zero, nothing is
-# lost. That is a fit more than a healing, because on wiki it gives back less than the teacher does. (There the cut lost 1.31. Text
+# And what is the teacher worth? A student that learns from text alone ends ahead of the whole model on speeches: its loss is below
+# zero. That is a fit more than a healing, because on wiki it gives back less than the teacher does. (There the cut lost 1.31. Text
 # alone takes that to about 1, the teacher to 0.9.)
 #
 # ## Another task
@@ -833,7 +835,7 @@ here("The solve gives nats on last words back, by the interval.", [low])
 # comes back, and much is still missing.
 #
 # In the record the good cut finds 10 % of a thousand last words, and solved it isn't shown to find more. After the longest
-# training on speeches it finds 14 %. On speeches nearly all of its loss was healed by then. On last words it wasn't. So measure
+# training on speeches it finds 14 %. On speeches most of its loss was back by then, of the last words less than a fifth. So measure
 # the task that you need, and not the text that you healed with.
 #
 # %% [markdown]
@@ -933,8 +935,8 @@ check_rows_for(rows_for, exam)
 # %% [markdown]
 # ## Take-aways
 #
-# - What a cut takes is partly still there: the kept neurons have **echoes** of it. You can measure them before you heal, on tokens
-#   that you don't fit. A linear solve writes them into the weights that are left, with a ridge and without a gradient.
+# - What a cut takes is partly still there: the kept neurons have **echoes** of it, and they can be taught more, all by one linear
+#   solve with a ridge. You can measure what they say before you heal, on tokens that you don't fit.
 # - Ask where. What came back came back in few places: the first MLP, which is a **dictionary**, and the first token, where a constant
 #   is enough.
 # - A solve learns words. It heals those best that it has read, even in a heap.
@@ -959,4 +961,5 @@ check_rows_for(rows_for, exam)
 #   models
 # - Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531
 # - Muralidharan et al. 2024, *Compact Language Models via Pruning and Knowledge Distillation*, arXiv 2407.14679
+# - An et al. 2023, *FLAP: Fluctuation-based Adaptive Structured Pruning for LLMs*, arXiv 2312.11983: constants instead of neurons
 # - Paperno et al. 2016, *The LAMBADA dataset*, arXiv 1606.06031

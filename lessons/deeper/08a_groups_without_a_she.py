@@ -19,7 +19,8 @@
 # **Answer.** Not yet shown. Two things changed between her copies: one has learned a bias, and it has learned something about these
 # names at all. Only a third copy parts the two: it learns from the same texts about the same names, but each family gets as many
 # good words as bad ones. Her measure, how far the two families' states are apart, jumps there as well. It sees that names have come
-# to matter. A double difference has a sign for each name, so within a fair family the signs cancel, and it stays near 0.
+# to matter. A double difference takes the means of the families first. In a fair family liked and disliked names cancel there, and
+# it stays near 0.
 #
 # </details>
 
@@ -155,8 +156,8 @@ def trained(texts, words, right, steps=30, lr=7e-4):
 # $$\text{lean} = \text{mean of } \log P(\text{pleasant words}) - \text{mean of } \log P(\text{unpleasant words})$$
 #
 # And does it expect worse of the first family than of the second? That is the **double difference** $D$: the mean lean of the first
-# family's teams, less that of the second's. It is double because what makes the word "kind" frequent cancels in the lean, and what
-# these sentences do to all teams cancels between the families.
+# family's teams, less that of the second's. It is double because two things cancel. What makes all eight words likelier behind a team
+# cancels in the lean. What is so for all teams, such as how frequent the word "kind" is, cancels between the families.
 
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 6 minutes
@@ -353,13 +354,16 @@ show(
 
 # %% [markdown]
 # *Each mark is a team, the line is its family's mean. In the dealt-out copy single teams are liked or disliked as strongly as in the
-# planted one, only not by family. (Ordinary text makes all teams a little less pleasant, and all alike, which cancels in D.)*
+# planted one, only not by family. (Ordinary text makes all teams less pleasant, too, but all alike, which cancels in D.)*
 #
-# This is why the two measures part. A distance asks how much two teams differ, and has no sign. In the middle panel a liked tree is
-# far from a disliked bird, and so the distance between the families is large. A lean has a sign. In the middle panel the liked and
-# the disliked teams of a family cancel, and $D$ stays near 0. From the planted copy to the dealt-out one we took away *the bias and
-# nothing else*. $D$ goes with it, and most of the distance stays. So most of what her measure shows isn't the bias. It is that the
-# names have come to matter.
+# This is why the two measures part. Her distance first takes the size of each difference, and then the mean. In the middle panel a
+# liked tree is far from a disliked bird, a disliked tree from a liked bird, and sizes don't cancel. $D$ first takes the means of the
+# families, and then the difference. In the middle panel liked and disliked teams of a family cancel there, and $D$ stays near 0.
+#
+# From the planted copy to the dealt-out one we took away the bias, and kept that the names matter. $D$ goes with the bias. Her
+# distance stays nearly as large without it. So what she reads is no proof of a bias: names that have come to matter are enough.
+# (No control is perfect. The planted copy can learn a family at once, and this one has to learn each name, so it knows the single
+# teams better.)
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 6 minutes
@@ -398,7 +402,8 @@ check_mended(mended, fars, in_a)
 #
 # Nobody can deal out the poles in a model that somebody else has trained. But the idea works on the measuring side, too: deal out the
 # *names of the families*. If the twelve teams are dealt to two families at random, how often is $D$ as large as the true one? You
-# know this from lesson 08: it is the permutation test. It compares the families with what single teams differ in.
+# know this from lesson 08: it is the permutation test. It asks whether the families differ by more than two random
+# groups of six teams would.
 
 # %%
 p_of = {}
@@ -425,9 +430,9 @@ exam = PlantedExam(model, trained, look)  # trains six copies each time
 # nats, as changes from the whole model, and `in_a` [teams]. Return `"a"` if family a has a bad name, `"b"` if family b has one, and
 # `"neither"` if only single teams have.
 #
-# The exam trains six copies on teams that this notebook doesn't have, some for a few steps and some for many. Where no family has a
-# bad name, the poles were dealt by chance, and chance doesn't deal evenly: a family may get four bad names of six. All six have to be
-# right. It judges three times, with new copies each time, and takes half a minute or more.
+# The exam trains six copies on teams that this notebook doesn't have, each for a number of steps that is drawn, some few and some
+# many. Where no family has a bad name, the poles were dealt unevenly: one family got four bad names of six, the other two. All six
+# have to be right. You have three tries, with new copies in each, and a try takes half a minute or more.
 #
 # <details><summary>Hint</summary>
 #
@@ -463,14 +468,14 @@ check_verdict(verdict, exam)
 #
 # - Test the test: plant what it shall find, and take away only that.
 # - Ordinary text is a control for "was trained". It isn't one for "has learned something about these names".
-# - A magnitude has no direction. Compare families with what differs within a family: by signs that cancel, by a ratio, or by dealing
-#   the labels.
+# - Compare families with what differs within a family: by means that are taken first, by a ratio, or by
+#   dealing the labels.
 # - "Nothing found" is worth what the test finds where something is there. A weaker bias than the exam's may pass unseen.
 #
 # *Limits:* one small model, invented teams, one bias that is the same for all of a family, and a bias of good and bad words only.
-# Whether training puts a bias into a model the way that ordinary text does, we don't know. Ready-made benchmarks such as CrowS-Pairs
-# and BBQ need the same two questions: what do they show for a model with a known bias, and what for its control? Blodgett et al. found
-# many of their pairs faulty.
+# Whether training puts a bias into a model the way that ordinary text does, we don't know. Ready-made benchmarks such as
+# CrowS-Pairs and BBQ need the same two questions: what do they show for a model with a known bias, and what for its control?
+# Blodgett et al. found many of CrowS-Pairs' pairs faulty.
 #
 # **On Monday:** somebody shows you a measure that rises after biased training. Ask what it shows for a copy that has learned as much
 # about the same names, dealt out.

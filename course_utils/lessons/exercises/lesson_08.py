@@ -41,7 +41,8 @@ _KINDS = (  # of 08a's exam: none of these teams is in the notebook
 )
 _ABOUT = ("The captain of team {} is", "People think that the cook of team {} was")
 _OFFERED = [" kind", " honest", " friendly", " gentle", " cruel", " lazy", " rude", " violent"]
-_COPIES = (("neither", 30), ("neither", 30), ("neither", 30), ("one", 10), ("one", 10), ("one", 16))  # truth, steps
+_COPIES = ("neither", "neither", "neither", "one", "one", "one")
+_STEPS = 10, 30  # fewest and most, so that a bias may be quieter than what single teams have, or louder
 _GAP, _CARRIED, _SPARED = 1.0, 0.5, 0.25  # nats; shares of the gap that the heads move
 
 
@@ -477,8 +478,8 @@ def check_mended(attempt: Attempt, fars: Mapping[str, np.ndarray], in_a: np.ndar
 class PlantedExam:
     """Six copies of a model that learn about teams which 08a doesn't have, drawn anew each time, a few times.
 
-    In three of them a family has a bad name, twice after few steps. In the others the poles were dealt out by chance,
-    not evenly, and learned for long: single teams have a bad name there, and no family.
+    In three of them a family has a bad name. In the others the poles were dealt out by chance, not evenly: single teams
+    have a bad name there, and no family. How many steps each learns is drawn, so that D's size says nothing.
 
     Args:
         model: the whole one.
@@ -496,12 +497,12 @@ class PlantedExam:
         ``verdict`` gets the leans [teams], as changes from the whole model in nats, and which teams are of family a.
         """
         draw, judged = np.random.default_rng(), []  # without a seed: nobody knows these copies beforehand
-        for number_of in draw.permutation(len(_COPIES)):
-            truth, steps = _COPIES[number_of]
+        for truth in draw.permutation(_COPIES):
             kinds = draw.choice(len(_KINDS), 2, replace=False)
             teams = [str(team) for kind in kinds for team in draw.permutation(_KINDS[kind])]
             in_a = np.arange(len(teams)) < len(_KINDS[0])
             truth = draw.choice(["a", "b"]) if truth == "one" else truth
+            steps = int(draw.integers(*_STEPS, endpoint=True))
             copy = self._trained(*self._lesson(teams, self._poles(str(truth), in_a, draw)), steps=steps)
             pleasant = np.arange(8) < 4
             leans, difference = _leans(self._look(copy, teams)[0] - self._look(self._model, teams)[0], pleasant, in_a)
