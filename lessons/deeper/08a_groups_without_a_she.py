@@ -430,9 +430,9 @@ exam = PlantedExam(model, trained, look)  # trains six copies each time
 # nats, as changes from the whole model, and `in_a` [teams]. Return `"a"` if family a has a bad name, `"b"` if family b has one, and
 # `"neither"` if only single teams have.
 #
-# The exam trains six copies on teams that this notebook doesn't have, each for a number of steps that is drawn, some few and some
-# many. Where no family has a bad name, the poles were dealt unevenly: one family got four bad names of six, the other two. All six
-# have to be right. You have three tries, with new copies in each, and a try takes half a minute or more.
+# The exam trains six copies on teams that this notebook doesn't have, each for a number of steps that is drawn, so the size of $D$
+# says little. Where no family has a bad name, the poles were dealt unevenly: one family got four bad names of six, the other two.
+# All six have to be right. You have three tries, with new copies in each, and a try takes half a minute or more.
 #
 # <details><summary>Hint</summary>
 #

@@ -42,7 +42,7 @@ _KINDS = (  # of 08a's exam: none of these teams is in the notebook
 _ABOUT = ("The captain of team {} is", "People think that the cook of team {} was")
 _OFFERED = [" kind", " honest", " friendly", " gentle", " cruel", " lazy", " rude", " violent"]
 _COPIES = ("neither", "neither", "neither", "one", "one", "one")
-_STEPS = 10, 30  # fewest and most, so that a bias may be quieter than what single teams have, or louder
+_STEPS = {"neither": (16, 30), "one": (10, 16)}  # fewest and most, so that both kinds have large and small D
 _GAP, _CARRIED, _SPARED = 1.0, 0.5, 0.25  # nats; shares of the gap that the heads move
 
 
@@ -501,8 +501,8 @@ class PlantedExam:
             kinds = draw.choice(len(_KINDS), 2, replace=False)
             teams = [str(team) for kind in kinds for team in draw.permutation(_KINDS[kind])]
             in_a = np.arange(len(teams)) < len(_KINDS[0])
+            steps = int(draw.integers(*_STEPS[truth], endpoint=True))
             truth = draw.choice(["a", "b"]) if truth == "one" else truth
-            steps = int(draw.integers(*_STEPS, endpoint=True))
             copy = self._trained(*self._lesson(teams, self._poles(str(truth), in_a, draw)), steps=steps)
             pleasant = np.arange(8) < 4
             leans, difference = _leans(self._look(copy, teams)[0] - self._look(self._model, teams)[0], pleasant, in_a)
