@@ -699,8 +699,9 @@ pd.Series(ladder, name="random cut, what is back").to_frame().round(2)
 # there, and every attention that has nothing to say looks at it. The state is the same in every text, so kept neurons that are on
 # there, and quiet elsewhere, can write it. (Nobody told the solve about first tokens. It only sees a large error there.)
 #
-# And the two places together, five blocks of thirty, bring back nearly as much as the whole solve. So this ruin has two wounds, the
-# words and the first token. Each cut has its own, and looking block by block finds them.
+# And the two places together, five blocks of thirty, bring back nearly as much as the whole solve. So most of what can be
+# healed of this ruin lies in two places: the words and the first token. Each cut has its own places, and looking block by block
+# finds them.
 
 # %% [markdown]
 # ## The rest has to be learned
@@ -876,8 +877,8 @@ def practice(rows_for):
 #
 # <details><summary>Hint</summary>
 #
-# A heap heals block 0. Does it heal the *other* blocks, whose attentions look around? Practise: with a heap, with a list in the
-# order of the alphabet, with and without the speeches.
+# The solve learns the words that it reads. But only block 0 reads single words: the attentions of the others look around. What do
+# they see in your rows? And who pays for what you leave out?
 #
 # </details>
 
