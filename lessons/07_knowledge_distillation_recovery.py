@@ -426,10 +426,10 @@ for number in range(total):
 
 _, panels = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
 colours = [mark(cut)["color"] for cut in CUTS]
-worth.plot.bar(ax=panels[0], color=colours, rot=0, width=0.8)
+worth.plot.bar(ax=panels[0], color=colours, rot=0, width=0.8, ylim=(0, 5))
 panels[0].set(xlabel="blocks left unsolved", ylabel="nats per token lost again")
 panels[0].set_title("what the solve of these blocks is worth")
-panels[0].legend(title="cut")
+panels[0].legend(title="cut", ncols=3, loc="upper right")
 panels[1].bar(range(total), loudness, color=mark("whole")["color"])
 panels[1].set(xlabel="block", ylabel="written / found", title="what each MLP adds")
 show(
@@ -444,7 +444,7 @@ first, early, *rest = worth[BAD]
 margins = [first - 2 * max(early, *rest)]
 here("To the peak-to-peak cut block 0 is worth most.", margins)
 first, early, *rest = worth["random"]
-margins = [early - first, first - max(rest)]
+margins = [early - first, early - max(rest)]
 here("To the random cut the four blocks behind it are.", margins)
 
 # %% [markdown]
@@ -957,6 +957,7 @@ check_rows_for(rows_for, exam)
 # ## References
 #
 # - He, Zhang and Sun 2017, *Channel Pruning for Accelerating Very Deep Neural Networks*, arXiv 1707.06168: least squares after a cut
+# - Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv 2106.09685 (in 07a)
 # - Luo, Wu and Lin 2017, *ThiNet*, arXiv 1707.06342: channels that others can make up for
 # - Frantar and Alistarh 2023, *SparseGPT*, arXiv 2301.00774, and Ling et al. 2024, *SlimGPT*, arXiv 2412.18110: the same in language
 #   models

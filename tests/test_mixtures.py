@@ -26,15 +26,15 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "library.md"
 BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end -->\n"
 
 WORKS = (
-    "answers_of", "bbq_score", "block_importance", "block_means", "complexity", "continuations", "damage_profile",
+    "answers_of", "block_importance", "block_means", "complexity", "continuations", "damage_profile",
     "describe", "distill", "evaluate", "expert_importance", "export_vllm", "identity", "leave_one_out", "log_odds",
-    "logits_one_by_one", "model_size", "perplexity", "plant_preference", "prune_experts", "prune_vocabulary",
-    "remove_blocks", "save_pruned", "stereotype_preference", "variant",
+    "logits_one_by_one", "model_size", "perplexity", "prune_experts", "prune_vocabulary",
+    "remove_blocks", "save_pruned", "variant",
 )  # fmt: skip
 REFUSED = (
     "as_stored", "attention_importance", "bypass_attention", "bytes_held", "calibrate",
     "candidates", "channel_importance", "export_gguf", "head_effects", "head_importance",
-    "importance", "kv_bytes_per_token", "make_adaptive", "measure_pairs",
+    "importance", "kv_bytes_per_token", "make_adaptive",
     "measure_speed", "memory_plan", "neuron_importance", "neuron_means", "odds_and_states", "outline_of",
     "patched_log_odds", "plan_gguf", "prune_channels", "prune_kv_groups", "prune_neurons", "rank", "refit",
     "select_attention_layers", "shrink",
