@@ -480,7 +480,7 @@ check_verdict(verdict, exam)
 # **On Monday:** somebody shows you a measure that rises after biased training. Ask what it shows for a copy that has learned as much
 # about the same names, dealt out.
 #
-# Back to [lesson 08](../08_activation_bias_visualization.ipynb), or on to lesson 09, which cuts lesson 08's bias out.
+# Back to lesson 08, or on to lesson 09, which cuts lesson 08's bias out.
 #
 # ## References
 #
