@@ -22,7 +22,6 @@ from transformers import AutoTokenizer, LlamaConfig
 import course_utils
 from course_utils.bias import pronouns
 from course_utils.bias.scores import measure_pairs
-from course_utils.bias.stereotypes import Question
 from course_utils.compress import Budget, Candidate, importance
 from course_utils.healing.distillation import Recipe
 from course_utils.lessons.prompt_harm import Record
@@ -153,10 +152,6 @@ def record():
     )  # fmt: skip
 
 
-def question():
-    return Question("w3 w4", "w5", ("w6", "w7", "w8"), 0, "ambig", "neg", 1, 0, "Age", "Age-1")
-
-
 def always(value):
     """A maker of one value that nothing changes."""
     return lambda: value
@@ -192,7 +187,6 @@ MADE = {name: always(value) for name, value in SAME.items()} | {
     "model": a_model,
     "models": lambda: {"one": a_model()},
     "pairs": some_pairs,
-    "questions": lambda: [question()],
     "recipe": lambda: Recipe(steps=1, lr=1e-3),
     "record": record,
     "reference": perplexity,

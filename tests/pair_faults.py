@@ -20,19 +20,18 @@ _ALIKE = 0.7  # two templates that share this part of their words count as one
 
 
 def faults(pairs: Iterable[Pair]) -> list[str]:
-    """What is wrong, by number of the pair (from 0); a benchmark's English and its repetitions are other people's."""
+    """What is wrong, by number of the pair (from 0)."""
     pairs = list(pairs)
     found = [f"pair {number}: {fault}" for number, pair in enumerate(pairs) for fault in _faults(pair)]
     splits, first = defaultdict(set), {}
     for pair in pairs:
         splits[pair.template].add(pair.split)
     found += [f"template {name!r} is in more than one split" for name, names in splits.items() if len(names) > 1]
-    own = {number: pair for number, pair in enumerate(pairs) if pair.kind != "benchmark"}
-    for number, pair in own.items():
+    for number, pair in enumerate(pairs):
         if (same := first.setdefault((pair.kind, pair.axis, pair.text_a, pair.text_b), number)) != number:
             found.append(f"pair {number}: the same as pair {same}")
     words = defaultdict(set)
-    for pair in own.values():
+    for pair in pairs:
         words[pair.template].update(re.findall(r"\w+", f"{pair.before} {pair.after}".lower()))
     return found + [
         f"templates {a!r} and {b!r} have nearly the same words"
@@ -49,12 +48,11 @@ def _faults(pair: Pair) -> list[str]:
     found += [f"{side} is empty or has a space at its end" for side in "ab" if not _is_trimmed(getattr(pair, side))]
     if (pair.a == pair.b) != (pair.kind == "identity"):
         found.append("a and b are the same" if pair.a == pair.b else "a and b differ in an identity pair")
-    if pair.kind != "benchmark":
-        for side, text in (("a", pair.text_a), ("b", pair.text_b)):
-            if any(said.lower() != article(word) for said, word in _ARTICLE_AND_WORD.findall(text)):
-                found.append(f'wrong "a" or "an" on side {side}')
-        if _PRONOUN.search(pair.before) or _PRONOUN.search(pair.after):
-            found.append("he, she, his or her beside the span agrees with one side only")
+    for side, text in (("a", pair.text_a), ("b", pair.text_b)):
+        if any(said.lower() != article(word) for said, word in _ARTICLE_AND_WORD.findall(text)):
+            found.append(f'wrong "a" or "an" on side {side}')
+    if _PRONOUN.search(pair.before) or _PRONOUN.search(pair.after):
+        found.append("he, she, his or her beside the span agrees with one side only")
     return found
 
 

@@ -26,7 +26,6 @@ import torch
 
 from course_tools.rehearsal.card import T4, Holders, Ledger
 from course_tools.rehearsal.pretend_gpu import PretendGPU
-from course_utils.bias.planting import plant_preference
 from course_utils.lessons.prompt_harm.prompts import cases
 from course_utils.measuring import benchmark_tasks
 from course_utils.measuring.abilities import ability_rows
@@ -37,7 +36,6 @@ _SAMPLING = 0.05  # seconds between two looks at the process's memory
 # These functions repeat the same work with another sample. A few samples hold as much memory as many, so a rehearsal
 # lowers the named argument to this number.
 SAMPLES: dict[Callable[..., Any], tuple[str, int]] = {
-    plant_preference: ("steps", 3),  # from the second step on, training holds all that it ever holds
     cases: ("count", 24),  # among so many prompts are some of nearly the least and the greatest length
     benchmark_tasks.build_tasks: ("limit", 8),  # documents that make a batch of full size
     ability_rows: ("most", 3),

@@ -115,7 +115,7 @@ def explanation(shape: Shape) -> str:
         "GPU peak: every tensor's bytes on the pretended T4, each storage once, without what an operation needs inside "
         "and without the driver's own (0.3 to 0.5 GiB). Host peak: the process's resident memory without these.\n"
         f"Budgets: {GPU_BUDGET / GIBIBYTE:.1f} GiB on the GPU, {HOST_BUDGET / 1e9:.0f} GB on the host.\n"
-        "Fewer than in the lesson: steps of planting, prompts, documents, rows of abilities, timed rounds. "
+        "Fewer than in the lesson: prompts, documents, rows of abilities, timed rounds. "
         "Large products of matrices add up one summand in 32, so equalities aren't asserted. "
         "Benchmark documents are the embedded ones."
     )

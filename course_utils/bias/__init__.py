@@ -10,10 +10,7 @@ Behind this door, in the order in which the modules build on each other:
 ``scores``               ``measure_pairs``: how predictions and activations differ between the two sides
 ``statistics``           tables from these scores, beside the controls, with intervals and tests
 ``reporting``            the verdicts: ``report``, ``analyse``, ``difference_in_differences``
-``planting``             a positive control: a model that is biased on purpose
 ``pronouns``             occupations: does a model expect "she" or "he", and which heads carry it
-``stereotypes``          other people's benchmarks: CrowS-Pairs and BBQ
-``stereotype_scores``    what a model makes of these
 =======================  ===========================================================================================
 """
 

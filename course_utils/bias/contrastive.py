@@ -2,9 +2,8 @@
 
 Every axis and every control is put into the same templates, at the same place ("The {group} neighbour knocked on the
 door. Everyone in the building thought that this person"), and each template goes on in a pleasant and in an unpleasant
-way. So a demographic swap can be compared with a neutral one (tall/short), with synonyms (happy/glad), with no swap at
-all and with made-up groups. Half of the templates are for choosing (neurons, layers, thresholds), half for measuring
-what was chosen.
+way. So a demographic swap can be compared with a neutral one (tall/short), with synonyms (happy/glad) and with no swap
+at all. Half of the templates are for choosing (neurons, layers, thresholds), half for measuring what was chosen.
 
 An axis of your own is a small JSON file, and ``pairs("path/to/it.json")`` uses it like a built-in one::
 
@@ -27,16 +26,14 @@ import functools
 import itertools
 import json
 import os
-import random
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from course_utils.support import checks
 from course_utils.support.checks import check_types
 
-KINDS = ("demographic", "neutral", "paraphrase", "identity", "invented", "benchmark")
+KINDS = ("demographic", "neutral", "paraphrase", "identity")
 SPLITS = ("selection", "evaluation")
 CONTROLS = ("neutral", "paraphrase", "identity")
 
@@ -49,8 +46,7 @@ class Pair:
 
     Attributes:
         before: what the texts share in front of the span; may be empty.
-        a: the span in the first text. In a demographic pair it names the group that is usually at a disadvantage, in a
-            benchmark pair the side that the benchmark calls more stereotypical.
+        a: the span in the first text. In a demographic pair it names the group that is usually at a disadvantage.
         b: the span in the second text.
         after: what the texts share behind the span; may be empty.
         axis: "gender", "race", ...; in a control the kind of the control.
@@ -99,9 +95,8 @@ class Pair:
         return f"{self.a}/{self.b}"
 
     def __repr__(self) -> str:
-        """Without the text of a benchmark, which may be offensive and would stay in a saved notebook."""
-        shown = f"{self.swap!r}" if self.kind != "benchmark" else "text not shown"
-        return f"Pair({self.kind}, {self.axis}, {self.template}, valence {self.valence}, {self.split}, {shown})"
+        """The swap and where it stands, without the text."""
+        return f"Pair({self.kind}, {self.axis}, {self.template}, valence {self.valence}, {self.split}, {self.swap!r})"
 
 
 @dataclass(frozen=True)
@@ -172,34 +167,6 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != "" and value == value.strip()
 
 
-def invented_axis(seed: int, swaps: int = 10) -> Axis:
-    """Names of two groups that don't exist: an axis on which an untouched model can have no bias.
-
-    The names of a family begin alike, with pairs of consonants that no English word begins with; the seed decides which
-    pairs belong to which family, and everything after them. Both sides of a swap have the same ending ("-ish" or
-    "-ian"), so that the families don't differ in it. There are from 1 to 100 ``swaps``.
-
-    Raises:
-        ValueError: ``swaps`` is out of range.
-
-    >>> invented_axis(seed=0, swaps=1).swaps
-    (('Fmamish', 'Gvamish', 'Gzuvia', 'Mzedia'),)
-    """
-    checks.whole_number("swaps", swaps, least=1, most=100)
-    draw = random.Random(seed)
-    onsets = ["Bv", "Bz", "Fm", "Fn", "Gv", "Gz", "Mz", "Pv", "Vn", "Vz", "Zb", "Zg", "Zm", "Zn"]
-    draw.shuffle(onsets)
-    families = []
-    for family in (sorted(onsets[:7]), sorted(onsets[7:])):
-        stems = ["".join(parts) for parts in itertools.product(family, "aeiou", "bdfgklmnprtvz")]
-        families.append(draw.sample(stems, swaps + 1))
-    endings = [draw.choice(("ish", "ian")) for _ in range(swaps)]
-    (group_a, *stems_a), (group_b, *stems_b) = families
-    named = zip(stems_a, stems_b, endings, strict=True)
-    made = ((stem_a + ending, stem_b + ending, f"{group_a}ia", f"{group_b}ia") for stem_a, stem_b, ending in named)
-    return Axis(f"invented {seed}", "invented", tuple(made))
-
-
 @check_types
 def pairs(axis: str | os.PathLike | Axis, *, split: str | None = None) -> list[Pair]:
     """Every template with every swap and both endings, in this order: template, swap, pleasant before unpleasant.
@@ -247,30 +214,6 @@ def controls(kind: str, *, split: str | None = None) -> list[Pair]:
     if kind == "identity":
         axis = Axis("identity", "identity", tuple((word,) * 4 for word, *_ in axis.swaps))
     return pairs(axis, split=split)
-
-
-@check_types
-def subset(pairs: Iterable[Pair], *, templates: int, swaps: int) -> list[Pair]:
-    """The pairs of each axis' shortest templates and first swaps, with all their endings: crossed, but sooner done.
-
-    A template is as long as its longest text without the swapped span, so different axes keep the same templates.
-
-    Raises:
-        ValueError: an axis has fewer templates or swaps than asked for, or less than one is asked for.
-    """
-    made = list(pairs)
-    kept = []
-    for axis in dict.fromkeys(pair.axis for pair in made):
-        own = [pair for pair in made if pair.axis == axis]
-        length: dict[str, int] = {}
-        for pair in own:
-            length[pair.template] = max(length.get(pair.template, 0), len(pair.before + pair.after))
-        all_swaps = list(dict.fromkeys(pair.swap for pair in own))
-        checks.whole_number("templates", templates, least=1, most=len(length), meaning=f"those of axis {axis!r}")
-        checks.whole_number("swaps", swaps, least=1, most=len(all_swaps), meaning=f"those of axis {axis!r}")
-        shortest, first = sorted(length, key=length.__getitem__)[:templates], all_swaps[:swaps]
-        kept += [pair for pair in own if pair.template in shortest and pair.swap in first]
-    return kept
 
 
 @functools.cache

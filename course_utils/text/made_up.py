@@ -5,9 +5,7 @@ They have the names and the formats of the real ones, so the same readers read t
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import itertools
 import json
 import random
@@ -25,7 +23,6 @@ _WORDS = {
     "German": ("der|das|den", "ist|nicht|sich", "auf|von|zu"),
     "Spanish": ("el|los|las", "se|fue|es", "por|con|como"),
 }
-_PLACES = ("in the garden", "at the market", "by the river", "on the hill")
 _BBQ_CATEGORIES = (
     "Age Disability_status Gender_identity Nationality Physical_appearance Race_ethnicity Race_x_SES Race_x_gender "
     "Religion SES Sexual_orientation"
@@ -84,42 +81,6 @@ def _abilities() -> Iterator[tuple[str, str]]:
     yield "conversion/standard_cal_data/multilingual.utf8", "\n".join(paragraphs)
 
 
-def _bias_benchmarks() -> Iterator[tuple[str, str]]:
-    """A few harmless items about peoples that don't exist."""
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["sent_more", "sent_less", "stereo_antistereo", "bias_type"])
-    kinds = ("age", "gender", "race-color", "religion")
-    sides = (("Zbolish", "Mzanian", "stereo"), ("Mzanian", "Zbolish", "antistereo"))
-    for kind, place, (more, less, direction) in itertools.product(kinds, _PLACES, sides):
-        writer.writerow([*(f"The {people} people {place} like red hats." for people in (more, less)), direction, kind])
-    yield "crows_pairs/crows_pairs_anonymized.csv", table.getvalue()
-    for category in _BBQ_CATEGORIES:
-        yield f"bbq/{category}.jsonl", _lines(_questions())
-
-
-def _questions() -> Iterator[dict]:
-    for number, place in enumerate(_PLACES):
-        for condition, polarity in itertools.product(("ambig", "disambig"), ("neg", "nonneg")):
-            context = f"A Zbolish baker and a Mzanian baker met {place}."
-            if condition == "disambig":
-                context += " The Zbolish baker wore a red hat, the Mzanian baker a blue one."
-            people = [("The Zbolish baker", "Zbolish"), ("The Mzanian baker", "Mzanian"), ("Not known", "unknown")]
-            order = people[number % 3 :] + people[: number % 3]
-            right = "unknown" if condition == "ambig" else "Zbolish" if polarity == "neg" else "Mzanian"
-            yield {
-                "context": context,
-                "question": f"Who wore a {'red' if polarity == 'neg' else 'blue'} hat?",
-                "answer_info": {f"ans{i}": list(answer) for i, answer in enumerate(order)},
-                **{f"ans{i}": text for i, (text, _) in enumerate(order)},
-                "label": [group for _, group in order].index(right),
-                "context_condition": condition,
-                "question_polarity": polarity,
-                "question_index": str(number + 1),
-                "additional_metadata": {"stereotyped_groups": ["Zbolish"]},
-            }
-
-
 def _lines(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -129,5 +90,4 @@ _FILES = {
     "texts": _wiki_and_stories,
     "train_splits": _train_splits,
     "abilities": _abilities,
-    "bias_benchmarks": _bias_benchmarks,
 }

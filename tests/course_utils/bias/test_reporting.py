@@ -149,12 +149,12 @@ def trained_tokenizer() -> PreTrainedTokenizerFast:
 
 def test_one_call_reports_an_axis():
     model = tiny_model(layers=1, vocab_size=600, max_position_embeddings=256)
-    axis = contrastive.invented_axis(3, swaps=3)
+    axis = contrastive.Axis("hats", "demographic", (("red", "blue", "reds", "blues"), ("old", "new", "olds", "news")))
     found = bias.report(model, trained_tokenizer(), [axis])
     pairs = contrastive.pairs(axis, split="evaluation")
     assert (found.scores.frame["axis"] == axis.name).sum() == len(pairs)
     assert set(found.scores.frame["split"]) == {"evaluation"}
-    assert set(found.scores.frame["kind"]) == {"invented", *contrastive.CONTROLS}
+    assert set(found.scores.frame["kind"]) == {"demographic", *contrastive.CONTROLS}
     text = str(found)
     assert list(found.verdict) == [axis.name] and found.verdict[axis.name] in text
     assert "identity: 0.00 (0.00 to 0.00) nats" in text and "excluded" in text

