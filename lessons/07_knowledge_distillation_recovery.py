@@ -30,7 +30,7 @@
 #
 # **Let the room predict first:** which heals the first block better, text or the same words in a heap?
 #
-# **On the board:** a student with four groups of blocks; which group would you leave unsolved?
+# **On the board:** a student with three groups of blocks; which group would you not leave unsolved?
 #
 # **Usual questions:** "Why not LoRA?" It saves memory, hardly time; notebook 07a. "Is a better loss on speeches recovery?" Ask for
 # wiki, and for last words: nobody trained on those.
@@ -650,7 +650,7 @@ here("More is said of words that the solve has read.", [known - unknown])
 #
 # ## The random cut and the first token
 #
-# Now the random student's second wound, in blocks 1 to 4. Lesson 03's first token is a suspect, and for that one there is the
+# Now the random student's second place, blocks 1 to 4. Lesson 03's first token is a suspect, and for that one there is the
 # simplest of echoes. A neuron, a block, an attention all have a **constant**, the mean of what they write (lessons 01, 04, 05).
 # Once it is measured, no neuron is needed to write it. So we give these four MLPs the mean of what each lost at the *first token*
 # of the rows, and nothing elsewhere.
