@@ -284,7 +284,7 @@ for ridge in (0.001, RIDGE, 10):
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# On average 0.25 of it for the peak-to-peak student, and 0.33 for the random one. But in nats 71 % and 68 % come back.
+# On average 0.25 of it for the peak-to-peak student, and 0.33 for the random one. But in nats 70 % and 67 % come back.
 #
 # </details>
 
@@ -344,17 +344,17 @@ show(
 
 # %%
 judges = judging_rows(tokenizer, draw=session.seed).values()
-judges = [rows.input_ids[:6].to(base.device) for rows in judges]
+judges = [rows.input_ids[:4].to(base.device) for rows in judges]
 
 
 def nats(model):
-    """Loss in nats per token on both texts, one number per row."""
+    """Loss in nats at each token of both texts, [rows, tokens]."""
     found = []
     for ids in judges:
         logits = model(ids, use_cache=False).logits[:, :-1].float()
         each = nn.functional.cross_entropy(logits.mT, ids[:, 1:], reduction="none")
-        found += each.mean(dim=1).tolist()
-    return np.array(found)
+        found.append(each.cpu().numpy())
+    return np.concatenate(found)
 
 
 def harm_of(model):
@@ -397,7 +397,7 @@ for cut in CUTS:
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Far more: a third for the good cut, four fifths for the peak-to-peak one, a quarter for the random one. To the random one, the four
+# Far more: two fifths for the good cut, four fifths for the peak-to-peak one, a quarter for the random one. To the random one, the four
 # blocks behind it are worth still more.
 #
 # </details>
@@ -415,31 +415,15 @@ brought = [harm[cut, "cut"] - harm[cut, "solved"] for cut in CUTS]
 (worth / brought).map("{:.0%}".format)
 
 # %%
-later = torch.arange(learned.numel()) % learned.shape[1] > 0  # no first tokens
-rows = learned[:4].to(base.device)
-states = base.model(rows, output_hidden_states=True).hidden_states
-some, loudness = later[: rows.numel()], []
-for number in range(total):
-    found = states[number].flatten(0, 1)[some].norm(dim=1)
-    written = blocks[number].mlp(read[number][: rows.numel()])[some].norm(dim=1)
-    loudness.append((written.mean() / found.mean()).item())
-
-_, panels = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
 colours = [mark(cut)["color"] for cut in CUTS]
-worth.plot.bar(ax=panels[0], color=colours, rot=0, width=0.8, ylim=(0, 5))
-panels[0].set(xlabel="blocks left unsolved", ylabel="nats per token lost again")
-panels[0].set_title("what the solve of these blocks is worth")
-panels[0].legend(title="cut", ncols=3, loc="upper right")
-panels[1].bar(range(total), loudness, color=mark("whole")["color"])
-panels[1].set(xlabel="block", ylabel="written / found", title="what each MLP adds")
+panel = worth.plot.bar(color=colours, rot=0, width=0.8, figsize=(9, 4.5))
+panel.set(xlabel="blocks left unsolved", ylabel="nats per token lost again")
+panel.legend(title="cut", ncols=3, loc="upper right")
 show(
-    "Left, bars of nats that are lost again if some blocks stay unsolved: many "
-    "with block 0 for the peak-to-peak cut, with the first five for the random "
-    "one, few for the good one. Right, how much each MLP writes against what its "
-    "block finds: 16 times as much in block 0, less than once in others."
+    "Bars of nats that are lost again if some blocks stay unsolved: many with "
+    "block 0 for the peak-to-peak cut, with the first five for the random one, "
+    "few for the good one."
 )
-print(f"block 0 writes {loudness[0]:.0f} times what it finds", end=", ")
-print(f"the next loudest {max(loudness[1:]):.2f} times")
 first, early, *rest = worth[BAD]
 margins = [first - 2 * max(early, *rest)]
 here("To the peak-to-peak cut block 0 is worth most.", margins)
@@ -448,16 +432,30 @@ margins = [early - first, early - max(rest)]
 here("To the random cut the four blocks behind it are.", margins)
 
 # %% [markdown]
-# *Left: what each group of blocks is worth to a solved student; the table has it as a part of all that the solve brings back. Right:
-# how long the vector is that each MLP writes, beside the state that its block finds, on tokens that are not the first.*
+# *What each group of blocks is worth to a solved student. The table has it as a part of all that the solve brings back.*
 #
 # This figure is the lesson. To the good cut no group of blocks is worth much, because it lost little anywhere. What the peak-to-peak
 # cut gets back, it gets back in *one* place, the first block. The random cut has two such places: the first block, and something in
 # the four blocks behind it. We look into both. (The parts needn't add up to 100 %, because one block's error is the next one's input.
 # And the figure shows what the solve *heals*. A wound that it can't heal isn't in it.)
 #
-# Why the first block? Look at the right panel. It finds nothing but the token's embedding, and its MLP writes sixteen times as much.
-# So right behind it, what it wrote *is* the state. Every other MLP writes less than it finds.
+# Why the first block? Let us measure how long the vector is that each MLP writes, beside the state that its block finds.
+
+# %%
+later = torch.arange(learned.numel()) % learned.shape[1] > 0  # no first tokens
+row = learned[:1].to(base.device)
+states = base.model(row, output_hidden_states=True).hidden_states
+loudness = []
+for number in range(total):
+    found = states[number][0, 1:].norm(dim=1)
+    written = blocks[number].mlp(read[number][1 : row.numel()]).norm(dim=1)
+    loudness.append((written.mean() / found.mean()).item())
+print(f"block 0 writes {loudness[0]:.0f} times what it finds", end=", ")
+print(f"the next loudest {max(loudness[1:]):.2f} times")
+
+# %% [markdown]
+# The first block finds nothing but the token's embedding, and its MLP writes sixteen times as much. So right behind it, what it wrote
+# *is* the state. Every other MLP writes less than it finds.
 #
 # ## A dictionary
 #
@@ -535,7 +533,7 @@ here("The first MLP is told by the token, the middle one isn't.", margins)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Both. The heap leaves 1.80 nats, text 1.82, and the table 1.87. (Unhealed, the student lost 3.99.)
+# Both. The heap leaves 1.87 nats, text 1.86, and the table 1.94. (Unhealed, the student lost 3.87.)
 #
 # </details>
 
@@ -568,10 +566,9 @@ from_heap = gain_of(*parts(0, importance[BAD], what_mlps_read(heap, only_first)[
 
 # %%
 cut_by_peaks = importance[BAD]
-from_text = student(cut_by_peaks, gains[BAD], [0])
 ways = {
     "nothing": harm[BAD, "cut"],
-    "text": harm_of(from_text),
+    "text": harm_of(student(cut_by_peaks, gains[BAD], [0])),
     "heap": harm_of(student(cut_by_peaks, [from_heap], [0])),
     "table": harm_of(with_table(means)),
 }
@@ -653,51 +650,75 @@ here("More is said of words that the solve has read.", [known - unknown])
 # Now the random student's second place, blocks 1 to 4. Lesson 03's first token is a suspect, and for that one there is the
 # simplest of echoes. A neuron, a block, an attention all have a **constant**, the mean of what they write (lessons 01, 04, 05).
 # Once it is measured, no neuron is needed to write it. So we give these four MLPs the mean of what each lost at the *first token*
-# of the rows, and nothing elsewhere.
+# of the rows, and nothing elsewhere. There are two controls: the same numbers in other channels (shuffled), and the same four
+# vectors at another token, in the middle of the sentence (place 16, where the first token's place is 0).
 #
-# **Predict before you run.** Four vectors, at one token of each row, and no solve. How much of the random student's 7.34 nats do
-# they bring back? And with block 0 solved as well? Because …
+# **Predict before you run.** Four vectors, at one token of each row, and no solve. How much of the random student's 7.50 nats do
+# they bring back? And what do they do at place 16: to the tokens before it, and to those behind it? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Two fifths: 4.24 are left. With block 0 as well, less than 3 are left, nearly as few as after the solve of all thirty blocks.
+# Two fifths: 4.35 are left. Shuffled, they do next to nothing. At place 16 the tokens before it are as ill as they were, since they
+# can't see it. But those behind it have most of the good: 5.23 nats are left to them, where the cut had left 7.14.
 #
 # </details>
 
 
 # %%
-def with_first_constants(model):
-    """Four MLPs also write the mean of what the random cut took at first tokens."""
+def with_constants(model, place=0, shuffle=False):
+    """Four MLPs add at one place the mean of what the cut took at first tokens."""
     for number in GROUPS["1–4"]:
         _, lost = parts(number, importance["random"], read[number][~later])
+        constant = lost.mean(0)
+        if shuffle:
+            constant = constant[torch.randperm(hidden, generator=generator)]
 
-        def add(mlp, inputs, output, lost=lost):
-            first = output[:, :1] + lost.mean(0)
-            return torch.cat([first, output[:, 1:]], dim=1)
+        def add(mlp, inputs, output, constant=constant):
+            output = output.clone()
+            output[:, place] += constant
+            return output
 
         model.model.layers[number].mlp.register_forward_hook(add)
     return model
 
 
+def harm_by_place(model):
+    """Nats lost: of all tokens, at places 1 to 15, and from place 16 on."""
+    lost = nats(model) - whole
+    return [lost.mean(), lost[:, 1:16].mean(), lost[:, 16:].mean()]
+
+
+# %%
 scores = importance["random"]
-solved_0 = student(scores, gains["random"], [0])
 ladder = {
-    "nothing": harm["random", "cut"],
-    "first constants": harm_of(with_first_constants(student(scores))),
-    "and block 0 (solved)": harm_of(with_first_constants(solved_0)),
-    "all blocks (solved)": harm["random", "solved"],
+    "nothing": harm_by_place(student(scores)),
+    "constants": harm_by_place(with_constants(student(scores))),
+    "shuffled": harm_by_place(with_constants(student(scores), shuffle=True)),
+    "at place 16": harm_by_place(with_constants(student(scores), place=16)),
 }
-lost, first, both, solved = ladder.values()
-margins = [lost * 3 / 4 - first, (lost - both) / (lost - solved) - 3 / 4]
-here("The constants undo over a quarter, both most of the solve.", margins)
-pd.Series(ladder, name="random cut, what is back").to_frame().round(2)
+solved_0 = student(scores, gains["random"], [0])
+ladder["constants, block 0 solved"] = harm_by_place(with_constants(solved_0))
+ladder["all blocks solved"] = harm_by_place(student(scores, gains["random"]))
+ladder = pd.DataFrame(ladder, index=["all", "1 to 15", "from 16 on"]).T
+cut, first, shuffled, elsewhere, both, solved = ladder.to_numpy()
+margins = [cut[0] * 3 / 4 - first[0], shuffled[0] - first[0] - 1]
+margins += [(cut[0] - both[0]) / (cut[0] - solved[0]) - 3 / 4]
+here("Constants undo over a quarter, with block 0 most of the solve.", margins)
+margins = [1e-3 - abs(cut[1] - elsewhere[1]), cut[2] - elsewhere[2] - 1]
+here("At another place they help the tokens behind it alone.", margins)
+ladder.round(2)
 
 # %% [markdown]
-# *Nats per token lost.*
+# *Nats per token lost by the random cut: of all tokens, and of those at some places of a row.*
 #
 # Four vectors at one token of each row give back two fifths. You know this token from lesson 03: a few neurons write a huge state
-# there, and every attention that has nothing to say looks at it. The state is the same in every text, so kept neurons that are on
-# there, and quiet elsewhere, can write it. (Nobody told the solve about first tokens. It only sees a large error there.)
+# there, and every attention that has nothing to say looks at it. It is a **sink**. The state is the same in every text, so kept
+# neurons that are on there, and quiet elsewhere, can write it. (Nobody told the solve about first tokens. It only sees a large
+# error there.)
+#
+# But the control at place 16 says more. Nothing was mended at the first token, and all tokens that can see place 16 are better off.
+# So what the heads miss isn't *the first token*. They miss a token that looks like a sink, and any token will do that stands where
+# they can see it. Models take the first one, because all the others see it.
 #
 # And the two places together, five blocks of thirty, bring back nearly as much as the whole solve. So most of what can be
 # healed of this ruin lies in two places: the words and the first token. Each cut has its own places, and looking block by block
@@ -709,7 +730,7 @@ pd.Series(ladder, name="random cut, what is back").to_frame().round(2)
 # What the kept neurons can't say, they have to learn, in a training loop. There are two sources to learn from. The *text* shows one
 # word at each place, the one that came, and the student learns to expect that one. The *teacher* says for every word how likely it
 # finds it, and the student learns to say the same. That is **distillation**. (Deeper notebook 07a writes both losses, and tests
-# that they teach. Their names in the printed lines below are "cross-entropy" for the text and "KL" for the teacher.)
+# that they teach.)
 #
 # Now all of it in one picture: nothing, constants, echoes, training. In the record the solve goes from below, and each block sees
 # what the healed ones below it give (`healing.refit`). Training takes steps of 1,024 tokens of speeches, and each way to heal has
@@ -755,9 +776,15 @@ show(
 
 
 # %%
+NAMES = {"cut": "nothing", "solved": "solved", "KL": "teacher"}
+NAMES |= {"cross-entropy": "text alone", "solved + KL": "solved, then teacher"}
+lines = []
+
+
 def told(cut, edit, steps, text="speeches"):
     found = recorded(cut, edit, text, steps)
-    print(f"{cut}, {edit}, {steps} steps, {text}: {found.round(2)}")
+    read = steps * 1024 + 8192 * ("solved" in edit)
+    lines.append([cut, NAMES[edit], read, text, found.round(2).tolist()])
     return found
 
 
@@ -767,17 +794,18 @@ for cut in CUTS:
     leads += [trained - solved for trained, solved in pairs]
 claim("With as many tokens the solve ends lower, in each order.", leads)
 alone, both = told("activation", "KL", 32), told("activation", "solved + KL", 32)
-told("activation", "cut", 0, "wiki")
 claim("The good cut, solved first, is still ahead at 33k.", alone - both)
 of_text = told("activation", "cross-entropy", 32)
 claim("Text alone is ahead on speeches.", alone - of_text)
+told("activation", "cut", 0, "wiki")
 text_alone = told("activation", "cross-entropy", 32, "wiki")
 teacher = told("activation", "KL", 32, "wiki")
 claim("The teacher is ahead on wiki.", text_alone - teacher)
+columns = ["cut", "what heals", "tokens read", "judged on", "nats lost"]
+pd.DataFrame(lines, columns=columns).style.hide().format(thousands=",")
 
 # %% [markdown]
-# *Several numbers are several orders of the text: a seed chooses the rows and their order. 8 steps read as many tokens as the
-# solve.*
+# *What is still lost. Several numbers are several orders of the text: a seed chooses the rows and their order.*
 #
 # With the same tokens the solve does better on speeches than one pass of distillation, in each order that was tried (for the random
 # cut in one). Trained on 33 thousand tokens, the good student that was solved first is still ahead, in all three.
@@ -809,7 +837,6 @@ from course_utils.measuring import evaluate
 
 known = record.query("text == 'LAMBADA' and criterion == 'activation'")
 known = known.set_index(["edit", "steps"])
-told("activation", "KL", 128)
 for edit, steps in (("cut", 0), ("solved", 0), ("KL", 128)):
     one = known.loc[(edit, steps)]
     more = 100 * (one.rows - known.loc[("cut", 0)].rows)
@@ -818,15 +845,15 @@ for edit, steps in (("cut", 0), ("solved", 0), ("KL", 128)):
 
 # %%
 last = {}
-models = {"whole": base, "cut": student(importance[BAD])}
-models["solved"] = student(importance[BAD], gains[BAD])
-for name, model in models.items():
+for name, gain in {"whole": None, "cut": None, "solved": gains[BAD]}.items():
+    model = base if name == "whole" else student(importance[BAD], gain)
     answers = evaluate(model, tokenizer, "lambada_openai", limit=16)
     each = answers.attrs["answers"].table
     last[name] = -each[each.metric == "perplexity"].value.to_numpy()
     print(f"{name}: {answers.value[0]:.0%}, {last[name].mean():.1f} nats per word")
-more, _, low, high = ratio_interval(last["cut"] - last["solved"], np.ones(16))
-print(f"the solve gives back {more:.1f} nats ({low:.1f} to {high:.1f})")
+more = last["cut"] - last["solved"]
+gain, _, low, high = ratio_interval(more, np.ones(len(more)))
+print(f"the solve gives back {gain:.1f} nats ({low:.1f} to {high:.1f})")
 here("The solve gives nats on last words back, by the interval.", [low])
 
 # %% [markdown]
@@ -849,7 +876,7 @@ here("The solve gives nats on last words back, by the interval.", [low])
 # %%
 from course_utils.lessons.exercises.lesson_07 import WordsExam
 
-read = read_unseen = means = states = models = gains = None  # room for the exam
+read = read_unseen = means = states = gains = None  # room for the exam
 
 
 def built(rows):

@@ -772,7 +772,7 @@ for count in (8, 32):
     pruned = without_neurons(first, count)
     curves["yours"][str(count)] = left_of(pruned)
     if count == 8:
-        yours = pruned
+        text_of["yours"] = perplexity(pruned, ordinary, batch_size=16)
 
 
 def where_small(limit):
@@ -798,7 +798,6 @@ by_chance[torch.rand_like(by_chance) > 0.64] = by_chance.min()
 curves["spared at random"] = {"8": left_of(without_neurons(by_chance, 8))}
 
 # %%
-text_of["yours"] = perplexity(yours, ordinary, batch_size=16)
 for name in ("yours", "threshold"):
     ratio = perplexity_ratio(text_of[name], whole)[0]
     print(f"{name}: perplexity × {ratio:.2f}")
