@@ -19,8 +19,9 @@
 # removed ones wrote, also on text that the fit has not seen. One linear solve writes that into their weights, and after a ruinous
 # cut seven tenths of the lost nats are back. They come back in few places. One is the first block, whose MLP is a **dictionary**:
 # it looks at one token and writes what the other blocks know that token by. So the solve learns words, and a heap of loose words
-# heals that block as well as text does. Another place is the first token of a text, and there a constant does much of it. Training
-# brings back more, but it needs many more tokens.
+# heals that block as well as text does. Another place is the first token of a text, and there a constant does much of it. At
+# another token the same constant helps all tokens behind it. So it is a sink that the heads had lost, and not the first token as
+# such. Training brings back more, but it needs many more tokens.
 #
 # </details>
 
@@ -425,11 +426,9 @@ show(
     "few for the good one."
 )
 first, early, *rest = worth[BAD]
-margins = [first - 2 * max(early, *rest)]
-here("To the peak-to-peak cut block 0 is worth most.", margins)
+here("To the bad cut block 0 is worth most.", [first - 2 * max(early, *rest)])
 first, early, *rest = worth["random"]
-margins = [early - first, early - max(rest)]
-here("To the random cut the four blocks behind it are.", margins)
+here("To the random cut the four behind it are.", [early - max(first, *rest)])
 
 # %% [markdown]
 # *What each group of blocks is worth to a solved student. The table has it as a part of all that the solve brings back.*
@@ -658,20 +657,16 @@ here("More is said of words that the solve has read.", [known - unknown])
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Two fifths: 4.35 are left. Shuffled, they do next to nothing. At place 16 the tokens before it are as ill as they were, since they
+# Two fifths: 4.35 are left. Shuffled, they do little. At place 16 the tokens before it are as ill as they were, since they
 # can't see it. But those behind it have most of the good: 5.23 nats are left to them, where the cut had left 7.14.
 #
 # </details>
 
 
 # %%
-def with_constants(model, place=0, shuffle=False):
-    """Four MLPs add at one place the mean of what the cut took at first tokens."""
-    for number in GROUPS["1–4"]:
-        _, lost = parts(number, importance["random"], read[number][~later])
-        constant = lost.mean(0)
-        if shuffle:
-            constant = constant[torch.randperm(hidden, generator=generator)]
+def with_constants(model, constants, place=0):
+    """The MLPs of blocks 1 to 4 add their constants at one place of each row."""
+    for number, constant in zip(GROUPS["1–4"], constants, strict=True):
 
         def add(mlp, inputs, output, constant=constant):
             output = output.clone()
@@ -682,24 +677,23 @@ def with_constants(model, place=0, shuffle=False):
     return model
 
 
-def harm_by_place(model):
-    """Nats lost: of all tokens, at places 1 to 15, and from place 16 on."""
-    lost = nats(model) - whole
-    return [lost.mean(), lost[:, 1:16].mean(), lost[:, 16:].mean()]
-
-
 # %%
-scores = importance["random"]
-ladder = {
-    "nothing": harm_by_place(student(scores)),
-    "constants": harm_by_place(with_constants(student(scores))),
-    "shuffled": harm_by_place(with_constants(student(scores), shuffle=True)),
-    "at place 16": harm_by_place(with_constants(student(scores), place=16)),
-}
-solved_0 = student(scores, gains["random"], [0])
-ladder["constants, block 0 solved"] = harm_by_place(with_constants(solved_0))
-ladder["all blocks solved"] = harm_by_place(student(scores, gains["random"]))
-ladder = pd.DataFrame(ladder, index=["all", "1 to 15", "from 16 on"]).T
+scores, places = importance["random"], GROUPS["1–4"]
+constants = [parts(n, scores, read[n][~later])[1].mean(0) for n in places]
+shuffled = [each[torch.randperm(hidden, generator=generator)] for each in constants]
+ladder = {}
+for name, solved, added in (
+    ("nothing", (), ()),
+    ("constants", (), (constants,)),
+    ("shuffled", (), (shuffled,)),
+    ("at place 16", (), (constants, 16)),
+    ("constants, block 0 solved", (gains["random"], [0]), (constants,)),
+    ("all blocks solved", (gains["random"],), ()),
+):
+    model = student(scores, *solved)
+    lost = nats(with_constants(model, *added) if added else model) - whole
+    ladder[name] = [lost.mean(), lost[:, 1:16].mean(), lost[:, 16:].mean()]
+ladder = pd.DataFrame(ladder, index=["all tokens", "1 to 15", "from 16 on"]).T
 cut, first, shuffled, elsewhere, both, solved = ladder.to_numpy()
 margins = [cut[0] * 3 / 4 - first[0], shuffled[0] - first[0] - 1]
 margins += [(cut[0] - both[0]) / (cut[0] - solved[0]) - 3 / 4]
@@ -717,8 +711,8 @@ ladder.round(2)
 # error there.)
 #
 # But the control at place 16 says more. Nothing was mended at the first token, and all tokens that can see place 16 are better off.
-# So what the heads miss isn't *the first token*. They miss a token that looks like a sink, and any token will do that stands where
-# they can see it. Models take the first one, because all the others see it.
+# So what the heads miss isn't *the first token*. They miss a token that looks like a sink, and another one will do if it stands
+# where they can see it. Models take the first one, because all the others see it.
 #
 # And the two places together, five blocks of thirty, bring back nearly as much as the whole solve. So most of what can be
 # healed of this ruin lies in two places: the words and the first token. Each cut has its own places, and looking block by block
@@ -776,15 +770,13 @@ show(
 
 
 # %%
-NAMES = {"cut": "nothing", "solved": "solved", "KL": "teacher"}
-NAMES |= {"cross-entropy": "text alone", "solved + KL": "solved, then teacher"}
-lines = []
+table = pd.DataFrame(dtype=object)
 
 
 def told(cut, edit, steps, text="speeches"):
     found = recorded(cut, edit, text, steps)
-    read = steps * 1024 + 8192 * ("solved" in edit)
-    lines.append([cut, NAMES[edit], read, text, found.round(2).tolist()])
+    name = f"{cut}, {1.024 * (steps or 8):.0f}k, {text}"
+    table.loc[name, edit] = ", ".join(f"{nats:.2f}" for nats in found)
     return found
 
 
@@ -797,15 +789,14 @@ alone, both = told("activation", "KL", 32), told("activation", "solved + KL", 32
 claim("The good cut, solved first, is still ahead at 33k.", alone - both)
 of_text = told("activation", "cross-entropy", 32)
 claim("Text alone is ahead on speeches.", alone - of_text)
-told("activation", "cut", 0, "wiki")
 text_alone = told("activation", "cross-entropy", 32, "wiki")
 teacher = told("activation", "KL", 32, "wiki")
 claim("The teacher is ahead on wiki.", text_alone - teacher)
-columns = ["cut", "what heals", "tokens read", "judged on", "nats lost"]
-pd.DataFrame(lines, columns=columns).style.hide().format(thousands=",")
+table.fillna("")
 
 # %% [markdown]
-# *What is still lost. Several numbers are several orders of the text: a seed chooses the rows and their order.*
+# *Nats per token that are still lost, by cut, tokens read and judged text. "KL" learns from the teacher and "cross-entropy" from the
+# text. Several numbers are several orders of the text: a seed chooses the rows and their order.*
 #
 # With the same tokens the solve does better on speeches than one pass of distillation, in each order that was tried (for the random
 # cut in one). Trained on 33 thousand tokens, the good student that was solved first is still ahead, in all three.
@@ -813,8 +804,8 @@ pd.DataFrame(lines, columns=columns).style.hide().format(thousands=",")
 # **head start**, not a replacement.
 #
 # And what is the teacher worth? A student that learns from text alone ends ahead of the whole model on speeches: its loss is below
-# zero. That is a fit more than a healing, because on wiki it gives back less than the teacher does. (There the cut lost 1.31. Text
-# alone takes that to about 1, the teacher to 0.9.)
+# zero. That is a fit more than a healing, because on wiki it gives back less than the teacher does. (There text
+# alone leaves about 1 nat, the teacher 0.9.)
 #
 # ## Another task
 #
@@ -886,13 +877,6 @@ def built(rows):
 
 exam = WordsExam(built, tokenizer, learned, opponent=pool)
 
-
-def practice(rows_for):
-    """What the student then loses on the lesson's own speeches and wiki."""
-    lost = nats(built(rows_for(exam.counts(1), exam.speeches))) - whole
-    return dict(zip(TEXTS, lost.reshape(2, -1).mean(1), strict=True))
-
-
 # %% [markdown]
 # ### Exercise 4 · ●●● · 25 minutes
 #
@@ -900,7 +884,7 @@ def practice(rows_for):
 # 256 tokens. Return the rows that the solve shall read, an integer tensor [rows, 256]; each counted token and each token of the
 # speeches may be used once. The exam has counts of other articles, and judges by rows of both texts that nothing has used. Your
 # student has to beat one that was solved over *twelve* rows of speeches: on articles by at least 0.2 nats, and on speeches it may
-# lose at most 0.15 more. It judges three times only. Before that, `practice(rows_for)` tells you both on the lesson's rows.
+# lose at most 0.15 more. It judges three times only, so think first.
 #
 # <details><summary>Hint</summary>
 #
@@ -966,7 +950,7 @@ check_rows_for(rows_for, exam)
 # - What a cut takes is partly still there: the kept neurons have **echoes** of it, and they can be taught more, all by one linear
 #   solve with a ridge. You can measure what they say before you heal, on tokens that you don't fit.
 # - Ask where. What came back came back in few places: the first MLP, which is a **dictionary**, and the first token, where a constant
-#   is enough.
+#   does much of it. Heads miss a sink there, and other tokens can be one, too.
 # - A solve learns words. It heals those best that it has read, even in a heap.
 # - Then train. The solve is a head start.
 # - Cut well all the same. Measure the task that you need, on text that you didn't heal with.
