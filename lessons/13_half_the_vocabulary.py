@@ -240,17 +240,20 @@ check_gift(gift)
 # under their old numbers. The difference of the two losses must be the gift, at each token.
 
 # %%
+from torch.nn.functional import cross_entropy
+
 kept = torch.tensor(frequent)
 new_ids = rows_of(small_tokenizer, judged["stories"][:1])[0]["input_ids"]
 old_ids = kept[new_ids]  # the numbers that the whole tokenizer has for them
 with torch.no_grad():
     logits, fewer = base(old_ids).logits[0, :-1], small(new_ids).logits[0, :-1]
-of_whole = torch.nn.functional.cross_entropy(logits, old_ids[0, 1:], reduction="none")
-of_small = torch.nn.functional.cross_entropy(fewer, new_ids[0, 1:], reduction="none")
+of_whole = cross_entropy(logits, old_ids[0, 1:], reduction="none")
+of_small = cross_entropy(fewer, new_ids[0, 1:], reduction="none")
 gifts = check_gift.accepted(logits, kept)  # yours, once it is right
 print(f"kept logits are equal: {torch.allclose(logits[:, kept], fewer, atol=1e-3)}")
-print(f"mean gift {gifts.mean():.3f}, difference {(of_whole - of_small).mean():.3f}")
-error = (of_whole - of_small - gifts).abs().max().item()
+falls = of_whole - of_small
+print(f"mean gift {gifts.mean():.3f}, difference {falls.mean():.3f}")
+error = (falls - gifts).abs().max().item()
 here("At each token the loss falls by the gift.", [1e-3 - error])
 
 # %% [markdown]
@@ -315,9 +318,11 @@ for name, score in whole.items():
         "tokens": after.tokens / score.tokens,
     }
 told = pd.DataFrame(told).T
-here("A byte of code costs over a third more.", [told.loc["code", "per byte"] - 4 / 3])
-claim("Per token, code looks less than a fifth worse.", [1.2 - told.loc["code", "per token"]])
-claim("Per byte, prose costs less than a third more.", 4 / 3 - told["per byte"][list(PROSE)])
+per_token, per_byte, _ = told.loc["code"]
+here("A byte of code costs over a third more.", [per_byte - 4 / 3])
+claim("Per token, code looks less than a fifth worse.", [1.2 - per_token])
+prose = told["per byte"][list(PROSE)]
+claim("Per byte, prose costs less than a third more.", 4 / 3 - prose)
 told.round(2)
 
 # %% [markdown]
@@ -340,9 +345,11 @@ def more(line):
 
 
 line = max((one for one in lines if len(one) < 72), key=more)
-both = {"all tokens": pieces(tokenizer, line), "half": pieces(small_tokenizer, line)}
+both = {"all tokens": pieces(tokenizer, line)}
+both["half"] = pieces(small_tokenizer, line)
 _, panel = plt.subplots(figsize=(12, 2.6), layout="constrained")
-shades = [mark(name)["color"] for name in ("activation", "attentions", "peak-to-peak")]
+names = ("activation", "attentions", "peak-to-peak")
+shades = [mark(name)["color"] for name in names]
 for row, (name, tokens) in enumerate(both.items()):
     place = 0
     for number, piece in enumerate(tokens):
@@ -358,8 +365,8 @@ panel.set_yticks([0, 1], list(both))
 panel.set_xticks([])
 panel.grid(False)
 show(
-    "One line of code twice, each token on a coloured ground. Above, in all tokens, "
-    "the line has few long pieces; below, in half of them, many short ones."
+    "One line of code twice, each token on a coloured ground. Above, in all "
+    "tokens, it has few long pieces; below, in half of them, many short ones."
 )
 
 # %% [markdown]
@@ -387,9 +394,13 @@ show(
 def price_and_gift(tokens, model, cutter):
     """Price and gift on each text, in bits per byte."""
     old, found = torch.tensor(tokens), {}
+    keys = ("attention_mask", "bytes")
     for name, parts in judged.items():
         rows = rows_of(cutter, parts)
-        spelled = [row | {"input_ids": old[row["input_ids"]]} for row in rows]
+        spelled = []
+        for row in rows:
+            ids = old[row["input_ids"]]
+            spelled.append({k: row[k] for k in keys} | {"input_ids": ids})
         strange = perplexity(base, spelled).bits_per_byte
         fewer = perplexity(model, rows).bits_per_byte
         found[name] = (strange - whole[name].bits_per_byte, strange - fewer)
@@ -426,44 +437,51 @@ cost = {"frequency": {name: told.loc[name, "per byte"] for name in judged}}
 
 def times(scores):
     """Bits per byte, as a multiple of the whole model's."""
-    pairs_of = {name: (one, whole[name]) for name, one in scores.items()}
-    return {name: a.bits_per_byte / b.bits_per_byte for name, (a, b) in pairs_of.items()}
+    found = {}
+    for name, score in scores.items():
+        found[name] = score.bits_per_byte / whole[name].bits_per_byte
+    return found
 
 
 for name in list(ways)[1:]:
-    cost[name] = times(measure(*cut(choose_tokens(tokenizer, ways[name], keep=half))))
+    tokens = choose_tokens(tokenizer, ways[name], keep=half)
+    cost[name] = times(measure(*cut(tokens)))
 narrow = variant(base)
 rows = token_blocks(tokenizer, "calibration", tokens=4096, length=128)
 scores = neuron_importance(narrow, "activation", batches=rows.batches(8))
-in_neurons = sum(layer.mlp.down_proj.weight.numel() for layer in base.model.layers) * 3
+in_neurons = 0
+for layer in base.model.layers:
+    in_neurons += 3 * layer.mlp.down_proj.weight.numel()
 ratio = (base.num_parameters() - small.num_parameters()) / in_neurons
 prune_neurons(narrow, scores, ratio=ratio)
 print(f"as many parameters are {ratio:.0%} of the neurons")
 cost["neurons"] = times(measure(narrow, tokenizer))
 cost = pd.DataFrame(cost)
 dice = cost[[name for name in ways if name.startswith("random")]]
-claim("The first half beats random halves on each text.", dice.min(axis=1) - cost["first by number"])
-here("On code the first half beats the neuron cut.",
-     [cost.loc["code", "neurons"] - cost.loc["code", "first by number"]])  # fmt: skip
+first = cost["first by number"]
+claim("The first half beats random halves on each text.", dice.min(axis=1) - first)
+of_neurons = cost.loc["code", "neurons"]
+here("On code it beats the neuron cut.", [of_neurons - first["code"]])
 print(cost.round(2).to_string())
 
 # %%
 _, panel = plt.subplots(figsize=(10, 4.6), layout="constrained")
-for name, how in (
-    ("frequency", "activation"), ("first by number", "L1"), ("neurons", "leave-one-out"),
-):  # fmt: skip
+looks = {"frequency": "activation", "first by number": "L1"}
+looks["neurons"] = "leave-one-out"
+for name, how in looks.items():
     look = mark(how) | {"label": name, "linestyle": "none", "markersize": 12}
     panel.plot(cost[name], range(len(cost)), **look)
 for name in dice:
-    look = mark("random") | {"label": "_" if name != "random 1" else "random halves"}
+    label = "random halves" if name == "random 1" else "_"
+    look = mark("random") | {"label": label}
     panel.plot(dice[name], range(len(cost)), **look | {"linestyle": "none"})
 panel.axvline(1, **mark("guessing") | {"label": "_"})
-panel.set(xlabel="bits per byte (× the whole model's)", ylim=(len(cost) - 0.5, -0.5))
+panel.set(xlabel="bits per byte (× the whole model's)", ylim=(3.5, -0.5))
 panel.set_yticks(range(len(cost)), list(cost.index))
 panel.legend(fontsize="small", title="as many parameters gone")
 show(
-    "Bits per byte of four texts as multiples of the whole model's. By frequency prose "
-    "stays near one and code is far out; the first half stays near one on all."
+    "Bits per byte of four texts as multiples of the whole model's. By frequency, "
+    "prose stays near one and code is far out; the first half stays near one."
 )
 
 # %% [markdown]
@@ -483,7 +501,8 @@ from course_utils.lessons.exercises.lesson_13 import PurposeExam
 code = token_counts(tokenizer, paragraphs("code", split="calibration"))
 print(f"counted: {english.sum():,} tokens of English, {code.sum():,} of code")
 mixed = exam_parts["speeches"] + exam_parts["wiki"]
-exam = PurposeExam(base, tokenizer, {"English": mixed, "code": exam_parts["code"]}, half)
+unread = {"English": mixed, "code": exam_parts["code"]}
+exam = PurposeExam(base, tokenizer, unread, half)
 
 # %% [markdown]
 # ### Exercise 4 · ●●● · 15 minutes

@@ -20,6 +20,7 @@ _ENGLISH, _CODE = 0.75, 0.3  # of what the first half costs, at most
 _MERGES = {
     4: (0, 1), 5: (2, 3), 6: (4, 5), 7: (6, 4), 8: (1, 2), 9: (8, 8), 10: (9, 7),
 }  # fmt: skip
+_BIT = math.log(2)  # nats
 _Merges = Mapping[int, tuple[int, int]]
 
 
@@ -91,7 +92,7 @@ def check_gift(attempt: Attempt) -> None:
     attempt.compare(unlikely, kept, where="Where the kept tokens are very unlikely: ", hint="Stay with logsumexp.")
 
 
-def _bits(nats, parts, *, size=lambda part: len(part.encode()), unit=math.log(2), total=True):
+def _bits(nats, parts, *, size=lambda part: len(part.encode()), unit=_BIT, total=True):
     """The answer to exercise 3, with switches for mistakes."""
     sizes = [size(part) for part in parts]
     each = torch.as_tensor(nats, dtype=torch.float64)
