@@ -259,8 +259,8 @@ here("At each token the loss falls by the gift.", [1e-3 - error])
 # %% [markdown]
 # ## A fair measure
 #
-# So a loss per token can fall for free. It has a second fault: a text in more and shorter tokens has more numbers to average over, and
-# most of the extra pieces are easy. Bytes belong to the text, not to the tokenizer. So we add up the nats of a text and divide by its
+# So a loss per token can fall for free. It has a second fault: it is an average over tokens. If the same text is cut into more of
+# them, the same total looks smaller. Bytes belong to the text, not to the tokenizer. So we add up the nats of a text and divide by its
 # bytes: **bits per byte**.
 
 # %% [markdown]
@@ -301,7 +301,8 @@ check_bits(bits_per_byte)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# SAW_PAYS
+# Code pays nearly twice as much per byte, and needs nearly twice as many tokens. Per token it looks almost unhurt: the loss
+# has grown about as much as the number of tokens, and perplexity divides one by the other.
 #
 # </details>
 
@@ -371,7 +372,7 @@ show(
 
 # %% [markdown]
 # *The same line of code, each token on its own colour. Above with the whole vocabulary, below with the half that is frequent in prose.
-# Runs of spaces and words of the language fall apart.*
+# It is the line, among those judged, that gains the most pieces.*
 #
 # ## Why does it cost more?
 #
@@ -385,7 +386,7 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# SAW_PRICE
+# The gift is small beside the price. The whole model, with nothing cut, loses nearly as much on this spelling as the cut one does.
 #
 # </details>
 
