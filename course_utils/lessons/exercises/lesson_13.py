@@ -16,7 +16,7 @@ from course_utils.models.loading import variant
 from course_utils.pruning import choose_tokens, prune_vocabulary
 from course_utils.text.passages import Passage, batches_of
 
-_ENGLISH, _CODE = 0.75, 0.3  # of what the first half costs, at most
+_ENGLISH, _CODE = 0.75, 0.8  # of what the first half costs, at most
 _MERGES = {
     4: (0, 1), 5: (2, 3), 6: (4, 5), 7: (6, 4), 8: (1, 2), 9: (8, 8), 10: (9, 7),
 }  # fmt: skip

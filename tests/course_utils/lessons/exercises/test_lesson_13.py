@@ -28,7 +28,7 @@ def judged(worth, exam):
 def test_worth_is_judged_on_both_texts_and_by_few_tries(capsys):
     assert judged(lesson_13.check_worth.answer, Exam(0.07, 0.01))
     assert not judged(lambda english, code: english, Exam(0.07, 0.9))
-    assert "code may cost at most 30%" in capsys.readouterr().out
+    assert "code may cost at most 80%" in capsys.readouterr().out
     exam = Exam(0.09, 0.01)
     for _ in range(4):
         assert not judged(lambda english, code: english + code, exam)
