@@ -416,8 +416,9 @@ by_text.round(3)
 # *Price and gift in bits per byte. What a text pays is the first minus the second.*
 #
 # So it isn't the smaller head that hurts. The cut head only ever helps. **The harm is the spelling**: the whole model, with all its
-# tokens and nothing cut, does as badly when a program is spelled in pieces that it has hardly ever seen in this place. It learned to
-# read *function* as one token. Letters of it are a strange way to write.
+# tokens and nothing cut, does as badly when a program is spelled in pieces that it hardly ever saw in such places. In the
+# line above nearly all the new pieces are single spaces: prose has no indentation, so the tokens for runs of spaces went. (How much of
+# the price they are in all, we didn't measure.)
 #
 # ## Which half?
 #
@@ -488,7 +489,7 @@ show(
 # *Each mark is a model that lost as many parameters. The line at 1 is the whole model.*
 #
 # Chosen by frequency, the vocabulary is good for what was counted and bad for code. The first half by number knows no text and does
-# fairly well on all of them. On code even random halves beat the half that is frequent in prose. It keeps the merges that helped most in the text that the tokenizer itself was made from, and that text had
+# fairly well on all of them. On code in the saved run even random halves beat the half that is frequent in prose. It keeps the merges that helped most in the text that the tokenizer itself was made from, and that text had
 # code in it.
 #
 # ## A vocabulary for a purpose
