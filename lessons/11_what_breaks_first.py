@@ -563,8 +563,9 @@ check_flips(flips, before["German"], after["neurons"]["German"])
 # ## The damage profile, and the card
 #
 # A **damage profile** has all of that, and `damage_profile` makes it: floors first, then nats with their paired interval, and flips. The
-# text is wiki here, since speeches chose. (p is left out: neighbouring tokens hang together, so it would be too small.) It is what
-# `compress` writes on the card of a model, with a limit for each ability that lost more than the text.
+# text is wiki here, since speeches chose. (p is left out: neighbouring tokens hang together, so it would be too small.) A released
+# model has a **card**, a page that says what was done and measured (lesson 14 writes one). The profile is what `compress` writes there,
+# with a limit for each ability that lost more than the text.
 
 # %%
 from course_utils.measuring import Baseline, damage_profile

@@ -178,7 +178,7 @@ claim("A token misses an expert it never asked only without normalising.", margi
 # %% [markdown]
 # ## The course's own mixture
 #
-# Four blocks, sixteen experts each, top 2, normalised: Qwen3-MoE in miniature. It was trained from scratch on five kinds of text:
+# Four blocks, sixteen experts each, top 2, normalised: Qwen3-MoE in miniature. From random weights it learned five kinds of text:
 # speeches, passages of Wikipedia, scenes, Python code, mathematics. A token uses only a part of it, its **active parameters**.
 
 # %%
