@@ -4,9 +4,9 @@
 
 Tokens stay by frequency in English prose, by number (the first ones), or at random; beside them stands a neuron cut of
 as many parameters. A text whose tokens went is spelled in other tokens. The whole model's loss on that spelling, minus
-its loss on its own, is the price of the spelling; what the narrowed model's loss lies below it is the gift of fewer
-rivals, as its logits are the whole model's at the tokens that stay. Both are exact. The random sets are judged on the
-first draw of three texts. Float32; ten to thirty minutes on one core. Killed, it goes on where it was.
+its loss on its own, is the price of the spelling; the narrowed model's loss lies below that by the gift of fewer
+rivals, because its logits are the whole model's at the tokens that stay. The random sets are judged on the first draw
+of three texts. Float32; some minutes on one core. Killed, it goes on where it was.
 
 A row is a passage: "sums" are nats over all of it, and so are "spelled", the whole model's on the narrowed spelling.
 Price is spelled minus the whole model's sums, gift is spelled minus sums. "distances", of code alone, are for each
@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate, pairwise
 
 import torch
@@ -36,7 +36,8 @@ from experiments.record import LLAMA, Kept, command, write_entries
 
 KEPT, HALF, RANDOM = (32_768, 24_576, 16_384), 24_576, 8
 COUNTED = ("speeches", "wiki", "stories", "passages", "scenes")
-TEXTS, JUDGED_AT_RANDOM = ("speeches", "wiki", "stories", "passages", "code", "French", "German"), ("speeches", "wiki", "code")
+TEXTS = ("speeches", "wiki", "stories", "passages", "code", "French", "German")
+JUDGED_AT_RANDOM = ("speeches", "wiki", "code")
 DOCUMENTS, CHARACTERS, ROWS, DRAWS = 400, 400, 8, 1  # counted of each kind; of a passage; passages of a draw; draws
 DISTANCES = 6
 Spelling = tuple[list[int], Tensor, Tensor]  # token ids, whole model's states before each, its nats of each
@@ -52,6 +53,11 @@ def draws_of(text: str) -> list[list[str]]:
     ]
     random.Random(0).shuffle(found)
     return [found[draw * ROWS :][:ROWS] for draw in range(DRAWS)]
+
+
+def encoded(passage: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Its tokens, without any around it."""
+    return tokenizer(passage, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 @torch.no_grad()
@@ -99,36 +105,7 @@ class Experiment:
         self.names = {number: name for name, number in self.tokenizer.get_vocab().items()}
         self.read = partial(read, end=self.tokenizer.eos_token_id)
         self.passages = {text: draws_of(text) for text in TEXTS}
-        self.own: dict[str, Spelling] = {}
-
-    def spelled(self, passage: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Its tokens, without any around it."""
-        return tokenizer(passage, add_special_tokens=False, verbose=False)["input_ids"]
-
-    def whole(self, passage: str) -> Spelling:
-        """The passage as the whole model reads it, once."""
-        if passage not in self.own:
-            self.own[passage] = self.read(self.model, self.spelled(passage, self.tokenizer))
-        return self.own[passage]
-
-    def measured(self, key: dict, text: str, draw: int, made: Narrowed | PreTrainedModel | None) -> dict:
-        """An entry of the record, of the whole model, of one that lost neurons, or of the tokens that stay."""
-        passages = self.passages[text][draw]
-        own = [self.whole(passage) for passage in passages]
-        entry = {**key, "draw": draw, "dtype": "float32", "text": text, "predictions": 1}
-        entry["bytes"] = [len(passage.encode()) for passage in passages]
-        if not isinstance(made, tuple):
-            nats = [nats if made is None else self.read(made, ids)[2] for ids, _, nats in own]
-            return {**entry, "tokens": [len(each) for each in nats], "sums": rounded(nats)}
-        stay, tokenizer = made
-        spellings = [stay[self.spelled(passage, tokenizer)].tolist() for passage in passages]
-        new = [old if old[0] == ids else self.read(self.model, ids) for old, ids in zip(own, spellings, strict=True)]
-        left = [narrowed(self.model, spelling, stay) for spelling in new]
-        entry |= {"tokens": [*map(len, spellings)], "sums": rounded(left), "spelled": rounded([n for *_, n in new])}
-        entry["gone"] = [int((~torch.isin(torch.tensor(ids), stay)).sum()) for ids, *_ in own]  # of the text's own tokens
-        if text == "code":
-            entry["distances"] = [by_distance(*each, self.names) for each in zip(own, new, left, strict=True)]
-        return entry
+        self.whole = cache(lambda passage: self.read(self.model, encoded(passage, self.tokenizer)))
 
     def choose(self, counts: Tensor, keep: int) -> Narrowed:
         """The tokens that stay by these counts."""
@@ -153,6 +130,29 @@ class Experiment:
             yield {"criterion": "random", "keep": HALF, "seed": seed}, self.choose(by, HALF)
 
 
+def measured(
+    experiment: Experiment, key: dict, text: str, draw: int, made: Narrowed | PreTrainedModel | None
+) -> dict[str, object]:
+    """An entry of the record: of the whole model, of one that lost neurons, or of the tokens that stay."""
+    passages = experiment.passages[text][draw]
+    own = [experiment.whole(passage) for passage in passages]
+    entry = {**key, "draw": draw, "dtype": "float32", "text": text, "predictions": 1}
+    entry["bytes"] = [len(passage.encode()) for passage in passages]
+    if not isinstance(made, tuple):
+        nats = [nats if made is None else experiment.read(made, ids)[2] for ids, _, nats in own]
+        return {**entry, "tokens": [len(each) for each in nats], "sums": rounded(nats)}
+    stay, tokenizer = made
+    spellings = [stay[encoded(passage, tokenizer)].tolist() for passage in passages]
+    pairs = zip(own, spellings, strict=True)
+    new = [old if old[0] == ids else experiment.read(experiment.model, ids) for old, ids in pairs]
+    left = [narrowed(experiment.model, spelling, stay) for spelling in new]
+    entry |= {"tokens": [*map(len, spellings)], "sums": rounded(left), "spelled": rounded([n for *_, n in new])}
+    entry["gone"] = [int((~torch.isin(torch.tensor(ids), stay)).sum()) for ids, *_ in own]  # of the text's own tokens
+    if text == "code":
+        entry["distances"] = [by_distance(*each, experiment.names) for each in zip(own, new, left, strict=True)]
+    return entry
+
+
 def main() -> None:
     args = command(__doc__, "records/half_vocabulary").parse_args()
     experiment, done = Experiment(), Kept(args.work / "done.json")
@@ -161,7 +161,7 @@ def main() -> None:
         for key, made in tqdm(arms, desc=f"draw {draw}"):
             few = key["criterion"] == "random"
             for text in (JUDGED_AT_RANDOM if draw == 0 else ()) if few else TEXTS:
-                done.once(f"{key} {text} {draw}", partial(experiment.measured, key, text, draw, made))
+                done.once(f"{key} {text} {draw}", partial(measured, experiment, key, text, draw, made))
     settings = {"model": LLAMA, "counted": COUNTED, "row": f"a passage of at most {CHARACTERS} characters"}
     write_entries([*done.values()], args.out, settings=settings, predictions=1)
 
