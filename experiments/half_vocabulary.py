@@ -156,11 +156,10 @@ def measured(
 def main() -> None:
     args = command(__doc__, "records/half_vocabulary").parse_args()
     experiment, done = Experiment(), Kept(args.work / "done.json")
-    arms = [*experiment.arms()]
-    for draw in range(DRAWS):
-        for key, made in tqdm(arms, desc=f"draw {draw}"):
-            few = key["criterion"] == "random"
-            for text in (JUDGED_AT_RANDOM if draw == 0 else ()) if few else TEXTS:
+    for key, made in tqdm(experiment.arms(), total=2 + 2 * len(KEPT) + RANDOM):
+        few = key["criterion"] == "random"
+        for draw in range(1 if few else DRAWS):
+            for text in JUDGED_AT_RANDOM if few else TEXTS:
                 done.once(f"{key} {text} {draw}", partial(measured, experiment, key, text, draw, made))
     settings = {"model": LLAMA, "counted": COUNTED, "row": f"a passage of at most {CHARACTERS} characters"}
     write_entries([*done.values()], args.out, settings=settings, predictions=1)
