@@ -122,7 +122,14 @@ def write_record(arms: Iterable[Arm], out: Path, *, work: Path, settings: Mappin
                 file.write(json.dumps({"key": key, "entries": done[key]}) + "\n")
                 file.flush()
             entries += done[key]
-    head = {"settings": dict(settings), "machine": machine(), "predictions": predictions}  # the last: of each row
+    write_entries(entries, out, settings=settings, predictions=predictions)
+
+
+def write_entries(
+    entries: Iterable[Mapping[str, object]], out: Path, *, settings: Mapping[str, object], predictions: int
+) -> None:
+    """Write the record, an entry a line. ``predictions`` are those of each row where an entry says nothing else."""
+    head = {"settings": dict(settings), "machine": machine(), "predictions": predictions}
     body = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
     write_text(out, json.dumps(head)[:-1] + ', "entries": [\n' + body + "\n]}\n")
     print(f"written to {out}")

@@ -16,6 +16,7 @@ import torch
 
 from course_utils.measuring.benchmarking import speed_frame
 from course_utils.models import loading as models
+from course_utils.pruning.vocabulary import prune_vocabulary
 from course_utils.pruning.width import neuron_importance, prune_neurons
 from course_utils.text.kinds import KINDS
 from experiments import make_a_small_model, record, small_training
@@ -53,6 +54,9 @@ EXPERIMENTS = {
     "heal": Small("records/heal", {
         "STEPS": (1, 3, 4), "LONG": 6, "IN_ITS_TIME": 2, "POOL": 10, "LENGTH": 16, "ROWS": 2, "SOLVED": 1,
         "PASSAGES": 3, "BEFORE": (0, 8)}),
+    "half_vocabulary": Small("records/half_vocabulary", {
+        "KEPT": (3000, 2048), "HALF": 2048, "RANDOM": 1, "TEXTS": ("speeches", "code"), "JUDGED_AT_RANDOM": ("code",),
+        "DOCUMENTS": 2, "CHARACTERS": 80, "ROWS": 2, "DRAWS": 1}, "measured"),
     "damage_profile": Small("records/damage_profile", {
         "CUTS": 4, "FEW": 1, "DRAWS": 1, "OTHERS": (1,), "SEEDS": (0,), "STEPS": 4, "LENGTH": 16, "ROWS": 2,
         "ABILITIES": ("copying", "German")}),
@@ -208,6 +212,26 @@ def test_off_the_grid_a_model_computes_the_same(monkeypatch):
         torch.testing.assert_close(moved(ids).logits, model(ids).logits, rtol=1e-3, atol=1e-4)
     for old, new in zip(model.model.layers.parameters(), moved.model.layers.parameters(), strict=True):
         assert not torch.isclose(old, new, rtol=1e-3).all(), "every matrix and every norm has other numbers"
+
+
+def test_price_and_gift_are_what_narrowing_costs(monkeypatch, tmp_path):
+    script, _ = made_small("half_vocabulary", monkeypatch, tmp_path)
+    experiment = script.Experiment()
+    whole = script.measured(experiment, {}, "code", 0, None)
+    stay, tokenizer = experiment.choose(torch.zeros(4096), 300)
+    entry = script.measured(experiment, {}, "code", 0, (stay, tokenizer))
+    model = models.variant(experiment.model)
+    prune_vocabulary(model, experiment.tokenizer, stay.tolist())
+    for row, passage in enumerate(experiment.passages["code"][0]):
+        ids = script.encoded(passage, tokenizer)
+        nats = script.read(model, ids, tokenizer.eos_token_id)[2]
+        assert entry["tokens"][row] == len(ids) > whole["tokens"][row], "it is spelled in more tokens"
+        assert entry["sums"][row] == pytest.approx(float(nats.sum()), rel=1e-5), "it is the cut model's loss"
+        assert entry["spelled"][row] > entry["sums"][row], "fewer rivals give something back"
+        counts, own, spelled, _ = entry["distances"][row]
+        assert sum(own) <= whole["sums"][row] + 0.01 and counts[0] > 0
+        price = entry["spelled"][row] - whole["sums"][row]
+        assert sum(spelled) - sum(own) == pytest.approx(price, abs=0.02), "what comes before a split costs nothing"
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
