@@ -623,9 +623,8 @@ check_control(control, means, ids)
 # Your table, and a poorer control: one row for all words, the mean of what was lost.
 
 # %%
-control = check_control.accepted
 same = harm_of(with_table(lost.mean(0).expand_as(means)))
-others = harm_of(with_table(control(means, ids)))
+others = harm_of(with_table(check_control.accepted(means, ids)))
 print(f"one row for all words: {same:.2f}; rows of other words: {others:.2f}")
 here("A word needs its own row.", [same - table - 1, others - table - 1])
 read_before = torch.isin(unseen.flatten(), learned.flatten())
