@@ -174,7 +174,7 @@ def _files_with(mark: str) -> list[str]:
 
 def _pytest(title: str, options: Sequence[str], **variables: str) -> int:
     print(f"{title}: pytest {' '.join(options)}", flush=True)
-    variables = processes.with_sleeping_threads(variables | os.environ)
+    variables = program.with_sleeping_threads(variables | os.environ)
     return abs(processes.call(["-P", "-m", "pytest", *options], folder=ROOT, environment=variables))
 
 
@@ -189,7 +189,7 @@ def lab(args: argparse.Namespace, console: Console) -> int:
     print(f"Your folder is {folder}. It is yours: no update writes over anything in it.")
     options = [*opening.options(folder, _next_notebook(folder)), *args.rest]
     print("JupyterLab opens in your browser; stop it here with Ctrl-C.", flush=True)
-    variables = opening.environment(processes.with_sleeping_threads(os.environ))
+    variables = opening.environment(program.with_sleeping_threads(os.environ))
     return abs(processes.call(["-P", "-m", "jupyterlab", *options], folder=Path.cwd(), environment=variables))
 
 

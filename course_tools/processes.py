@@ -10,9 +10,6 @@ from typing import Any
 
 import psutil
 
-# The threads of GCC's OpenMP (PyTorch on Linux) spin while they wait for work. Beside another busy program that is many
-# times slower than sleeping. docs/troubleshooting.md has the figures, and why other systems need nothing.
-SLEEPING_THREADS = {"GOMP_SPINCOUNT": "1000"}
 # Where a lesson is timed they sleep later, because a sleeping thread wakes too late for a clock.
 TIMED_THREADS = {"GOMP_SPINCOUNT": "10000"}
 # GNU's allocator gives each tensor of over 32 MB back at once, and the system clears every page again for the next one:
@@ -20,12 +17,6 @@ TIMED_THREADS = {"GOMP_SPINCOUNT": "10000"}
 # don't have it.
 KEPT_MEMORY = {"GLIBC_TUNABLES": f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**28}"}
 _GRACE = 10  # seconds that a program gets to end by itself
-
-
-def with_sleeping_threads(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which OpenMP's threads sleep while they wait, unless its owner has chosen for himself."""
-    chosen = {} if "OMP_WAIT_POLICY" in environment else SLEEPING_THREADS
-    return {**chosen, **environment}
 
 
 def call(command: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> int:

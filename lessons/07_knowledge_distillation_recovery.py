@@ -17,8 +17,8 @@
 #
 # **Answer.** First of all the neurons that were left. They have **echoes**: together they can say a tenth to a third of what the
 # removed ones wrote, also on text that the fit has not seen. One linear solve writes that into their weights, and after a ruinous
-# cut seven tenths of the lost nats are back. They come back in few places. One is the first block, whose MLP is a **dictionary**:
-# it looks at one token and writes what the other blocks know that token by. So the solve learns words, and a heap of loose words
+# cut seven tenths of the lost nats are back. After a ruinous cut they come back in few places. One is the first block, whose MLP is a **dictionary**:
+# it looks at one token and writes the vector by which the other blocks know it. So the solve learns words, and a heap of loose words
 # heals that block as well as text does. Another place is the first token of a text, and there a constant does much of it. At
 # another token the same constant helps all tokens behind it. So it is a sink that the heads had lost, and not the first token as
 # such. Training brings back more, but it needs many more tokens.
@@ -272,7 +272,7 @@ for ridge in (0.001, RIDGE, 10):
 
 # %% [markdown]
 # With hardly any ridge the fit says most where it was fitted, and elsewhere it is worse than no fit at all (below zero). With a
-# large one it says little of either.
+# large one it says less of both.
 #
 # ## All blocks, three cuts
 #
@@ -419,7 +419,7 @@ brought = [harm[cut, "cut"] - harm[cut, "solved"] for cut in CUTS]
 colours = [mark(cut)["color"] for cut in CUTS]
 panel = worth.plot.bar(color=colours, rot=0, width=0.8, figsize=(9, 4.5))
 panel.set(xlabel="blocks left unsolved", ylabel="nats per token lost again")
-panel.legend(title="cut", ncols=3, loc="upper right")
+panel.legend(title="cut", loc="upper right")
 show(
     "Bars of nats that are lost again if some blocks stay unsolved: many with "
     "block 0 for the peak-to-peak cut, with the first five for the random one, "
@@ -433,7 +433,7 @@ here("To the random cut the four behind it are.", [early - max(first, *rest)])
 # %% [markdown]
 # *What each group of blocks is worth to a solved student. The table has it as a part of all that the solve brings back.*
 #
-# This figure is the lesson. To the good cut no group of blocks is worth much, because it lost little anywhere. What the peak-to-peak
+# This figure is the lesson. To the good cut no group of blocks is worth much, because it lost little, and the solve heals little of that. What the peak-to-peak
 # cut gets back, it gets back in *one* place, the first block. The random cut has two such places: the first block, and something in
 # the four blocks behind it. We look into both. (The parts needn't add up to 100 %, because one block's error is the next one's input.
 # And the figure shows what the solve *heals*. A wound that it can't heal isn't in it.)
@@ -454,12 +454,12 @@ print(f"the next loudest {max(loudness[1:]):.2f} times")
 
 # %% [markdown]
 # The first block finds nothing but the token's embedding, and its MLP writes sixteen times as much. So right behind it, what it wrote
-# *is* the state. Every other MLP writes less than it finds.
+# *is* the state. Away from the first token, every other MLP writes less than it finds.
 #
 # ## A dictionary
 #
 # What does the first MLP know when it writes? Only one attention has looked around so far. So perhaps it is hardly more than a
-# **dictionary**: it looks the token up, and writes what the rest of the model knows this token by. We can test that. If the token
+# **dictionary**: it looks the token up, and writes the vector by which the rest of the model knows it. We can test that. If the token
 # decides what is written, then what was written at the *other* places of this token tells it.
 
 # %% [markdown]
@@ -623,15 +623,14 @@ check_control(control, means, ids)
 # Your table, and a poorer control: one row for all words, the mean of what was lost.
 
 # %%
-control = check_control.accepted
 same = harm_of(with_table(lost.mean(0).expand_as(means)))
-others = harm_of(with_table(control(means, ids)))
+others = harm_of(with_table(check_control.accepted(means, ids)))
 print(f"one row for all words: {same:.2f}; rows of other words: {others:.2f}")
 here("A word needs its own row.", [same - table - 1, others - table - 1])
 read_before = torch.isin(unseen.flatten(), learned.flatten())
-lost, unsaid = left_of(0, BAD, read_unseen[0])
-known = share(lost[read_before], unsaid[read_before])
-unknown = share(lost[~read_before], unsaid[~read_before])
+anew, unsaid = left_of(0, BAD, read_unseen[0])  # of unseen text
+known = share(anew[read_before], unsaid[read_before])
+unknown = share(anew[~read_before], unsaid[~read_before])
 print(f"block 0 says {known:.2f} of words that were read, {unknown:.2f} of others")
 here("More is said of words that the solve has read.", [known - unknown])
 
@@ -640,8 +639,8 @@ here("More is said of words that the solve has read.", [known - unknown])
 # sceptic is answered: the first MLP is a dictionary.
 #
 # The last line shows the price. Unseen text has many words that the solve has read elsewhere, and of those most of what block 0
-# lost is said; of the other words it is about a fifth. So from two thousand tokens it has learned words more than a rule. That
-# qualifies our word echo: in this block, the kept neurons couldn't say most of it before. They were taught it anew, word by word,
+# lost is said; of the other words it is about a fifth. So from two thousand tokens it has learned words more than a rule. So
+# *echo* is too strong a word here: in this block, the kept neurons couldn't say most of it before. They were taught it anew, word by word,
 # by what the whole model's MLP writes.
 #
 # ## The random cut and the first token
@@ -649,16 +648,16 @@ here("More is said of words that the solve has read.", [known - unknown])
 # Now the random student's second place, blocks 1 to 4. Lesson 03's first token is a suspect, and for that one there is the
 # simplest of echoes. A neuron, a block, an attention all have a **constant**, the mean of what they write (lessons 01, 04, 05).
 # Once it is measured, no neuron is needed to write it. So we give these four MLPs the mean of what each lost at the *first token*
-# of the rows, and nothing elsewhere. There are two controls: the same numbers in other channels (shuffled), and the same four
-# vectors at another token, in the middle of the sentence (place 16, where the first token's place is 0).
+# of the rows, and nothing elsewhere. The control is the same numbers in other channels (shuffled). And one
+# test of the place: the same four vectors at another token, in the middle of the row (place 16, where the first token's is 0).
 #
 # **Predict before you run.** Four vectors, at one token of each row, and no solve. How much of the random student's 7.50 nats do
 # they bring back? And what do they do at place 16: to the tokens before it, and to those behind it? Because …
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Two fifths: 4.35 are left. Shuffled, they do little. At place 16 the tokens before it are as ill as they were, since they
-# can't see it. But those behind it have most of the good: 5.23 nats are left to them, where the cut had left 7.14.
+# Two fifths: 4.35 are left. Shuffled, they do a fifth as much. At place 16 the tokens before it are as ill as they were, since they
+# can't see it. But on average those from place 16 on have most of the good: 5.23 nats are left to them, where the cut had left 7.14.
 #
 # </details>
 
@@ -703,14 +702,15 @@ here("At another place they help the tokens behind it alone.", margins)
 ladder.round(2)
 
 # %% [markdown]
-# *Nats per token lost by the random cut: of all tokens, and of those at some places of a row.*
+# *Nats per token lost by the random cut: of all tokens, and of those at some places of a row. (All tokens include place 0, which sees
+# nothing before it and isn't healed by its own constant.)*
 #
 # Four vectors at one token of each row give back two fifths. You know this token from lesson 03: a few neurons write a huge state
 # there, and every attention that has nothing to say looks at it. It is a **sink**. The state is the same in every text, so kept
 # neurons that are on there, and quiet elsewhere, can write it. (Nobody told the solve about first tokens. It only sees a large
 # error there.)
 #
-# But the control at place 16 says more. Nothing was mended at the first token, and all tokens that can see place 16 are better off.
+# But the control at place 16 says more. Nothing was mended at the first token, and yet the tokens that can see place 16 are better off on average.
 # So what the heads miss isn't *the first token*. They miss a token that looks like a sink, and another one will do if it stands
 # where they can see it. Models take the first one, because all the others see it.
 #
@@ -792,6 +792,7 @@ claim("Text alone is ahead on speeches.", alone - of_text)
 text_alone = told("activation", "cross-entropy", 32, "wiki")
 teacher = told("activation", "KL", 32, "wiki")
 claim("The teacher is ahead on wiki.", text_alone - teacher)
+told("activation", "KL", 128)
 table.fillna("")
 
 # %% [markdown]
@@ -949,7 +950,7 @@ check_rows_for(rows_for, exam)
 #
 # - What a cut takes is partly still there: the kept neurons have **echoes** of it, and they can be taught more, all by one linear
 #   solve with a ridge. You can measure what they say before you heal, on tokens that you don't fit.
-# - Ask where. What came back came back in few places: the first MLP, which is a **dictionary**, and the first token, where a constant
+# - Ask where. After a ruinous cut, what came back came back in few places: the first MLP, which is a **dictionary**, and the first token, where a constant
 #   does much of it. Heads miss a sink there, and other tokens can be one, too.
 # - A solve learns words. It heals those best that it has read, even in a heap.
 # - Then train. The solve is a head start.

@@ -26,7 +26,8 @@ from PIL import Image
 from course_tools.lessons.authoring import DEEPER, ExerciseCell, Lesson, Question, read_question, take_apart
 from course_tools.lessons.cells import tags_of
 from course_tools.lessons.printed import joined
-from course_tools.processes import SLEEPING_THREADS, TIMED_THREADS
+from course_tools.processes import TIMED_THREADS
+from course_utils.compress.program import SLEEPING_THREADS
 
 _Folder = TypeVar("_Folder", Path, PurePosixPath)
 FORMS = ("exercises", "solutions")

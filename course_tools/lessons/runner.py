@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from course_tools.processes import with_sleeping_threads
+from course_utils.compress.program import with_sleeping_threads
 from course_utils.support.session import ROLES, chosen_model
 
 CELL_TIMEOUT = 1800  # seconds; a cell that takes longer is stuck

@@ -1,4 +1,4 @@
-"""How a command ends, whatever happens to it: in a sentence and with a status, not in a traceback.
+"""How a command starts, and how it ends whatever happens to it: in a sentence and with a status, not in a traceback.
 
 The status is 0 for success, 1 where something failed, 2 for a wrong call, 130 after Ctrl-C.
 """
@@ -9,14 +9,23 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from course_utils.support.extras import ExtraMissing
 from course_utils.support.files import NO_ROOM
 from course_utils.text.assets import AssetError
 
+# The threads of GCC's OpenMP (PyTorch on Linux) spin while they wait for work. Beside another busy program that is many
+# times slower than sleeping. docs/troubleshooting.md has the figures, and why other systems need nothing.
+SLEEPING_THREADS = {"GOMP_SPINCOUNT": "1000"}
 _NOT_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS, *NO_ROOM)
+
+
+def with_sleeping_threads(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which OpenMP's threads sleep while they wait, unless its owner has chosen for himself."""
+    chosen = {} if "OMP_WAIT_POLICY" in environment else SLEEPING_THREADS
+    return {**chosen, **environment}
 
 
 def run(main: Callable[[], int]) -> int:

@@ -19,6 +19,7 @@ from course_tools import cli, environment, processes, requirements
 from course_tools.learner import personal
 from course_tools.lessons import authoring, notebooks, runner
 from course_tools.workshop import pack
+from course_utils.compress import program
 from course_utils.models import embedded_llama
 from course_utils.support import session
 from course_utils.text import assets
@@ -252,7 +253,7 @@ def test_lab_waits_patiently_and_passes_arguments_on(course, monkeypatch):
     assert command[:3] == ["-P", "-m", "jupyterlab"] and command[-1] == "--no-browser"
     assert f"--ServerApp.root_dir={course / 'my_course'}" in command
     assert "--LabApp.default_url=/lab/tree/01_small.ipynb" in command
-    assert processes.SLEEPING_THREADS.keys() <= options["environment"].keys()
+    assert program.SLEEPING_THREADS.keys() <= options["environment"].keys()
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def _control(table: Tensor, ids: Tensor) -> Tensor:
 
 @exercise(
     3,
-    task="Return a table in which all is as before, but no row stands at its own token.",
+    task="Return a table of the same shape, in which only that has gone which you claim to be the reason.",
     proved="Its rows are the same ones, at as many tokens. Only the words have changed.",
     answer=_control,
 )

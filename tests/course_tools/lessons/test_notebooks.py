@@ -17,6 +17,7 @@ from sample_lesson import DEEPER, LESSON, write_lesson
 from course_tools import processes
 from course_tools.lessons import authoring, notebooks
 from course_tools.lessons.cells import tags_of
+from course_utils.compress import program
 from course_utils.support.files import write_text
 
 COURSE = notebooks.Course(repository="someone/somewhere", ref="v1")
@@ -114,10 +115,10 @@ def test_install_cell_lets_threads_sleep_and_wait_awake_where_it_is_timed_unless
 ):
     notebook = notebooks.build_notebook(replace(lesson, timed=timed), COURSE, "exercises")
     install = next(cell.source for cell in notebook.cells if cell.cell_type == "code").replace("%pip", "pass  #")
-    ours = processes.TIMED_THREADS if timed else processes.SLEEPING_THREADS
+    ours = processes.TIMED_THREADS if timed else program.SLEEPING_THREADS
     for before, after in [
         ({}, ours),
-        (processes.SLEEPING_THREADS, ours),
+        (program.SLEEPING_THREADS, ours),
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ]:

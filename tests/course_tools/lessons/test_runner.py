@@ -8,8 +8,8 @@ import time
 import nbformat
 import pytest
 
-from course_tools import processes
 from course_tools.lessons import runner
+from course_utils.compress import program
 
 DIED = "the kernel died; most often it ran out of memory. Close other programs and run this lesson again."
 
@@ -102,9 +102,9 @@ def test_a_kernel_finds_the_model_that_the_reader_chose_and_is_online_only_for_t
 
 
 def test_kernels_wait_patiently_unless_the_reader_chose(monkeypatch):
-    for name in (*processes.SLEEPING_THREADS, "OMP_WAIT_POLICY"):
+    for name in (*program.SLEEPING_THREADS, "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
-    assert processes.SLEEPING_THREADS.items() <= runner.kernel_environment("smoke").items()
+    assert program.SLEEPING_THREADS.items() <= runner.kernel_environment("smoke").items()
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     assert runner.kernel_environment("smoke")["GOMP_SPINCOUNT"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT")

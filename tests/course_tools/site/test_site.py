@@ -21,6 +21,7 @@ from screens import PHONE, WIDE
 
 from course_tools import processes
 from course_tools.lessons import notebooks
+from course_utils.compress import program
 from course_utils.text import assets
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -251,7 +252,7 @@ def jupyter(tmp_path):
     options += ["--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password="]
     options += ["--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     ours = {**os.environ, **folders, "COURSE_PROFILE": "embedded", "PYTHONPATH": str(ROOT)}
-    environment = processes.with_sleeping_threads(ours)
+    environment = program.with_sleeping_threads(ours)
     command = [sys.executable, "-P", "-m", "jupyterlab", *options]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     try:

@@ -58,3 +58,14 @@ def test_the_package_is_a_program():
     run = [sys.executable, "-m", "course_utils", "compress", "llama", "--budget", "much"]
     done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
     assert done.returncode == 2 and "argument --budget: must be a share of the parameters" in done.stderr
+
+
+def test_threads_sleep_from_the_start():
+    code = "import os, runpy, sys; sys.argv = ['course_utils', '-h']\n"
+    code += "try: runpy.run_module('course_utils', run_name='__main__')\n"
+    code += "finally: print([os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules])"
+    for chosen, found in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
+        given = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP_WAIT"))}
+        run = [sys.executable, "-c", code]
+        done = subprocess.run(run, capture_output=True, text=True, check=False, env=given | chosen)
+        assert done.stdout.splitlines()[-1] == str([found, False])  # torch reads it when it comes
