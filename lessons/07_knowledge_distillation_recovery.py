@@ -17,10 +17,10 @@
 #
 # **Answer.** First of all the neurons that were left. They have **echoes**: together they can say a tenth to a third of what the
 # removed ones wrote, also on text that the fit has not seen. One linear solve writes that into their weights, and after a ruinous
-# cut seven tenths of the lost nats are back. After a ruinous cut they come back in few places. One is the first block, whose MLP is a **dictionary**:
+# cut seven tenths of the lost nats are back. They come back in few places. One is the first block, whose MLP is a **dictionary**:
 # it looks at one token and writes the vector by which the other blocks know it. So the solve learns words, and a heap of loose words
 # heals that block as well as text does. Another place is the first token of a text, and there a constant does much of it. At
-# another token the same constant helps all tokens behind it. So it is a sink that the heads had lost, and not the first token as
+# another token the same constant helps the tokens behind it, on average. So it is a sink that the heads had lost, and not the first token as
 # such. Training brings back more, but it needs many more tokens.
 #
 # </details>
@@ -883,7 +883,7 @@ exam = WordsExam(built, tokenizer, learned, opponent=pool)
 #
 # Write `rows_for(counts, speeches)`. `counts` is a `Counter` {token: times} with 1,024 tokens in all, and `speeches` are 8 rows of
 # 256 tokens. Return the rows that the solve shall read, an integer tensor [rows, 256]; each counted token and each token of the
-# speeches may be used once. The exam has counts of other articles, and judges by rows of both texts that nothing has used. Your
+# speeches may be used once. The exam judges by rows of both texts that nothing has used. Your
 # student has to beat one that was solved over *twelve* rows of speeches: on articles by at least 0.2 nats, and on speeches it may
 # lose at most 0.15 more. It judges three times only, so think first.
 #
