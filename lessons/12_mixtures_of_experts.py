@@ -766,8 +766,8 @@ check_own_mix(my_scores, base)
 # - A count keeps the often asked, and can do worse than dice. Weigh what an expert adds; divided by the count, the score loses less of
 #   what didn't calibrate.
 #
-# **The story so far:** the text that chooses decides who pays (lessons 03, 06, 11), here whole experts. **Next:** lesson 14 makes
-# a small model with all that you know. For a mixture of your own there is `prune_experts`.
+# **The story so far:** the text that chooses decides who pays (lessons 03, 06, 11), here whole experts. **Next:** in lesson 13 half of a
+# model's tokens go, and someone else pays. For a mixture of your own there is `prune_experts`.
 #
 # ## References
 #

@@ -140,7 +140,7 @@ class Attempt:
         """Stop unless the learner's function gives what the right one gives; return that, as it was read.
 
         Args:
-            *given: what the function is called with; it gets copies of tensors and lists.
+            *given: what the function is called with; it gets copies of tensors, lists and dictionaries.
             read: turns what it returned into what is compared, or stops.
             same: whether two answers are the same.
             where: put before the sentence.
@@ -320,6 +320,8 @@ def untouched(model: PreTrainedModel, *, weights: bool = True) -> Iterator[None]
 
 
 def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return dict(value)
     return value.clone() if isinstance(value, Tensor) else [*map(_copied, value)] if isinstance(value, list) else value
 
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, take_a_try
+from course_utils.lessons.exercises.moved import to_lesson
 from course_utils.measuring import perplexity
 from course_utils.models.loading import variant
 from course_utils.pruning import choose_tokens, prune_vocabulary
 from course_utils.text.passages import Passage, batches_of
 
-_ENGLISH, _CODE = 0.75, 0.8  # of what the first half costs, at most
+__getattr__ = to_lesson("12")  # what a notebook from before imports from here
+_ENGLISH, _CODE = 0.95, 0.3  # of what the first tokens by number cost, at most
 _MERGES = {
     4: (0, 1), 5: (2, 3), 6: (4, 5), 7: (6, 4), 8: (1, 2), 9: (8, 8), 10: (9, 7),
 }  # fmt: skip
@@ -120,8 +122,55 @@ def check_bits(attempt: Attempt) -> None:
         attempt.compare(nats, parts, read=number, where=f"For the parts {', '.join(map(repr, parts))}: ")
 
 
+_Spelling = Mapping[tuple[int, int], float]
+
+
+def _split(own, strange, *, less_own=1, less_others=1):
+    """The answer to exercise 4; without ``less_own`` or ``less_others``, own places aren't subtracted."""
+    both = own.keys() & strange.keys()
+    reading = sum(strange[place] - less_own * own[place] for place in both)
+    return reading, _of_others(strange, both) - less_others * _of_others(own, both)
+
+
+def _of_others(nats, both):
+    return sum(loss for place, loss in nats.items() if place not in both)
+
+
+def _in_all(own, strange):
+    return sum(strange.values()) - sum(own.values())
+
+
+def _two_numbers(answer: object) -> list[float]:
+    expect(answer, (tuple, list), "Return two numbers, reading and writing", size=2)
+    return [number(one) for one in answer]  # type: ignore[attr-defined]
+
+
+@exercise(
+    4,
+    task="Return how many nats more the strange spelling costs: at the places that both have, and at all others.",
+    proved="The two add up to the price, so each nat of it is either reading or writing.",
+    answer=_split,
+    mistakes=[
+        (partial(_split, less_own=0), "at shared places, ask what the strange spelling costs *more*: subtract."),
+        (partial(_split, less_others=0), "the other places of the own spelling cost something as well. Subtract them."),
+        (lambda own, strange: (_split(own, strange)[0], _in_all(own, strange)),
+         "your writing is the whole difference. Subtract the reading from it."),
+        (lambda own, strange: tuple(-nats for nats in _split(own, strange)), "the sign is turned: strange minus own."),
+        (lambda own, strange: _split(own, strange)[::-1], "reading comes first."),
+    ],
+)  # fmt: skip
+def check_reading(attempt: Attempt, own: _Spelling | None = None, strange: _Spelling | None = None) -> None:
+    """Check a function (own, strange: (begin, end) -> nats) -> nats at shared places, nats elsewhere."""
+    small = {(0, 4): 2.0, (4, 9): 1.0, (9, 10): 0.5}, {(0, 4): 2.5, (4, 6): 3.0, (6, 9): 1.5, (9, 10): 0.25}
+    apart = {(0, 3): 1.0}, {(0, 1): 2.0, (1, 3): 4.0}
+    for spellings in (small, apart):
+        attempt.compare(*map(dict, spellings), read=_two_numbers, where=f"For {spellings[0]} and {spellings[1]}: ")
+    if own and strange:
+        attempt.compare(dict(own), dict(strange), read=_two_numbers, where="For a real part: ")
+
+
 class PurposeExam:
-    """Exercise 4's exam: what a vocabulary costs on English and on code that nothing has read."""
+    """Exercise 5's exam: what a vocabulary costs on English and on code that nothing has read."""
 
     def __init__(
         self,
@@ -165,13 +214,13 @@ class PurposeExam:
 
 
 def _worth(english: Tensor, code: Tensor) -> Tensor:
-    """The answer to exercise 4."""
+    """The answer to exercise 5."""
     order = torch.arange(len(english), 0, -1, dtype=torch.float64) / len(english)
-    return english / english.sum() + code / code.sum() + 1e-5 * order
+    return english / english.sum() + code / code.sum() + 2e-5 * order
 
 
 @exercise(
-    4,
+    5,
     task="Return a number of at least 0 for each token, [vocabulary]; the largest stay.",
     proved="Counts of both, and the order of merging where counts know too little: cheaper than either rule.",
     answer=_worth,
@@ -185,11 +234,11 @@ def check_worth(attempt: Attempt, english: Tensor, code: Tensor, exam: PurposeEx
     take_a_try(exam)
     own, first = exam.cost(worth.double()), exam.first
     for text in own:
-        print(f"  exam: {text} costs {own[text]:+.1%} per byte, the first half by number {first[text]:+.1%}")
+        print(f"  exam: {text} costs {own[text]:+.1%} per byte, the first ones by number {first[text]:+.1%}")
     print(f"  tries left: {exam.left}")
     for text, most in zip(own, (_ENGLISH, _CODE), strict=True):
         require(
             own[text] <= most * first[text],
-            f"{text} may cost at most {most:.0%} of what the first half costs. What do your numbers say of tokens "
-            "that neither count has seen, or only once or twice?",
+            f"{text} may cost at most {most:.0%} of what it costs with the first tokens by number. What do your numbers "
+            "say of tokens that were counted only once or twice, and which of the two counts decides?",
         )

@@ -8,6 +8,7 @@ from course_utils.lessons.exercises import lesson_13
 test_close = cases_of(lesson_13.check_close)
 test_gift = cases_of(lesson_13.check_gift)
 test_bits = cases_of(lesson_13.check_bits)
+test_reading = cases_of(lesson_13.check_reading)
 
 
 class Exam:
@@ -28,12 +29,12 @@ def judged(worth, exam):
 def test_worth_is_judged_on_both_texts_and_by_few_tries(capsys):
     assert judged(lesson_13.check_worth.answer, Exam(0.07, 0.01))
     assert not judged(lambda english, code: english, Exam(0.07, 0.9))
-    assert "code may cost at most 80%" in capsys.readouterr().out
-    exam = Exam(0.09, 0.01)
+    assert "code may cost at most 30%" in capsys.readouterr().out
+    exam = Exam(0.099, 0.01)
     for _ in range(4):
         assert not judged(lambda english, code: english + code, exam)
     out = capsys.readouterr().out
-    assert "English may cost at most 75%" in out and "The exam is over" in out
+    assert "English may cost at most 95%" in out and "The exam is over" in out
 
 
 def test_bad_worths_take_no_try(capsys):

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-OLD = {("11", "check_trial"): "14", ("12", "check_floor"): "11"}
+OLD = {("11", "check_trial"): "14", ("12", "check_floor"): "11", ("13", "check_own_mix"): "12"}
 
 
 @pytest.mark.parametrize(("old", "now"), OLD.items())
