@@ -96,7 +96,7 @@ def rehearsal_table(done: Sequence[Rehearsed]) -> Table:
     for rehearsed in done:
         gpu, host = (f"{rehearsed.highest(device)[f'{device}_peak'] / 2**30:.2f}" for device in ("gpu", "host"))
         state = Text("refused", style="bold red") if any(rehearsed.refusals()) else Text("ok", style="green")
-        name = rehearsed.name.split("_")[0] + " solved" * rehearsed.name.endswith("_solved")
+        name = rehearsed.name.partition("_")[0] + " solved" * rehearsed.name.endswith("_solved")
         table.add_row(name, gpu, host, f"{rehearsed.seconds / 60:.0f}", state)
     return table
 

@@ -11,6 +11,7 @@ from course_tools import terminal
 from course_tools.learner.progress import standing
 from course_tools.lessons import runner
 from course_tools.lessons.authoring import read_lesson
+from course_tools.rehearsal.rehearse import Rehearsed
 
 
 def shown(table, width=120):
@@ -45,6 +46,13 @@ def test_results_tell_the_failed_from_the_finished():
         ["01_a", "smoke", "3", "1.0 GB", "ok"],
         ["02_b", "smoke", "3", "1.0 GB", "failed"],
     ]
+
+
+def test_rehearsals_tell_a_deeper_notebook_from_its_lesson():
+    cell = {"gpu_peak": 2**30, "host_peak": 2**31}
+    done = [Rehearsed(name, 1.0, [cell], 60.0) for name in ("08_small", "08a_small", "08a_small_solved")]
+    names = [row[0] for row in shown(terminal.rehearsal_table(done))]
+    assert names == ["08", "08a", "08a solved"]
 
 
 def test_standings_fit_eighty_columns_with_minutes_left_and_a_sum(tmp_path):
