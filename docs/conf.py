@@ -44,7 +44,16 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_baseurl = COURSE.site
 html_favicon = "static/favicon.svg"
-html_additional_pages = {"404": "404.html"}  # GitHub Pages' name for it
+moved = {
+    f"notebooks/{folder}{old}": f"notebooks/{folder}{now}"
+    for old, now in {
+        "11_a_model_like_the_labs_make": "14_a_model_like_the_labs_make",
+        "12_what_breaks_first": "11_what_breaks_first",
+        "13_mixtures_of_experts": "12_mixtures_of_experts",
+    }.items()
+    for folder in ("", "solutions/")
+}  # old name of a page -> its name now
+html_additional_pages = {"404": "404.html"} | dict.fromkeys(moved, "moved.html")  # the first is GitHub Pages' name
 html_static_path = ["static"]
 html_css_files = ["course.css"]
 html_js_files = ["course.js", "calculator.js"]
@@ -52,7 +61,7 @@ html_copy_source = html_show_sourcelink = False
 html_use_index = html_domain_indices = False  # the search finds names
 html_last_updated_fmt = None  # the same sources give the same pages
 templates_path = ["templates"]
-html_context = {"address": COURSE.site, "default_mode": "auto"}  # light or dark, as the reader's system is
+html_context = {"address": COURSE.site, "moved": moved, "default_mode": "auto"}  # light or dark, as readers have it
 html_theme_options = {
     "repository_url": f"https://github.com/{COURSE.repository}",
     "repository_branch": COURSE.ref,

@@ -1,4 +1,4 @@
-"""Cut the experts of the course's small mixtures in many ways, and heal some of them, for lesson 13.
+"""Cut the experts of the course's small mixtures in many ways, and heal some of them, for lesson 12.
 
     python -m experiments.cut_experts FOLDER [FOLDER ...] [--work build/cut_experts]
 

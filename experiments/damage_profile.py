@@ -1,4 +1,4 @@
-"""Cut the course's Llama in several ways until each costs the same on text, and see what else each took, for lesson 12.
+"""Cut the course's Llama in several ways until each costs the same on text, and see what else each took, for lesson 11.
 
     python -m experiments.damage_profile [--work build/damage_profile]
 

@@ -1,4 +1,4 @@
-"""Make a small model from the embedded Llama by NVIDIA's recipe (Minitron), with controls and its rival, for lesson 11.
+"""Make a small model from the embedded Llama by NVIDIA's recipe (Minitron), with controls and its rival, for lesson 14.
 
     python -m experiments.make_a_small_model [--work build/small_model]
 

@@ -174,7 +174,7 @@ def card_of(record: dict) -> str:
         [
             "# course-moe", "",
             f"A mixture of experts of {record['parameters']:,} parameters (Qwen3-MoE in miniature: {BLOCKS} blocks of "
-            f"{EXPERTS} experts, of which a token meets {TOP_K}), trained from scratch for lesson 13 of this course by "
+            f"{EXPERTS} experts, of which a token meets {TOP_K}), trained from scratch for lesson 12 of this course by "
             f"`experiments/train_small_moe.py`: {record['steps']:,} steps, {record['tokens']:,} tokens, seed "
             f"{record['seed']}. It is made to be cut, and writes nothing of use.", "",
             "| kind | learned from | nats a token, held out | by tokens' frequency |", "|---|---|---|---|", *rows, "",

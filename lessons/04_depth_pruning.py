@@ -32,7 +32,7 @@
 # **Let the room predict first:** six blocks cost 1.4 nats one by one. What do they cost together?
 #
 # **Usual questions:** "Why not take the last ones?" They are what the head reads. "Does every model have such a channel?" Most
-# large ones have a few; which and where differs. "Fewer blocks or narrower MLPs?" Lessons 10 and 11 weigh them.
+# large ones have a few; which and where differs. "Fewer blocks or narrower MLPs?" Lessons 10 and 14 weigh them.
 #
 # **Wrong turns:** forgetting `layer_idx` (exercise 1, in pairs); taking the mean over the first token as well; turning the volume
 # down in the blocks but not in front of the head; comparing the patient with the healthy one behind the last block (exercise 4).

@@ -850,7 +850,7 @@ claim("Six drawn blindly lose over twice as much.", blindly - 2 * lost)
 # %% [markdown]
 # Copying takes two kinds of heads. One kind notes at each word what came just before it, which is near. The other finds the place
 # whose note is the present word, which is far. Only the second kind must see everything. Xiao et al. 2024 (*DuoAttention*) build
-# a whole method on that, head by head. Lesson 12 returns to such heads.
+# a whole method on that, head by head. Lesson 11 returns to such heads.
 #
 # ## Quiz
 
@@ -908,7 +908,7 @@ claim("Six drawn blindly lose over twice as much.", blindly - 2 * lost)
 #
 # - He et al. 2024, *What Matters in Transformers? Not All Attention is Needed*, arXiv 2406.15786: importance, and the bypass
 # - Xiao et al. 2023 (StreamingLLM), arXiv 2309.17453: windows need the first tokens
-# - Olsson et al. 2022, *In-context Learning and Induction Heads*, arXiv 2209.11895: the heads that copy (lesson 12)
+# - Olsson et al. 2022, *In-context Learning and Induction Heads*, arXiv 2209.11895: the heads that copy (lesson 11)
 # - Jiang et al. 2023, *Mistral 7B*, arXiv 2310.06825: a model whose attentions all have windows
 # - Xiao et al. 2024, *DuoAttention*, arXiv 2410.10819: heads that copy stay whole, all others get a sink and a window
 # - Wu et al. 2024, *Retrieval Head Mechanistically Explains Long-Context Factuality*, arXiv 2404.15574

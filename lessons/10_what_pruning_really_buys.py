@@ -918,7 +918,7 @@ show(
 # of this size. That isn't the end of pruning: bits and cuts can be had together. Whoever has spent the bits and still needs more
 # can cut, and then the figure says which cut for whom. (NVIDIA timed such offers with long prompts on a card, in the tutorial
 # that `docs/before_you_prune.md` links to: 8 bits gained a little more than their cut, and both together most.) None of this says
-# what an offer costs in nats; lessons 04, 05 and 11 ask that.
+# what an offer costs in nats; lessons 04, 05 and 14 ask that.
 #
 # Bits and cuts go together in one order: **cut, heal, then store in fewer bits**, because healing (lesson 07) needs weights that
 # can move a little. And scattered zeros, as *unstructured* pruning leaves them, make a zipped file smaller, but they speed up
@@ -971,7 +971,7 @@ show(
 # **On Monday:** write down what your users wait for and how many of them there are at once. Keep the cache in 8 bits if you serve
 # many. Then count bytes and operations of a cut *before* you make it, and time it in your own engine, in turns.
 #
-# **Next:** lesson 11 makes a small model, and asks again what it is worth.
+# **Next:** lesson 11 asks what a cut takes besides nats; lesson 14 makes a small model, and asks again what it is worth.
 #
 # ## References
 #

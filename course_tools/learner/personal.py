@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from course_utils.support.files import replacing, write_json
 
 DEFAULT, VARIABLE = "my_course", "COURSE_FOLDER"
 RECORD = ".course.json"  # which version of each lesson was copied last
+_NUMBER = re.compile(r"^\d\d[a-z]?(?=_)")  # in the name of a lesson: it may get another one
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ def prepare(notebooks: Path, folder: Path) -> list[Arrival]:
             place = folder / source.parent.relative_to(notebooks)
             mine = copies(place, source.stem)
             # Copies without a record came from elsewhere: leave it at them.
-            if not mine or record.get(source.stem, version) != version:
+            if not mine or record.get(_slug(source.stem), version) != version:
                 place.mkdir(exist_ok=True)
                 arrived.append(Arrival(_copy(source, place), mine[-1] if mine else None))
-            record[source.stem] = version
+            record[_slug(source.stem)] = version
         write_json(folder / RECORD, record)
     except OSError as error:
         raise ValueError(
@@ -80,9 +82,13 @@ def prepare(notebooks: Path, folder: Path) -> list[Arrival]:
 
 
 def copies(folder: Path, lesson: str) -> list[Path]:
-    """A lesson's notebooks in the folder, oldest version first; "Copy of 03_slug.ipynb", which Colab saves, is one."""
-    found = [path for path in folder.glob("*.ipynb") if lesson in path.stem]
-    return sorted(found, key=lambda path: (len(path.stem), path.stem))
+    """A lesson's notebooks in the folder, oldest version first; "Copy of 03_slug.ipynb", which Colab saves, is one.
+
+    So is 05_slug.ipynb, from when the lesson had another number; it is older than all that have today's.
+    """
+    name = re.compile(rf"\d\d[a-z]?{re.escape(_slug(lesson))}")
+    found = [path for path in folder.glob("*.ipynb") if name.search(path.stem)]
+    return sorted(found, key=lambda path: (lesson in path.stem, len(path.stem), path.stem))
 
 
 def read_notebook(path: Path) -> NotebookNode:
@@ -118,4 +124,9 @@ def _read(record: Path) -> dict[str, str]:
         known = json.loads(record.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return {_slug(lesson): version for lesson, version in known.items()} if isinstance(known, dict) else {}
+
+
+def _slug(lesson: str) -> str:
+    """A lesson's name without its number, "_slug" of "03_slug"; one that has none stays as it is."""
+    return _NUMBER.sub("", lesson)

@@ -200,7 +200,7 @@ def write_card(folder: Path, made: Made, measured: pd.DataFrame, plan: Plan) -> 
         sources=[
             "Muralidharan et al. 2024 (Minitron), arXiv 2407.14679",
             *(["Yang et al. 2022 (TextPruner), arXiv 2203.15996"] if vocabulary else []),
-            "The course Pruning LLMs, lesson 11",
+            "The course Pruning LLMs, lesson 14",
         ],
         damage=made.damage,
         compared_with=f"the whole model with {plan.start}" if vocabulary else "the whole model",

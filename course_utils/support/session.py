@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PROFILES = ("smoke", "embedded", "hub")
 # Each role with the variable that puts another model there.
 ROLES = {"gpt2": "COURSE_GPT2", "llama": "COURSE_LLAMA"}
-# Lesson 13's model, the same in every profile but smoke.
+# Lesson 12's model, the same in every profile but smoke.
 MIXTURE = "moe"
 MIXTURE_NAME = "course-moe"
 # The models that the numbers in the lessons' text are of.

@@ -18,7 +18,7 @@
 # %% [markdown] tags=["notes"]
 # **The point:** a criterion is a product of factors, and each can be taken away alone.
 #
-# **Usual questions:** "Which text should I use?" Lesson 12 has the answer: what the text lacks pays.
+# **Usual questions:** "Which text should I use?" Lesson 11 has the answer: what the text lacks pays.
 #
 # **Wrong turns:** adding factors one by one and keeping the best on the text that judges.
 #
@@ -219,7 +219,7 @@ show(
 # - What a neuron does on text is nearly the whole score. What its weights are adds little, and alone misleads.
 # - Some hundred tokens are enough, best of the kind of text that the model will meet.
 #
-# **Next:** lesson 12 asks what else such a cut takes, and who chose it.
+# **Next:** lesson 11 asks what else such a cut takes, and who chose it.
 #
 # ## References
 #

@@ -1,349 +1,233 @@
-"""Checks of lesson 13, mixtures of experts: a router by hand, the surgery, a calibration's price, a division, a mix."""
+"""Checks of lesson 13, half the vocabulary: closed sets of tokens, the gift of fewer rivals, bytes, and a purpose."""
 
 from __future__ import annotations
 
-import copy
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.lessons.exercises import Attempt, alike, assigned, exercise, expect, number, require, run, untouched
-from course_utils.measuring.evaluation import perplexity
-from course_utils.models.architectures import describe
-from course_utils.models.loading import identity, variant
-from course_utils.pruning.experts import expert_importance, prune_experts
-from course_utils.text.kinds import kind_rows
-from course_utils.text.rows import TokenBlocks
+from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, take_a_try
+from course_utils.lessons.exercises.moved import to_lesson
+from course_utils.measuring import perplexity
+from course_utils.models.loading import variant
+from course_utils.pruning import choose_tokens, prune_vocabulary
+from course_utils.text.passages import Passage, batches_of
 
-Kinds = Mapping[str, TokenBlocks]
-_DRAWS, _GIVEN = 9, (1, 2)  # of the calibration rows; those that exercise 5 gives
-# Exercise 5: the kinds that are served; what these and the others may lose, times what they lose by the lesson's mix.
-_SERVED, _SPARED, _PAYS = ("code", "maths"), 0.85, 5 / 3
+__getattr__ = to_lesson("12")  # what a notebook from before imports from here
+_ENGLISH, _CODE = 0.95, 0.4  # of what the first tokens by number cost, at most
+_MERGES = {
+    4: (0, 1), 5: (2, 3), 6: (4, 5), 7: (6, 4), 8: (1, 2), 9: (8, 8), 10: (9, 7),
+}  # fmt: skip
+_BACK, _HEALED = 200, 2 / 3  # tokens, at most; of the harm, what may stay
+_BIT = math.log(2)  # nats
+_Merges = Mapping[int, tuple[int, int]]
 
 
-def _weights(logits, top_k, normalised, *, over=-1, largest=True, column=True):
-    """The answer to exercise 1, with switches for mistakes."""
-    shares = logits.softmax(dim=over)
-    values, chosen = shares.topk(top_k, largest=largest)
-    if normalised:
-        values = values / values.sum(dim=-1, keepdim=True)
-    places = chosen if column else torch.arange(top_k).expand_as(chosen)
-    return torch.zeros_like(shares).scatter(-1, places, values)
+def _closed(tokens, merged_from, *, steps=None, own=True):
+    """The answer to exercise 1; ``steps`` and ``own`` are mistakes."""
+    found, todo = set(tokens), list(tokens)
+    while todo and steps != 0:
+        todo = [part for token in todo for part in merged_from.get(token, ()) if part not in found]
+        found |= set(todo)
+        steps = None if steps is None else steps - 1
+    return found if own else found - set(tokens)
+
+
+def _as_set(answer: object) -> set[int]:
+    expect(answer, (set, frozenset, list, tuple), "Return a set of token numbers")
+    return {int(token) for token in answer}  # type: ignore[attr-defined]
 
 
 @exercise(
     1,
-    task="Return each token's weights [tokens, experts], with 0 for the experts that it isn't sent to.",
-    proved="A softmax over all experts, the largest few of it, and then the division, or none.",
-    answer=_weights,
+    task="Return the set of these tokens and of all that they are merged from.",
+    proved="Every token that stays can still be written, because its parts stay, and their parts.",
+    answer=_closed,
     mistakes=[
-        (lambda logits, *_: logits.softmax(-1),
-         "every expert has a weight. Only the largest few stay, the others are 0."),
-        (lambda logits, top_k, _: _weights(logits, top_k, False),
-         "divide what is left by its sum, so that a token's weights add up to 1."),
-        (lambda logits, top_k, _: _weights(logits, top_k, True),
-         "these add up to 1. Not normalised, the weights stay as the softmax over *all* experts has them."),
-        (partial(_weights, over=0), "your softmax runs over the tokens. Each token's shares add up to 1: `dim=-1`."),
-        (partial(_weights, largest=False), "those are the smallest few."),
-        (partial(_weights, column=False),
-         "the weights stand in front, in the order of their size. Each belongs into its expert's column."),
-        (lambda logits, *rest: logits * (_weights(logits, *rest) > 0),
-         "those are logits. The softmax turns them into shares."),
-        (lambda *given: (_weights(*given) > 0).float(),
-         "those say who is chosen. The weights are the softmax's shares."),
-        (lambda logits, top_k, _: (_weights(logits, top_k, True) > 0).float() / top_k,
-         "all chosen have the same weight. The softmax says how much each of them counts."),
-        (lambda *given: _weights(*given) / _weights(*given).sum(0).clamp(min=1e-9),
-         "each expert's weights add up to 1. It is each token's that do: `dim=-1`."),
+        (partial(_closed, steps=0), "those are the tokens that you were given. Add what they are merged from."),
+        (partial(_closed, steps=1), "you add the parts, but not the parts of the parts. Go on until nothing is new."),
+        (partial(_closed, own=False), "you return the parts alone. The tokens themselves stay as well."),
     ],
 )  # fmt: skip
-def check_router_weights(attempt: Attempt) -> None:
-    """Check a function (logits [tokens, experts], top_k, normalised) -> weights [tokens, experts]."""
-    generator = torch.Generator().manual_seed(0)
-    for tokens, experts, top_k in ((5, 8, 2), (4, 6, 3), (1, 3, 2), (3, 4, 1)):
-        logits = torch.randn(tokens, experts, generator=generator) * 1.5
-        for normalised in (True, False):
-            attempt.compare(
-                logits, top_k, normalised, read=torch.as_tensor, same=partial(alike, atol=1e-5),
-                where=f"top {top_k} of {experts}, {'normalised' if normalised else 'not normalised'}: ",
-                hint="Return [tokens, experts]: put each weight into its expert's column, and 0 into the others.",
-            )  # fmt: skip
+def check_close(attempt: Attempt, merged_from: _Merges | None = None) -> None:
+    """Check a function (tokens, merged_from) -> set; on a small vocabulary, then on the lesson's own."""
+    for tokens in ({10}, {7}, {9, 5}, {0, 3}, {10, 6}):
+        shown = ", ".join(map(str, sorted(tokens)))
+        attempt.compare(tokens, _MERGES, read=_as_set, same=set.__eq__, where=f"For tokens {shown}: ")
+    if merged_from:
+        some = sorted(merged_from)[-200:]
+        attempt.compare(some, merged_from, read=_as_set, same=set.__eq__, where="For 200 real tokens: ")
+
+
+def _gift(logits, kept, *, size=lambda whole, part: whole - part):
+    """The answer to exercise 2; ``size`` says how the two sums become a number."""
+    return size(logits.float().logsumexp(-1), logits.float()[..., kept].logsumexp(-1))
 
 
 @exercise(
     2,
-    task="Cut a Qwen3-MoE down to the experts of `kept`, and return it.",
-    proved="Router, matrices and fields agree: the cut model is the whole one whose router may not choose the others.",
-)
-@torch.no_grad()
-def check_keep_experts(attempt: Attempt, base: PreTrainedModel) -> None:
-    """Check a function (model, kept) -> the model, where kept holds each block's experts, int64, ascending."""
-    for source in (_tiny_mixture(), base):
-        whole = copy.deepcopy(source).cpu().float()  # whatever the attempt does to it
-        generator = torch.Generator().manual_seed(0)
-        kept = [
-            torch.randperm(mixture.count, generator=generator)[: mixture.count // 2 + 1].sort().values
-            for mixture in describe(whole).mixtures
-        ]
-        ids = torch.randint(whole.config.vocab_size, (2, 16), generator=generator)
-        before, untouched_logits = identity(whole), whole(ids).logits
-        with _only(whole, kept):
-            masked = whole(ids).logits
-        result = attempt(variant(whole), [numbers.clone() for numbers in kept])
-        expect(result, PreTrainedModel, "Return the model")
-        require(
-            identity(whole) == before,
-            "You wrote into weights that the whole model shares with this one. Give each module a new "
-            "`nn.Parameter` that holds the rows that stay.",
-        )
-        _has_kept(result, kept, whole)
-        logits = run(result, ids, where="The cut model doesn't run. ").logits
-        changed, off = float((untouched_logits - masked).abs().max()), float((logits - masked).abs().max())
-        require(
-            off < 1e-3 * max(changed, 1e-3),
-            f"The logits differ from the whole model's whose router may not choose the others, by {off:.1e}; without "
-            f"the mask they would by {changed:.1e}.",
-        )
-        if source is not base:
-            _reloads(result, ids, logits)
+    task="Return the gift at each position: minus the logarithm of the probability of all kept tokens together.",
+    proved="It is at least 0 everywhere, so on text whose tokens all stay the loss can only fall.",
+    answer=_gift,
+    mistakes=[
+        (partial(_gift, size=lambda whole, part: part - whole), "the sign is turned: minus the logarithm."),
+        (partial(_gift, size=lambda whole, part: (part - whole).exp()),
+         "that is the kept probability itself. Take minus its logarithm."),
+        (partial(_gift, size=lambda whole, part: 1 - (part - whole).exp()),
+         "that is the probability that went. Take minus the logarithm of what stayed."),
+        (partial(_gift, size=lambda whole, part: (whole - part) / math.log(2)), "those are bits; nats are asked for."),
+        (lambda logits, kept: torch.full(logits.shape[:-1], math.log(logits.shape[-1] / len(kept))),
+         "you count tokens as if all were equally likely. Add up their probabilities."),
+    ],
+)  # fmt: skip
+def check_gift(attempt: Attempt) -> None:
+    """Check a function (logits [..., vocabulary], kept) -> nats [...]."""
+    made = torch.Generator().manual_seed(0)
+    kept = torch.tensor([0, 2, 3, 7])
+    for shape, scale in (((10,), 1), ((3, 10), 4), ((2, 3, 10), 1)):
+        attempt.compare(torch.randn(shape, generator=made) * scale, kept, where="For random logits: ")
+    unlikely = torch.zeros(10)
+    unlikely[5] = 200.0
+    attempt.compare(unlikely, kept, where="Where the kept tokens are very unlikely: ", hint="Stay with logsumexp.")
 
 
-def _tiny_mixture() -> Qwen3MoeForCausalLM:
-    config = Qwen3MoeConfig(
-        vocab_size=61, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        num_experts=6, num_experts_per_tok=2, moe_intermediate_size=8, norm_topk_prob=True, bos_token_id=0,
-        eos_token_id=1, pad_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen3MoeForCausalLM(config)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn_like(weight))  # fresh ones are so small that no mistake would show
-    return model.eval()
-
-
-@contextmanager
-def _only(model: PreTrainedModel, kept: list[Tensor]) -> Iterator[None]:
-    """For a while, no router of a Qwen3-MoE may choose other experts."""
-
-    def masked(numbers: Tensor) -> Callable:
-        def hook(router: Any, _args: tuple, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            gone = torch.ones(given[0].shape[-1], dtype=torch.bool).index_fill(0, numbers, False)
-            logits = given[0].masked_fill(gone, -torch.inf)
-            values, chosen = logits.softmax(-1, dtype=torch.float).topk(router.top_k)
-            if router.norm_topk_prob:
-                values = values / values.sum(-1, keepdim=True)
-            return logits, values.to(logits.dtype), chosen
-
-        return hook
-
-    hooks = [
-        mixture.router.register_forward_hook(masked(numbers))
-        for mixture, numbers in zip(describe(model).mixtures, kept, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _has_kept(model: Any, kept: list[Tensor], whole: Any) -> None:
-    """Stop unless each block holds its experts, in this order, and says how many they are."""
-    count = len(kept[0])
-    for block, (layer, old, numbers) in enumerate(zip(model.model.layers, whole.model.layers, kept, strict=True)):
-        router, experts = layer.mlp.gate, layer.mlp.experts
-        require(
-            len(router.weight) == count,
-            f"Block {block}'s router still has {len(router.weight)} rows. Keep those of the experts that stay; else it "
-            "sends tokens to experts that are gone.",
-        )
-        for name in ("gate_up_proj", "down_proj"):
-            held = len(getattr(experts, name))
-            require(held == count, f"`{name}` of block {block} holds {held} experts; {count} are to stay.")
-        for name, now, before in (
-            ("router", router.weight, old.mlp.gate.weight),
-            *((name, getattr(experts, name), getattr(old.mlp.experts, name)) for name in ("gate_up_proj", "down_proj")),
-        ):
-            require(
-                torch.equal(now.detach().cpu().float(), before.detach()[numbers]),
-                f"Block {block}: the {name} keeps other experts than `kept[{block}]`, or in another order. The "
-                "router's row 0 must belong to expert 0 of each stack.",
-            )
-        for owner, name in ((router, "gate.num_experts"), (experts, "experts.num_experts")):
-            require(
-                owner.num_experts == count,
-                f"Block {block}: `{name}` is still {owner.num_experts}. The modules note how many experts there are.",
-            )
-    require(
-        model.config.num_experts == count,
-        f"`config.num_experts` is still {model.config.num_experts}: whoever loads the saved model builds as many, and "
-        "fills the missing ones at random.",
-    )
-    require(
-        model.config.num_experts_per_tok == whole.config.num_experts_per_tok,
-        "`num_experts_per_tok` has changed. A token still meets as many experts as before.",
-    )
-
-
-def _reloads(model: PreTrainedModel, ids: Tensor, logits: Tensor) -> None:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        model.save_pretrained(folder)
-        again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        with torch.no_grad():
-            same = torch.allclose(again(ids).logits, logits, atol=1e-5)
-    require(same, "Saved and loaded again by plain transformers, it gives other logits.")
-
-
-def _row(model, criterion, rows, judging, *, share=0.5, turned=False, of="nll", told=lambda cut, whole: cut - whole):
+def _bits(nats, parts, *, size=lambda part: len(part.encode()), unit=_BIT, total=True):
     """The answer to exercise 3, with switches for mistakes."""
-    scores = expert_importance(model, criterion, batches=rows.batches(len(rows)))
-    smaller = _half(model, [-own if turned else own for own in scores], share)
-    cut, whole = (_losses(one, judging, of) for one in (smaller, model))
-    return {kind: told(cut[kind], whole[kind]) for kind in judging}
-
-
-def _as_mean(*given: Any) -> dict[str, float]:
-    found = _row(*given)
-    return dict.fromkeys(found, sum(found.values()) / len(found))
+    sizes = [size(part) for part in parts]
+    each = torch.as_tensor(nats, dtype=torch.float64)
+    if total:
+        return float(each.sum() / sum(sizes) / unit)
+    return float((each / torch.tensor(sizes)).mean() / unit)
 
 
 @exercise(
     3,
-    task="Return what half of the experts cost each kind: kind -> nats a token above the whole model.",
-    proved="Scored on one kind, cut by half, judged on each: one row of the figure.",
-    answer=_row,
+    task="Return the bits per byte of all parts together.",
+    proved="Bytes belong to the text and not to a tokenizer, so two vocabularies can be compared.",
+    answer=_bits,
     mistakes=[
-        (partial(_row, told=lambda cut, whole: cut), "those are the cut model's losses. Take the whole model's off."),
-        (partial(_row, told=lambda cut, whole: whole - cut),
-         "turned round: the cut model's loss minus the whole one's."),
-        (partial(_row, told=lambda cut, whole: math.exp(cut - whole)),
-         "that is how many times the perplexity grew. In nats: the difference of the two `nll`."),
-        (partial(_row, of="perplexity"), "those are differences of perplexities. In nats: take `.nll`."),
-        (_as_mean, "that is a mean. Judge each kind by itself."),
-        (partial(_row, share=0.25), "a quarter went. Keep half of the experts of each block."),
-        (partial(_row, turned=True), "the best half went. `prune_experts` keeps what scores most."),
-        (lambda model, criterion, *rest: _row(model, "frequency" if criterion == "reap" else "reap", *rest),
-         "you scored by the other criterion: hand `criterion` on."),
-        (lambda model, criterion, rows, judging: _row(model, criterion, judging[rows.domain], judging),
-         "you scored on the rows that judge. Score on `rows`: what chooses may not judge."),
+        (partial(_bits, unit=1), "those are nats. A bit is ln 2 nats, so divide by it."),
+        (partial(_bits, size=len), "you count characters. An é takes two bytes: len(part.encode())."),
+        (partial(_bits, total=False), "you average over parts, and they differ in length. Divide the sums."),
+        (partial(_bits, size=lambda part: 1), "those are bits per part. Divide by all bytes."),
+        (partial(_bits, unit=1 / math.log(2)), "you multiply by ln 2. A nat is more than a bit: divide."),
     ],
 )  # fmt: skip
-def check_matrix_row(attempt: Attempt, base: PreTrainedModel, calibration: Kinds, judging: Kinds) -> None:
-    """Check a function (model, criterion, rows, judging) -> kind -> nats; ``base`` is asked about with a few rows."""
-    first, *_, last = calibration
-    judges = {kind: rows[:2] for kind, rows in judging.items()}
+def check_bits(attempt: Attempt) -> None:
+    """Check a function (nats of each part, parts) -> bits per byte."""
+    for nats, parts in (([8.0, 2.0], ["été", "a longer part"]), ([3.0], ["return x"]), ([1.0, 9.0], ["ß", "ab"])):
+        attempt.compare(nats, parts, read=number, where=f"For the parts {', '.join(map(repr, parts))}: ")
 
-    def watched(model: PreTrainedModel, *given: Any) -> Any:
-        model = variant(model)
-        with untouched(model):
-            return attempt(model, *given)
 
-    def numbers(answer: Any) -> dict[str, float]:
-        expect(answer, Mapping, "Return a dictionary with a number for each kind")
-        require({*answer} == {*judges}, f"Return a dictionary with a number for each kind: {', '.join(judges)}.")
-        return {kind: number(nats, "Return one number for each kind, in nats") for kind, nats in answer.items()}
-
-    watching = Attempt(watched, attempt.answer, attempt.mistakes)
-    for kind, criterion in ((last, "reap"), (first, "frequency")):
-        watching.compare(
-            base, criterion, calibration[kind][:3], judges, read=numbers, same=partial(alike, rtol=1e-3, atol=2e-5),
-            where=f"{criterion}, scored on {kind}, nats per token: ",
-        )  # fmt: skip
+def _put_back(text):
+    """The answer to exercise 4: tokens of white space."""
+    return not text.strip()
 
 
 @exercise(
     4,
-    task="Name the expert that each rule drops first: one of A, B, C, D for each rule.",
-    proved="One division more or less, and another expert goes.",
+    task="Return True for tokens that code needs and prose doesn't, at most 200 of them.",
+    proved="That was the cause: a few tokens are back, and much of the harm to code is gone.",
+    answer=_put_back,
 )
-def check_dropped(given: Mapping[str, str]) -> None:
-    """Check rule -> expert, for the four experts of the text."""
-    expect(given, Mapping, 'Answer each rule: {"frequency": …, "sum": …, "reap": …}')
-    assigned(
-        given,
-        {
-            "FREQUENCY": ("d", "it drops who is asked by the fewest tokens, whatever is added to them."),
-            "SUM": ("c", "tokens times what is added to each: A 27, B 7, C 6, D 9. The least of these goes."),
-            "REAP": ("b", "the sum divided by the tokens that asked: A 0.3, B 0.1, C 0.2, D 0.9."),
-        },
-        ("a", "b", "c", "d"),
+def check_put_back(attempt: Attempt, texts: Sequence[str], english: Tensor, exam: VocabularyExam) -> None:
+    """Check a function (text of a token) -> bool, by cutting the model again with these tokens put back."""
+    back = torch.tensor([_true_or_false(attempt(text), text) for text in texts])
+    went = back.clone()
+    went[exam.chosen(english)] = False
+    require(bool(went.any()), "Every token that you name has stayed. Look at the pieces that the lower line hasn't.")
+    count = int(went.sum())
+    require(count <= _BACK, f"You put back {count:,} tokens, and {_BACK} is the most. Which of them does every program need?")
+    before, after = exam.cost(english)["code"], exam.cost(english + back * english.sum())["code"]
+    print(f"  {count} tokens put back: code costs {after:+.0%} per byte; without them {before:+.0%}")
+    require(
+        after <= _HEALED * before,
+        "These tokens aren't the cause: most of the harm is still there. What is one piece in the upper line of the "
+        "figure, and many in the lower?",
     )
+
+
+def _true_or_false(answer: object, text: str) -> bool:
+    expect(answer, bool, f"For {text!r}: return True or False")
+    return bool(answer)
+
+
+class VocabularyExam:
+    """What a vocabulary of ``keep`` tokens costs on some texts: exercise 4 asks as often as it likes, 5 has few tries."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        parts: Mapping[str, Sequence[str]],
+        keep: int,
+        *,
+        tries: int = 3,
+    ) -> None:
+        self._model, self._tokenizer, self._parts = model, tokenizer, parts
+        self._keep, self.left = keep, tries
+
+    @cached_property
+    def whole(self) -> dict[str, float]:
+        """Bits per byte of the whole model."""
+        return self._bits(self._model, self._tokenizer)
+
+    @cached_property
+    def first(self) -> dict[str, float]:
+        """What the first tokens by number cost."""
+        return self.cost(torch.zeros(self._tokenizer_size))
+
+    @property
+    def _tokenizer_size(self) -> int:
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    def cost(self, worth: Tensor) -> dict[str, float]:
+        """How much more a byte costs with the tokens that these numbers choose, as a share of the whole model's."""
+        small = variant(self._model)
+        cut = self._bits(small, prune_vocabulary(small, self._tokenizer, self.chosen(worth))[1])
+        return {text: bits / self.whole[text] - 1 for text, bits in cut.items()}
+
+    def chosen(self, worth: Tensor) -> list[int]:
+        """The tokens that these numbers choose."""
+        return choose_tokens(self._tokenizer, worth, keep=self._keep)
+
+    def _bits(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        found = {}
+        for text, parts in self._parts.items():
+            rows = batches_of([Passage(n, part) for n, part in enumerate(parts)], tokenizer, batch_size=8)
+            found[text] = perplexity(model, rows).bits_per_byte
+        return found
+
+
+def _worth(english: Tensor, code: Tensor) -> Tensor:
+    """The answer to exercise 5."""
+    return english / english.sum() + code / code.sum()
 
 
 @exercise(
     5,
-    task="Return scores, a tensor for each block, from at most fifteen rows of the text that you are given.",
-    proved="What you serve is spared, and prose pays what you allowed: on documents that no score has read.",
+    task="Return a number of at least 0 for each token, [vocabulary]; the largest stay.",
+    proved="A small sample of code is enough, once it decides as much as the large one of English does.",
+    answer=_worth,
 )
-def check_own_mix(attempt: Attempt, base: PreTrainedModel) -> None:
-    """Check a function (model, rows) -> scores, where rows holds fifteen rows of each kind, five times the budget."""
-    calibration, judging = kind_rows("calibration"), kind_rows("further")
-    whole, mine, theirs = _losses(base, judging), [], []
-    mixtures = describe(base).mixtures
-    for draw in _GIVEN:
-        rows = {kind: own[range(draw, len(own), _DRAWS)] for kind, own in calibration.items()}
-        budget = len(next(iter(rows.values()))) * next(iter(rows.values())).input_ids.shape[1]
-        model, read = variant(base), [0]
-        embedding = model.get_input_embeddings()
-        counter = embedding.register_forward_pre_hook(lambda _module, ids: read.append(ids[0].numel()))  # noqa: B023
-        with untouched(model):
-            scores = attempt(model, dict(rows))
-        counter.remove()
-        shapes = [tuple(getattr(own, "shape", ())) for own in scores] if isinstance(scores, list | tuple) else None
+def check_worth(attempt: Attempt, english: Tensor, code: Tensor, exam: VocabularyExam) -> None:
+    """Check a function (counts of English, counts of code) -> worth of each token, by an exam of few tries."""
+    worth = attempt(english.clone(), code.clone())
+    expect(worth, Tensor, "Return a tensor")
+    require(worth.shape == english.shape, f"Return one number for each of {len(english):,} tokens.")
+    require(bool((worth.isfinite() & (worth >= 0)).all()), "Return finite numbers of at least 0.")
+    take_a_try(exam)
+    own, first = exam.cost(worth.double()), exam.first
+    for text in own:
+        print(f"  exam: {text} costs {own[text]:+.1%} per byte, the first ones by number {first[text]:+.1%}")
+    print(f"  tries left: {exam.left}")
+    for text, most in zip(own, (_ENGLISH, _CODE), strict=True):
         require(
-            shapes == [(m.count,) for m in mixtures],
-            f"Return {len(mixtures)} tensors of {mixtures[0].count} scores, one for each block, as "
-            "`expert_importance` does.",
+            own[text] <= most * first[text],
+            f"{text} may cost at most {most:.0%} of what it costs with the first tokens by number. Which of the two "
+            "counts decides most of your numbers?",
         )
-        require(
-            all(isinstance(own, Tensor) and own.isfinite().all() for own in scores),
-            "Some scores are no finite numbers. Is anything divided by 0 where an expert has no token?",
-        )
-        require(
-            sum(read) <= budget,
-            f"Your scores read {sum(read):,} tokens, and {budget:,} are allowed: fifteen rows, of whatever kinds. Each "
-            "call of `expert_importance` reads its batches once.",
-        )
-        require(sum(read), "Your scores read no token of the text that they were given.")
-        mix = [batch for own in rows.values() for batch in own[: len(own) // len(rows)].batches(len(own))]
-        own_scores = [own.detach().float() for own in scores]
-        mine.append(_minus(_losses(_half(base, own_scores), judging), whole))
-        theirs.append(_minus(_losses(_half(base, expert_importance(base, "reap", batches=mix)), judging), whole))
-    served, prose = [kind for kind in whole if kind in _SERVED], [kind for kind in whole if kind not in _SERVED]
-    cost, their_cost = (_mean(costs, served) for costs in (mine, theirs))
-    pays, they_pay = (_mean(costs, prose) for costs in (mine, theirs))
-    print(f"lost, nats per token: code and mathematics {cost:.3f}, by the lesson's mix {their_cost:.3f};", end=" ")
-    print(f"prose {pays:.3f}, by the lesson's mix {they_pay:.3f}")
-    require(
-        cost <= _SPARED * their_cost,
-        f"Code and mathematics may lose {_SPARED * their_cost:.3f}. Which score keeps what your rows ask for most, and "
-        "rows of which kinds do you read?",
-    )
-    require(pays <= _PAYS * they_pay, f"Prose may lose {_PAYS * they_pay:.3f}. Leave it a few rows.")
-
-
-def _losses(model: PreTrainedModel, judging: Kinds, of: str = "nll") -> dict[str, float]:
-    return {kind: getattr(perplexity(model, rows, batch_size=16), of) for kind, rows in judging.items()}
-
-
-def _half(model: PreTrainedModel, scores: list[Tensor], share: float = 0.5) -> PreTrainedModel:
-    smaller = variant(model)
-    prune_experts(smaller, scores, keep=round((1 - share) * describe(model).mixtures[0].count))
-    return smaller
-
-
-def _minus(cut: Mapping[str, float], whole: Mapping[str, float]) -> dict[str, float]:
-    return {kind: cut[kind] - whole[kind] for kind in whole}
-
-
-def _mean(costs: list[dict[str, float]], kinds: list[str]) -> float:
-    """What these kinds lose, over all draws."""
-    return sum(own[kind] for own in costs for kind in kinds) / (len(costs) * len(kinds))

@@ -75,6 +75,25 @@ def test_changed_code_arrives_beside_the_work_and_changed_text_does_not(course):
     assert found == ["01_first.ipynb", "01_first.v2.ipynb", "01_first.v3.ipynb"]
 
 
+def test_lesson_that_gets_another_number_arrives_beside_the_work_which_is_still_found(course):
+    prepare(course)
+    lesson(course / "mine", "02_second", "my answer")
+    (course / "notebooks/02_second.ipynb").unlink()
+    lesson(course / "notebooks", "07_second", "2 + 3")
+    assert prepare(course) == ["07_second.ipynb"] and prepare(course) == []
+    assert "my answer" in (course / "mine/02_second.ipynb").read_text(encoding="utf-8")
+    lesson(course / "mine", "Copy of 07_second", "later")
+    found = [path.name for path in personal.copies(course / "mine", "07_second")]
+    assert found == ["02_second.ipynb", "07_second.ipynb", "Copy of 07_second.ipynb"]
+
+
+def test_no_lesson_is_taken_for_another_one(tmp_path):
+    names = [path.stem for path in (Path(__file__).resolve().parents[3] / "lessons").rglob("*.py")]
+    for name in names:
+        lesson(tmp_path, name)
+    assert all([path.stem for path in personal.copies(tmp_path, name)] == [name] for name in names)
+
+
 def test_copies_from_elsewhere_are_left_at_that(course):
     lesson(course / "mine", "Copy of 01_first", "an old one")
     assert prepare(course) == ["02_second.ipynb"]

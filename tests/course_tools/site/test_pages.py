@@ -333,12 +333,16 @@ def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_pa
     written = list((tmp_path / "site").rglob("*.html"))
     assert len(written) > 2 * len(list((ROOT / "lessons").glob("*.py")))
     home = notebooks.Course.read(ROOT).site
+    assert tmp_path / "site/notebooks/solutions/12_what_breaks_first.html" in written, "an old address"
     for file in written:
         text = file.read_text(encoding="utf-8")
         head = BeautifulSoup(text.partition("</head>")[0], "html.parser")
         metas = [about.get("name", about.get("property")) for about in head("meta")]
         assert "_static" in file.parts or metas.count("viewport") == 1, file.name
-        if "_static" not in file.parts and file.name not in ("404.html", "search.html"):
+        if moved := head.find("meta", attrs={"http-equiv": "refresh"}):
+            now = moved["content"].removeprefix("0; url=")
+            assert (file.parent / now).is_file() and f'<a href="{now}">' in text, f"{file.name} leads to {now}"
+        elif "_static" not in file.parts and file.name not in ("404.html", "search.html"):
             assert metas.count("description") == metas.count("og:title") == metas.count("og:description") == 1, file
             (picture,), (icon,) = head("meta", property="og:image"), head("link", rel="icon")
             assert (tmp_path / "site" / picture["content"].removeprefix(home)).is_file(), picture

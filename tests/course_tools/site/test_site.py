@@ -62,7 +62,9 @@ def go_dark(page, mode="dark"):
 
 
 def html_pages(site):
-    return [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
+    """All but those of other packages, and those that only lead to a page's new name."""
+    pages = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
+    return [path for path in pages if 'http-equiv="refresh"' not in path.read_text(encoding="utf-8")]
 
 
 def first_lesson(site):
@@ -134,7 +136,7 @@ def test_links_resolve(site, page):
 
 def test_colab_buttons_open_the_lesson_at_the_courses_tag(site, page):
     course = notebooks.Course.read(ROOT)
-    for path in sorted((site / "notebooks").rglob("*.html")):
+    for path in html_pages(site / "notebooks"):
         page.goto(address(path), wait_until="domcontentloaded")
         found = set(page.evaluate("[...document.querySelectorAll('a[href*=\"colab.research\"]')].map(a => a.href)"))
         assert found == {course.colab(path.relative_to(site).with_suffix(".ipynb").as_posix())}

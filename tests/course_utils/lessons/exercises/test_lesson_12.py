@@ -1,157 +1,209 @@
 """Lesson 12's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import pandas as pd
+import functools
+
 import pytest
 import torch
 from exercise_cases import cases_of
+from torch import nn
 
 from course_utils.lessons.exercises import lesson_12
-from course_utils.measuring.abilities import AbilityRows
-from course_utils.models.loading import tiny_llama, variant
-from course_utils.pruning.width import neuron_importance, prune_neurons
+from course_utils.models.architectures import describe
+from course_utils.models.loading import load_model, variant
+from course_utils.pruning.experts import expert_importance, prune_experts
+from course_utils.text.kinds import kind_rows
 from course_utils.text.rows import TokenBlocks
-
-test_answer_nats = cases_of(lesson_12.check_answer_nats)
-test_floor = cases_of(lesson_12.check_floor)
-
-
-def same_loss(base, cut, nats, target, most, *, direction=True, nearest=True, wanted=False, again=False, every=False):
-    """The answer, and what goes wrong with it."""
-    low, high, seen, last = 0, most, {0: 0.0}, base
-    for count in range(most + 1) if every else ():
-        seen[count] = nats(cut(base, count))
-    seen[most] = nats(cut(base, most))
-    while high - low > 1:
-        count = (low + high) // 2
-        last = cut(last if again else base, count)
-        seen[count] = nats(last)
-        low, high = (count, high) if (seen[count] < target) is direction else (low, count)
-    found = min((low, high), key=lambda n: abs(seen[n] - target)) if nearest else low
-    return found, target if wanted else seen[found]
-
-
-def with_loss(**wrong):
-    return lambda *given: same_loss(*given, **wrong)
-
-
-test_same_loss = cases_of(
-    lesson_12.check_same_loss,
-    stubs=[lambda *_: (..., ...)],
-    mistakes=[
-        (with_loss(direction=False), "in the wrong half"),
-        (with_loss(again=True), "a model that was cut before"),
-        (with_loss(nearest=False), "isn't always the nearest"),
-        (with_loss(wanted=True), "not the one that was wanted"),
-        (with_loss(every=True), "each of which takes seconds"),
-        (lambda *given: (383, 0.3), "you measured nothing"),
-        (lambda *given: (same_loss(*given)[0] + 20, 0.3), "parts; yours are"),
-    ],
-    answers=[same_loss],
-)
-
-
-WHOLE = pd.DataFrame({"answer": [(1, 2), (3,), (4,)], "given": [(1, 2), (3,), (5,)]})
-CUT = WHOLE.assign(given=[(1, 7), (3,), (6,)])
-flips = lesson_12.check_flips.answer
-test_flips = cases_of(
-    lesson_12.check_flips,
-    WHOLE,
-    CUT,
-    stubs=[lambda *_: (1, 2, ...)],
-    mistakes=[
-        (lambda *given: flips(*given)[:2], "Return three numbers"),
-        (lambda *given: flips(*given) if len(given[0]) > 20 else (0, 0, 1), "For 3 answers: it is [1, 0"),
-        (lambda *given: flips(*given) if len(given[0]) > 1 else (0, 0, 0.3), "For 1 answers: it is [0, 0, 1]"),
-    ],
-)
-
-NAMES = ("copying", "sums", "French", "German")
-
-
-def rows_of(seed, rows=6, length=16):
-    ids = torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(seed))
-    answers = torch.arange(rows * length).view(rows, length)
-    answers[:, 0] = -1
-    return ids, answers
-
-
-JUDGED = {
-    name: AbilityRows(name, ids, torch.ones_like(ids), answers)
-    for name, (ids, answers) in zip(NAMES, map(rows_of, range(4)), strict=True)
-}
-TEXTS = {
-    text: TokenBlocks(rows_of(seed)[0], torch.ones(6, dtype=torch.int64), text, "evaluation")
-    for text, seed in (("speeches", 11), ("wiki", 12))
-}
-BASE = tiny_llama()
-
-
-def batches(seed):
-    ids, _ = rows_of(seed, rows=8)
-    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-
-
-def cut_by(read, ratio=0.25):
-    model = variant(BASE)
-    prune_neurons(model, neuron_importance(BASE, "activation", batches=read), ratio=ratio)
-    return model
-
-
-def cut_by_other_neurons():
-    model = variant(BASE)
-    prune_neurons(model, neuron_importance(BASE, "random"), ratio=0.25)
-    return model
-
-
-MINE, RIVAL = batches(30), cut_by(batches(20))
-TOLD = {"French": -0.5, "German": 0.4, "copying": -0.01, "sums": 0.0}  # mine less the rival's, nats a token
 
 
 @pytest.fixture(autouse=True)
-def told_harm(monkeypatch):
-    """Random models have no abilities: what each answer costs is made up, the rest is measured."""
-    measured = lesson_12.answers_of
-
-    def answers(model, rows):
-        frame = measured(model, rows)
-        noise = torch.rand(len(frame), generator=torch.Generator().manual_seed(0)).numpy()
-        harm = 0.0 if model is RIVAL else TOLD[rows.name] + 0.5 * (noise - noise.mean())
-        return frame.assign(nats=2.0 + harm)
-
-    monkeypatch.setattr(lesson_12, "answers_of", answers)
-    ratios = {48: 1.0, 32: 1.1, 58: 0.9}  # by the neurons that are left
-
-    def ratio(cut, _):
-        model, text = cut
-        middle = ratios[len(model.model.layers[0].mlp.up_proj.weight)] * (1.03 if text.domain == "speeches" else 1.0)
-        return middle, middle - 0.01, middle + 0.01
-
-    monkeypatch.setattr(lesson_12, "perplexity", lambda model, text: (model, text))
-    monkeypatch.setattr(lesson_12, "perplexity_ratio", ratio)
+def smoke(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
 
 
-def check_protected(attempt):
-    given = (...,) * 4 if attempt is ... else attempt
-    more = {"base": BASE, "rival": RIVAL, "rows": JUDGED, "texts": TEXTS}
-    return lesson_12.check_protected(*given, **more)
+@functools.cache
+def base():
+    return load_model("moe", device="cpu")[0]
 
 
-test_protected = cases_of(
-    check_protected,
-    stubs=[("French", MINE, ..., "German")],
-    mistakes=[
-        (("Latin", MINE, cut_by(MINE), "German"), "Protect one of copying"),
-        (("sums", MINE, cut_by(MINE), "German"), "mix holds sums already"),
-        (("French", MINE, 7, "German"), "`cut` is a model; yours is of type int"),
-        (("French", JUDGED["French"].batches(), cut_by(JUDGED["French"].batches()), "German"), "13 tokens in a row"),
-        (("French", MINE, cut_by_other_neurons(), "German"), "isn't what the activation score says"),
-        (("French", MINE, cut_by(MINE, 0.5), "German"), "nats more than the speeches' cut"),
-        (("French", MINE, cut_by(MINE, 0.1), "German"), "nats less than the speeches' cut"),
-        (("German", MINE, cut_by(MINE), "French"), "It doesn't spare German"),
-        (("copying", MINE, cut_by(MINE), "German"), "It may spare copying"),
-        (("French", MINE, cut_by(MINE), "sums"), "sums isn't shown to pay"),
-        (("French", MINE, cut_by(MINE), "French"), "another ability"),
-        (("French", MINE, cut_by(MINE), "wiki"), "wiki isn't shown to pay: see above"),
-    ],
-    answers=[("French", MINE, cut_by(MINE), "German"), ("French", MINE, cut_by(MINE), "speeches")],
+@functools.cache
+def rows(split):
+    """Short rows of two kinds."""
+    found = {kind: own for kind, own in kind_rows(split).items() if kind in ("speeches", "maths")}
+    return {kind: TokenBlocks(own.input_ids[:, :24], own.num_bytes, kind, own.split) for kind, own in found.items()}
+
+
+router_weights = lesson_12.check_router_weights.answer
+
+
+test_router_weights = cases_of(
+    lesson_12.check_router_weights,
+    mistakes=[(lambda logits, k, n: router_weights(logits, k, n).topk(k).values, "Return [tokens, experts]")],
 )
+
+
+def keep_experts(model, kept, change=lambda model, mlp: None):
+    """The library's cut, and then one change in block 0."""
+    pairs = zip(describe(model).mixtures, kept, strict=True)
+    scores = [torch.zeros(mixture.count).index_fill(0, numbers, 1.0) for mixture, numbers in pairs]
+    prune_experts(model, scores, keep=len(kept[0]))
+    change(model, model.model.layers[0].mlp)
+    return model
+
+
+def then(change):
+    return lambda model, kept: keep_experts(model, kept, change)
+
+
+def put(name, of):
+    """A tensor of block 0 that is made anew from the cut one."""
+
+    def change(_model, mlp):
+        owner, field = name.split(".")
+        setattr(mlp.get_submodule(owner), field, nn.Parameter(of(mlp.get_parameter(name).detach())))
+
+    return then(change)
+
+
+def noted(owner, number):
+    def change(model, mlp):
+        (model.config if owner == "config" else mlp.get_submodule(owner)).num_experts = number
+
+    return then(change)
+
+
+def written_into(model, kept):
+    model.model.layers[0].mlp.gate.weight.data[0] = 0
+    return keep_experts(model, kept)
+
+
+def attempt_on(check, *given):
+    return lambda attempt: check(attempt, *(each() for each in given))
+
+
+test_keep_experts = cases_of(
+    attempt_on(lesson_12.check_keep_experts, base),
+    stubs=[lambda model, kept: keep_experts(model, kept) and None],
+    mistakes=[
+        (put("gate.weight", lambda rows: torch.cat([rows, rows])[:6]), "router still has 6 rows"),
+        (
+            put("experts.down_proj", lambda stack: torch.cat([stack, stack])[:6]),
+            "`down_proj` of block 0 holds 6 experts",
+        ),
+        (put("gate.weight", lambda rows: rows.flip(0)), "in another order"),
+        (put("experts.gate_up_proj", lambda stack: stack.flip(0)), "the gate_up_proj keeps other experts"),
+        (noted("gate", 6), "`gate.num_experts` is still 6"),
+        (noted("config", 6), "`config.num_experts` is still 6"),
+        (written_into, "wrote into weights"),
+        (then(lambda model, mlp: setattr(model.config, "num_experts_per_tok", 1)), "`num_experts_per_tok` has changed"),
+    ],
+    answers=[keep_experts],
+)
+
+
+matrix_row = lesson_12.check_matrix_row.answer
+
+
+def cut_in_place(model, *rest):
+    found = matrix_row(model, *rest)
+    prune_experts(model, expert_importance(model, "reap", batches=rest[1].batches(4)), keep=8)
+    return found
+
+
+test_matrix_row = cases_of(
+    attempt_on(lesson_12.check_matrix_row, base, lambda: rows("calibration"), lambda: rows("evaluation")),
+    mistakes=[
+        *lesson_12.check_matrix_row.mistakes,
+        (cut_in_place, "You changed the model"),
+        (lambda *given: {"speeches": 0.1}, "a number for each kind"),
+        (lambda *given: {kind: 2 * value for kind, value in matrix_row(*given).items()}, "it is"),
+    ],
+    answers=[matrix_row],
+)
+
+
+test_dropped = cases_of(
+    lesson_12.check_dropped,
+    stubs=[{"frequency": ..., "sum": "C", "reap": "B"}],
+    mistakes=[
+        ({"frequency": "A", "sum": "C", "reap": "B"}, "fewest tokens"),
+        ({"frequency": "D", "sum": "D", "reap": "B"}, "The least of these goes"),
+        ({"frequency": "D", "sum": "C", "reap": "D"}, "divided by the tokens that asked"),
+        ({"frequency": "D", "sum": "C", "reap": "E"}, "There is no 'e'"),
+        ({"frequency": "D", "sum": "C"}, "Nothing is said about REAP"),
+    ],
+    answers=[{"frequency": "D", "sum": "C", "reap": "B"}, {"Frequency": "d", "SUM": " c", "REAP": "b"}],
+)
+
+
+@functools.cache
+def chosen():
+    """Of block 0's experts the first that the lesson's mix drops in both draws, and the first that it keeps."""
+    orders = []
+    for draw in lesson_12._GIVEN:
+        given = {kind: own[range(draw, len(own), 9)] for kind, own in rows("calibration").items()}
+        orders.append(mixed(variant(base()), given)[0].argsort().tolist())
+    dropped, kept = ([{*order[part]} for order in orders] for part in (slice(8), slice(8, None)))
+    return min(set.intersection(*dropped)), min(set.intersection(*kept))
+
+
+@pytest.fixture(autouse=True)
+def each_kind_lives_in_one_expert(monkeypatch):
+    """Its loss says whether a model still has it; the rest of the check is as it is."""
+
+    def losses(model, judging, of="nll"):
+        if "maths" not in judging or len(judging["maths"]) < 24:
+            return real(model, judging, of)
+        found = {}
+        for kind, expert in zip(("maths", "speeches"), chosen(), strict=True):
+            whole = describe(base()).mixtures[0].router.weight[expert]
+            there = (describe(model).mixtures[0].router.weight == whole).all(dim=-1).any()
+            found[kind] = 1.0 if there else 2.0
+        return found
+
+    monkeypatch.setattr(lesson_12, "kind_rows", rows)
+    real = lesson_12._losses
+    monkeypatch.setattr(lesson_12, "_losses", losses)
+
+
+def mixed(model, given, *, criterion="reap", most=0):
+    batches = [own[: most or len(own) // len(given)].batches(8) for own in given.values()]
+    return expert_importance(model, criterion, batches=[batch for own in batches for batch in own])
+
+
+def with_the_specialist(model, given):
+    scores = mixed(model, given)
+    scores[0][chosen()[0]] = scores[0].max() + 1
+    return scores
+
+
+def without_prose(model, given):
+    scores = with_the_specialist(model, given)
+    scores[0][chosen()[1]] = 0
+    return scores
+
+
+def with_nan(model, given):
+    scores = with_the_specialist(model, given)
+    scores[1][0] = torch.nan
+    return scores
+
+
+test_own_mix = cases_of(
+    attempt_on(lesson_12.check_own_mix, base),
+    mistakes=[
+        (mixed, "Code and mathematics may lose 0.850"),
+        (without_prose, "Prose may lose 0.000"),
+        (lambda model, given: mixed(model, given, most=15), "allowed: fifteen rows"),
+        (lambda model, given: [torch.rand(16) for _ in range(4)], "read no token"),
+        (lambda model, given: with_the_specialist(model, given)[:2], "Return 4 tensors of 16 scores"),
+        (with_nan, "divided by 0"),
+    ],
+    answers=[with_the_specialist],
+)
+
+
+def test_a_mix_is_judged_by_rows_that_the_lesson_never_reads(monkeypatch):
+    asked = []
+    monkeypatch.setattr(lesson_12, "kind_rows", lambda split: asked.append(split) or rows(split))
+    lesson_12.check_own_mix(mixed, base())
+    assert asked == ["calibration", "further"]

@@ -1,209 +1,75 @@
 """Lesson 13's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import functools
-
-import pytest
 import torch
 from exercise_cases import cases_of
-from torch import nn
 
 from course_utils.lessons.exercises import lesson_13
-from course_utils.models.architectures import describe
-from course_utils.models.loading import load_model, variant
-from course_utils.pruning.experts import expert_importance, prune_experts
-from course_utils.text.kinds import kind_rows
-from course_utils.text.rows import TokenBlocks
+
+test_close = cases_of(lesson_13.check_close)
+test_gift = cases_of(lesson_13.check_gift)
+test_bits = cases_of(lesson_13.check_bits)
 
 
-@pytest.fixture(autouse=True)
-def smoke(monkeypatch):
-    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+class Exam:
+    """An exam whose costs are given: frequency is dear on code, the first half a little dear on both."""
+
+    def __init__(self, english, code):
+        self.left, self.first, self._own = 3, {"English": 0.1, "code": 0.05}, {"English": english, "code": code}
+
+    def cost(self, worth):
+        return self._own
 
 
-@functools.cache
-def base():
-    return load_model("moe", device="cpu")[0]
+def judged(worth, exam):
+    english, code = torch.tensor([5, 3, 0, 0]), torch.tensor([0, 1, 2, 0])
+    return lesson_13.check_worth(worth, english, code, exam)
 
 
-@functools.cache
-def rows(split):
-    """Short rows of two kinds."""
-    found = {kind: own for kind, own in kind_rows(split).items() if kind in ("speeches", "maths")}
-    return {kind: TokenBlocks(own.input_ids[:, :24], own.num_bytes, kind, own.split) for kind, own in found.items()}
+def test_worth_is_judged_on_both_texts_and_by_few_tries(capsys):
+    assert judged(lesson_13.check_worth.answer, Exam(0.07, 0.01))
+    assert not judged(lambda english, code: english, Exam(0.07, 0.9))
+    assert "code may cost at most 40%" in capsys.readouterr().out
+    exam = Exam(0.099, 0.01)
+    for _ in range(4):
+        assert not judged(lambda english, code: english + code, exam)
+    out = capsys.readouterr().out
+    assert "English may cost at most 95%" in out and "The exam is over" in out
 
 
-router_weights = lesson_13.check_router_weights.answer
+def test_bad_worths_take_no_try(capsys):
+    exam = Exam(0.07, 0.01)
+    wrongs = {"each of 4": lambda e, c: e[:2], "at least 0": lambda e, c: e - 4.0, "a tensor": lambda e, c: [1]}
+    for words, wrong in wrongs.items():
+        assert not judged(wrong, exam)
+        assert words in capsys.readouterr().out
+    assert exam.left == 3
 
 
-test_router_weights = cases_of(
-    lesson_13.check_router_weights,
-    mistakes=[(lambda logits, k, n: router_weights(logits, k, n).topk(k).values, "Return [tokens, experts]")],
-)
+class Repair:
+    """Four tokens, of which prose's two stay; code is cheap again once the line break is back."""
+
+    def chosen(self, worth):
+        return worth.topk(2).indices.tolist()
+
+    def cost(self, worth):
+        return {"code": 0.3 if 3 in self.chosen(worth) else 0.9}
 
 
-def keep_experts(model, kept, change=lambda model, mlp: None):
-    """The library's cut, and then one change in block 0."""
-    pairs = zip(describe(model).mixtures, kept, strict=True)
-    scores = [torch.zeros(mixture.count).index_fill(0, numbers, 1.0) for mixture, numbers in pairs]
-    prune_experts(model, scores, keep=len(kept[0]))
-    change(model, model.model.layers[0].mlp)
-    return model
+def test_what_is_put_back_must_have_gone_be_few_and_heal(capsys, monkeypatch):
+    texts, english = [" the", " of", " def", "\n    "], torch.tensor([5, 3, 0, 0])
 
+    def judged(put_back):
+        return bool(lesson_13.check_put_back(put_back, texts, english, Repair()))
 
-def then(change):
-    return lambda model, kept: keep_experts(model, kept, change)
-
-
-def put(name, of):
-    """A tensor of block 0 that is made anew from the cut one."""
-
-    def change(_model, mlp):
-        owner, field = name.split(".")
-        setattr(mlp.get_submodule(owner), field, nn.Parameter(of(mlp.get_parameter(name).detach())))
-
-    return then(change)
-
-
-def noted(owner, number):
-    def change(model, mlp):
-        (model.config if owner == "config" else mlp.get_submodule(owner)).num_experts = number
-
-    return then(change)
-
-
-def written_into(model, kept):
-    model.model.layers[0].mlp.gate.weight.data[0] = 0
-    return keep_experts(model, kept)
-
-
-def attempt_on(check, *given):
-    return lambda attempt: check(attempt, *(each() for each in given))
-
-
-test_keep_experts = cases_of(
-    attempt_on(lesson_13.check_keep_experts, base),
-    stubs=[lambda model, kept: keep_experts(model, kept) and None],
-    mistakes=[
-        (put("gate.weight", lambda rows: torch.cat([rows, rows])[:6]), "router still has 6 rows"),
-        (
-            put("experts.down_proj", lambda stack: torch.cat([stack, stack])[:6]),
-            "`down_proj` of block 0 holds 6 experts",
-        ),
-        (put("gate.weight", lambda rows: rows.flip(0)), "in another order"),
-        (put("experts.gate_up_proj", lambda stack: stack.flip(0)), "the gate_up_proj keeps other experts"),
-        (noted("gate", 6), "`gate.num_experts` is still 6"),
-        (noted("config", 6), "`config.num_experts` is still 6"),
-        (written_into, "wrote into weights"),
-        (then(lambda model, mlp: setattr(model.config, "num_experts_per_tok", 1)), "`num_experts_per_tok` has changed"),
-    ],
-    answers=[keep_experts],
-)
-
-
-matrix_row = lesson_13.check_matrix_row.answer
-
-
-def cut_in_place(model, *rest):
-    found = matrix_row(model, *rest)
-    prune_experts(model, expert_importance(model, "reap", batches=rest[1].batches(4)), keep=8)
-    return found
-
-
-test_matrix_row = cases_of(
-    attempt_on(lesson_13.check_matrix_row, base, lambda: rows("calibration"), lambda: rows("evaluation")),
-    mistakes=[
-        *lesson_13.check_matrix_row.mistakes,
-        (cut_in_place, "You changed the model"),
-        (lambda *given: {"speeches": 0.1}, "a number for each kind"),
-        (lambda *given: {kind: 2 * value for kind, value in matrix_row(*given).items()}, "it is"),
-    ],
-    answers=[matrix_row],
-)
-
-
-test_dropped = cases_of(
-    lesson_13.check_dropped,
-    stubs=[{"frequency": ..., "sum": "C", "reap": "B"}],
-    mistakes=[
-        ({"frequency": "A", "sum": "C", "reap": "B"}, "fewest tokens"),
-        ({"frequency": "D", "sum": "D", "reap": "B"}, "The least of these goes"),
-        ({"frequency": "D", "sum": "C", "reap": "D"}, "divided by the tokens that asked"),
-        ({"frequency": "D", "sum": "C", "reap": "E"}, "There is no 'e'"),
-        ({"frequency": "D", "sum": "C"}, "Nothing is said about REAP"),
-    ],
-    answers=[{"frequency": "D", "sum": "C", "reap": "B"}, {"Frequency": "d", "SUM": " c", "REAP": "b"}],
-)
-
-
-@functools.cache
-def chosen():
-    """Of block 0's experts the first that the lesson's mix drops in both draws, and the first that it keeps."""
-    orders = []
-    for draw in lesson_13._GIVEN:
-        given = {kind: own[range(draw, len(own), 9)] for kind, own in rows("calibration").items()}
-        orders.append(mixed(variant(base()), given)[0].argsort().tolist())
-    dropped, kept = ([{*order[part]} for order in orders] for part in (slice(8), slice(8, None)))
-    return min(set.intersection(*dropped)), min(set.intersection(*kept))
-
-
-@pytest.fixture(autouse=True)
-def each_kind_lives_in_one_expert(monkeypatch):
-    """Its loss says whether a model still has it; the rest of the check is as it is."""
-
-    def losses(model, judging, of="nll"):
-        if "maths" not in judging or len(judging["maths"]) < 24:
-            return real(model, judging, of)
-        found = {}
-        for kind, expert in zip(("maths", "speeches"), chosen(), strict=True):
-            whole = describe(base()).mixtures[0].router.weight[expert]
-            there = (describe(model).mixtures[0].router.weight == whole).all(dim=-1).any()
-            found[kind] = 1.0 if there else 2.0
-        return found
-
-    monkeypatch.setattr(lesson_13, "kind_rows", rows)
-    real = lesson_13._losses
-    monkeypatch.setattr(lesson_13, "_losses", losses)
-
-
-def mixed(model, given, *, criterion="reap", most=0):
-    batches = [own[: most or len(own) // len(given)].batches(8) for own in given.values()]
-    return expert_importance(model, criterion, batches=[batch for own in batches for batch in own])
-
-
-def with_the_specialist(model, given):
-    scores = mixed(model, given)
-    scores[0][chosen()[0]] = scores[0].max() + 1
-    return scores
-
-
-def without_prose(model, given):
-    scores = with_the_specialist(model, given)
-    scores[0][chosen()[1]] = 0
-    return scores
-
-
-def with_nan(model, given):
-    scores = with_the_specialist(model, given)
-    scores[1][0] = torch.nan
-    return scores
-
-
-test_own_mix = cases_of(
-    attempt_on(lesson_13.check_own_mix, base),
-    mistakes=[
-        (mixed, "Code and mathematics may lose 0.850"),
-        (without_prose, "Prose may lose 0.000"),
-        (lambda model, given: mixed(model, given, most=15), "allowed: fifteen rows"),
-        (lambda model, given: [torch.rand(16) for _ in range(4)], "read no token"),
-        (lambda model, given: with_the_specialist(model, given)[:2], "Return 4 tensors of 16 scores"),
-        (with_nan, "divided by 0"),
-    ],
-    answers=[with_the_specialist],
-)
-
-
-def test_a_mix_is_judged_by_rows_that_the_lesson_never_reads(monkeypatch):
-    asked = []
-    monkeypatch.setattr(lesson_13, "kind_rows", lambda split: asked.append(split) or rows(split))
-    lesson_13.check_own_mix(mixed, base())
-    assert asked == ["calibration", "further"]
+    assert judged(lesson_13.check_put_back.answer)
+    wrongs = {
+        "has stayed": lambda text: text == " the",
+        "aren't the cause": lambda text: text == " def",
+        "True or False": lambda text: 1,
+    }
+    for words, wrong in wrongs.items():
+        assert not judged(wrong)
+        assert words in capsys.readouterr().out
+    monkeypatch.setattr(lesson_13, "_BACK", 1)
+    assert not judged(lambda text: True)
+    assert "1 is the most" in capsys.readouterr().out

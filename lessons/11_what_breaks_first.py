@@ -40,7 +40,7 @@ from course_utils.measuring import ABILITIES, ability_rows, answers_of
 from course_utils.models import with_interval
 from course_utils.support import mark, read_record, show, start, style
 
-session = start("12")
+session = start("11")
 style()
 record = read_record("damage_profile")  # of SmolLM2-135M
 unhealed = record[(record.healed == "") & (record.dtype == "bfloat16")]
@@ -132,7 +132,7 @@ for name, rows in asked.items():
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_12 import check_answer_nats
+from course_utils.lessons.exercises.lesson_11 import check_answer_nats
 
 
 # BEGIN SOLUTION
@@ -172,7 +172,7 @@ check_answer_nats(answer_nats)
 # %% tags=["exercise"]
 from collections import Counter
 
-from course_utils.lessons.exercises.lesson_12 import check_floor
+from course_utils.lessons.exercises.lesson_11 import check_floor
 
 
 # BEGIN SOLUTION
@@ -237,7 +237,7 @@ here("The whole model is above the floor in both.", above)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_12 import check_same_loss
+from course_utils.lessons.exercises.lesson_11 import check_same_loss
 
 
 # BEGIN SOLUTION
@@ -539,7 +539,7 @@ table.round(2)
 # %% tags=["exercise"]
 from scipy.stats import binomtest
 
-from course_utils.lessons.exercises.lesson_12 import check_flips
+from course_utils.lessons.exercises.lesson_11 import check_flips
 
 
 # BEGIN SOLUTION
@@ -563,8 +563,9 @@ check_flips(flips, before["German"], after["neurons"]["German"])
 # ## The damage profile, and the card
 #
 # A **damage profile** has all of that, and `damage_profile` makes it: floors first, then nats with their paired interval, and flips. The
-# text is wiki here, since speeches chose. (p is left out: neighbouring tokens hang together, so it would be too small.) It is what
-# `compress` writes on the card of a model, with a limit for each ability that lost more than the text.
+# text is wiki here, since speeches chose. (p is left out: neighbouring tokens hang together, so it would be too small.) A released
+# model has a **card**, a page that says what was done and measured (lesson 14 writes one). The profile is what `compress` writes there,
+# with a limit for each ability that lost more than the text.
 
 # %%
 from course_utils.measuring import Baseline, damage_profile
@@ -595,7 +596,7 @@ profile.drop(columns=["p", "left_out"]).T.round(3)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_12 import check_protected
+from course_utils.lessons.exercises.lesson_11 import check_protected
 
 # BEGIN SOLUTION
 spared = "German"
@@ -644,7 +645,7 @@ check_protected(spared, own, my_cut, pays, **models, rows=asked, texts=pricing)
 # - Say the floor beside each share, and lost beside won.
 # - What chooses decides who pays: calibrate on what the model will be used for.
 #
-# **The story so far:** the text that chooses decides who pays. **Next:** in lesson 13 a token meets two of sixteen MLPs. Which may go?
+# **The story so far:** the text that chooses decides who pays. **Next:** in lesson 12 a token meets two of sixteen MLPs. Which may go?
 # For a model of your own, `python -m course_utils compress` writes this profile on its card.
 #
 # ## References

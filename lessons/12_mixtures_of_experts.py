@@ -47,7 +47,7 @@ from course_utils.lessons import claim, diagrams, here
 from course_utils.support import heatmap, read_record, show, start, style
 from course_utils.text import KINDS, kind_rows
 
-session = start("13")
+session = start("12")
 style()
 NAMES = {"frequency": "frequency", "reap": "REAP", "reap_sum": "REAP's sum"}
 record = read_record("cut_experts")  # of course-moe, and of one with another seed
@@ -122,7 +122,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_13 import check_router_weights
+from course_utils.lessons.exercises.lesson_12 import check_router_weights
 
 
 # BEGIN SOLUTION
@@ -178,7 +178,7 @@ claim("A token misses an expert it never asked only without normalising.", margi
 # %% [markdown]
 # ## The course's own mixture
 #
-# Four blocks, sixteen experts each, top 2, normalised: Qwen3-MoE in miniature. It was trained from scratch on five kinds of text:
+# Four blocks, sixteen experts each, top 2, normalised: Qwen3-MoE in miniature. From random weights it learned five kinds of text:
 # speeches, passages of Wikipedia, scenes, Python code, mathematics. A token uses only a part of it, its **active parameters**.
 
 # %%
@@ -287,7 +287,7 @@ show(
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_13 import check_keep_experts
+from course_utils.lessons.exercises.lesson_12 import check_keep_experts
 
 
 # BEGIN SOLUTION
@@ -520,7 +520,7 @@ costs.round(3)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_13 import check_matrix_row
+from course_utils.lessons.exercises.lesson_12 import check_matrix_row
 
 
 # BEGIN SOLUTION
@@ -634,7 +634,7 @@ pd.DataFrame(summed).T.round(3).astype({"worse than dice, of 20": int})
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_13 import check_dropped
+from course_utils.lessons.exercises.lesson_12 import check_dropped
 
 # BEGIN SOLUTION
 dropped = {"frequency": "D", "sum": "C", "reap": "B"}
@@ -705,7 +705,7 @@ healed.round(3)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_13 import check_own_mix
+from course_utils.lessons.exercises.lesson_12 import check_own_mix
 
 
 # BEGIN SOLUTION
@@ -766,8 +766,8 @@ check_own_mix(my_scores, base)
 # - A count keeps the often asked, and can do worse than dice. Weigh what an expert adds; divided by the count, the score loses less of
 #   what didn't calibrate.
 #
-# **The story so far:** the text that chooses decides who pays (lessons 03, 06, 12), here whole experts. **That was the last lesson.**
-# **Next:** a model of your own. `python -m course_utils compress` cuts a dense one and writes its card, `prune_experts` a mixture.
+# **The story so far:** the text that chooses decides who pays (lessons 03, 06, 11), here whole experts. **Next:** in lesson 13 half of a
+# model's tokens go, and someone else pays. For a mixture of your own there is `prune_experts`.
 #
 # ## References
 #

@@ -50,7 +50,7 @@ from course_utils.support import (
     mark, ratio_interval, safe_dtype, show, start, style,
 )  # fmt: skip
 
-session = start("11")
+session = start("14")
 style()
 record = files("course_utils") / "data" / "small_model.json"  # of SmolLM2-135M
 record = json.loads(record.read_text(encoding="utf-8"))
@@ -132,7 +132,7 @@ print(f"ratio  {(before / after).mean():.3f}; the kept ones' energy {energy:.3f}
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_11 import check_norm_factor
+from course_utils.lessons.exercises.lesson_14 import check_norm_factor
 
 
 # BEGIN SOLUTION
@@ -240,7 +240,7 @@ here("Each score beats its nineteen random cuts.", leads)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_11 import check_parameters
+from course_utils.lessons.exercises.lesson_14 import check_parameters
 
 
 # BEGIN SOLUTION
@@ -278,7 +278,7 @@ check_parameters(count_parameters)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_11 import check_widest
+from course_utils.lessons.exercises.lesson_14 import check_widest
 
 
 # BEGIN SOLUTION
@@ -460,7 +460,7 @@ order.sort_values("healed, seed 0").round(3)
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_11 import check_controls
+from course_utils.lessons.exercises.lesson_14 import check_controls
 
 # BEGIN SOLUTION
 controls = {
@@ -740,7 +740,7 @@ print(text_for_people.partition("## Use")[0].strip())
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.lessons.exercises.lesson_11 import check_trial
+from course_utils.lessons.exercises.lesson_14 import check_trial
 
 # BEGIN SOLUTION
 mine, runs = next((v for v in legal if v != best), best), {}
@@ -798,8 +798,9 @@ check_trial(runs, report, mine=mine, **known)
 # - Put the rival beside it: the whole model, trained on the same text, in fewer bits.
 # - Say tokens and minutes, and read what it writes.
 #
-# **The story so far:** was it the right buy? For the file and for the next token, not yet. **Next:** lesson 12 asks what the cut cost
-# besides nats.
+# **The story so far:** was it the right buy? For the file and for the next token, not yet. What it cost besides
+# nats, lesson 11's profile tells. **That was the last lesson.** **Next:** a model of your own. `python -m course_utils compress` cuts it
+# and writes its card.
 #
 # ## References
 #
