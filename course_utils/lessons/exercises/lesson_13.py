@@ -22,7 +22,7 @@ _ENGLISH, _CODE = 0.95, 0.4  # of what the first tokens by number cost, at most
 _MERGES = {
     4: (0, 1), 5: (2, 3), 6: (4, 5), 7: (6, 4), 8: (1, 2), 9: (8, 8), 10: (9, 7),
 }  # fmt: skip
-_BACK, _HEALED = 200, 2 / 3  # tokens, at most; of the harm, what may stay
+_BACK, _HEALED = 16, 2 / 3  # tokens, at most; of the harm, what may stay
 _BIT = math.log(2)  # nats
 _Merges = Mapping[int, tuple[int, int]]
 
@@ -124,29 +124,31 @@ def check_bits(attempt: Attempt) -> None:
 
 
 def _put_back(text):
-    """The answer to exercise 4: tokens of white space."""
-    return not text.strip()
+    """The answer to exercise 4: a line break and an indentation. Its last space belongs to the next word."""
+    return text in {"\n" + " " * (4 * depth - 1) for depth in range(1, 7)}
 
 
 @exercise(
     4,
-    task="Return True for tokens that code needs and prose doesn't, at most 200 of them.",
-    proved="That was the cause: a few tokens are back, and much of the harm to code is gone.",
+    task="Return True for tokens that code needs and prose doesn't; with their parts at most 16.",
+    proved="That was a cause: a few tokens are back, and much of the harm to code is gone.",
     answer=_put_back,
 )
 def check_put_back(attempt: Attempt, texts: Sequence[str], english: Tensor, exam: VocabularyExam) -> None:
     """Check a function (text of a token) -> bool, by cutting the model again with these tokens put back."""
     back = torch.tensor([_true_or_false(attempt(text), text) for text in texts])
-    went = back.clone()
-    went[exam.chosen(english)] = False
-    require(bool(went.any()), "Every token that you name has stayed. Look at the pieces that the lower line hasn't.")
-    count = int(went.sum())
-    require(count <= _BACK, f"You put back {count:,} tokens, and {_BACK} is the most. Which of them does every program need?")
-    before, after = exam.cost(english)["code"], exam.cost(english + back * english.sum())["code"]
-    print(f"  {count} tokens put back: code costs {after:+.0%} per byte; without them {before:+.0%}")
+    worth = english + back * english.sum()
+    returned = set(exam.chosen(worth)) - set(exam.chosen(english))
+    require(returned, "Every token that you name has stayed. Look at the pieces that the lower line hasn't.")
+    require(
+        len(returned) <= _BACK,
+        f"With their parts {len(returned):,} tokens come back, and {_BACK} is the most. Which of them does nearly every line need?",
+    )
+    before, after = exam.cost(english)["code"], exam.cost(worth)["code"]
+    print(f"  {len(returned)} tokens back: code costs {after:+.0%} per byte; without them {before:+.0%}")
     require(
         after <= _HEALED * before,
-        "These tokens aren't the cause: most of the harm is still there. What is one piece in the upper line of the "
+        "These tokens aren't the cause: most of the harm is still there. What is one piece in the upper half of the "
         "figure, and many in the lower?",
     )
 
@@ -166,7 +168,7 @@ class VocabularyExam:
         parts: Mapping[str, Sequence[str]],
         keep: int,
         *,
-        tries: int = 3,
+        tries: int = 2,
     ) -> None:
         self._model, self._tokenizer, self._parts = model, tokenizer, parts
         self._keep, self.left = keep, tries
@@ -211,7 +213,7 @@ def _worth(english: Tensor, code: Tensor) -> Tensor:
 @exercise(
     5,
     task="Return a number of at least 0 for each token, [vocabulary]; the largest stay.",
-    proved="A small sample of code is enough, once it decides as much as the large one of English does.",
+    proved="A small sample of code is enough, once it has its say beside the large one of English.",
     answer=_worth,
 )
 def check_worth(attempt: Attempt, english: Tensor, code: Tensor, exam: VocabularyExam) -> None:

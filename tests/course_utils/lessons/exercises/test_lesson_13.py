@@ -14,7 +14,7 @@ class Exam:
     """An exam whose costs are given: frequency is dear on code, the first half a little dear on both."""
 
     def __init__(self, english, code):
-        self.left, self.first, self._own = 3, {"English": 0.1, "code": 0.05}, {"English": english, "code": code}
+        self.left, self.first, self._own = 2, {"English": 0.1, "code": 0.05}, {"English": english, "code": code}
 
     def cost(self, worth):
         return self._own
@@ -30,7 +30,7 @@ def test_worth_is_judged_on_both_texts_and_by_few_tries(capsys):
     assert not judged(lambda english, code: english, Exam(0.07, 0.9))
     assert "code may cost at most 40%" in capsys.readouterr().out
     exam = Exam(0.099, 0.01)
-    for _ in range(4):
+    for _ in range(3):
         assert not judged(lambda english, code: english + code, exam)
     out = capsys.readouterr().out
     assert "English may cost at most 95%" in out and "The exam is over" in out
@@ -42,7 +42,7 @@ def test_bad_worths_take_no_try(capsys):
     for words, wrong in wrongs.items():
         assert not judged(wrong, exam)
         assert words in capsys.readouterr().out
-    assert exam.left == 3
+    assert exam.left == 2
 
 
 class Repair:
@@ -56,7 +56,7 @@ class Repair:
 
 
 def test_what_is_put_back_must_have_gone_be_few_and_heal(capsys, monkeypatch):
-    texts, english = [" the", " of", " def", "\n    "], torch.tensor([5, 3, 0, 0])
+    texts, english = [" the", " of", " def", "\n   "], torch.tensor([5, 3, 0, 0])
 
     def judged(put_back):
         return bool(lesson_13.check_put_back(put_back, texts, english, Repair()))
@@ -70,6 +70,6 @@ def test_what_is_put_back_must_have_gone_be_few_and_heal(capsys, monkeypatch):
     for words, wrong in wrongs.items():
         assert not judged(wrong)
         assert words in capsys.readouterr().out
-    monkeypatch.setattr(lesson_13, "_BACK", 1)
-    assert not judged(lambda text: True)
-    assert "1 is the most" in capsys.readouterr().out
+    monkeypatch.setattr(lesson_13, "_BACK", 0)
+    assert not judged(lesson_13.check_put_back.answer)
+    assert "0 is the most" in capsys.readouterr().out
