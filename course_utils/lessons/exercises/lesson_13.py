@@ -139,17 +139,20 @@ def check_put_back(attempt: Attempt, texts: Sequence[str], english: Tensor, exam
     back = torch.tensor([_true_or_false(attempt(text), text) for text in texts])
     worth = english + back * english.sum()
     returned = set(exam.chosen(worth)) - set(exam.chosen(english))
-    require(returned, "Every token that you name has stayed. Look at the pieces that the lower line hasn't.")
+    require(returned, "No token that you name was gone. Look at the pieces that the lower half of the figure hasn't.")
+    lengths = " Or is it the right kind in other lengths? The last space of an indentation belongs to the next word."
+    blank = not "".join(text for text, named in zip(texts, back, strict=True) if named).strip()
     require(
         len(returned) <= _BACK,
-        f"With their parts {len(returned):,} tokens come back, and {_BACK} is the most. Which of them does nearly every line need?",
+        f"With their parts {len(returned):,} tokens come back, and {_BACK} is the most. Which of them does nearly every "
+        "line need?",
     )
     before, after = exam.cost(english)["code"], exam.cost(worth)["code"]
     print(f"  {len(returned)} tokens back: code costs {after:+.0%} per byte; without them {before:+.0%}")
     require(
         after <= _HEALED * before,
-        "These tokens aren't the cause: most of the harm is still there. What is one piece in the upper half of the "
-        "figure, and many in the lower?",
+        "Most of the harm is still there. What is one piece in the upper half of the figure, and many in the lower?"
+        + lengths * blank,
     )
 
 
@@ -159,7 +162,7 @@ def _true_or_false(answer: object, text: str) -> bool:
 
 
 class VocabularyExam:
-    """What a vocabulary of ``keep`` tokens costs on some texts: exercise 4 asks as often as it likes, 5 has few tries."""
+    """What a vocabulary of ``keep`` tokens costs on some texts. Exercise 4 asks as often as it likes, 5 has few tries."""
 
     def __init__(
         self,
@@ -213,7 +216,7 @@ def _worth(english: Tensor, code: Tensor) -> Tensor:
 @exercise(
     5,
     task="Return a number of at least 0 for each token, [vocabulary]; the largest stay.",
-    proved="A small sample of code is enough, once it has its say beside the large one of English.",
+    proved="A small sample of code is enough, as long as the large one of English doesn't outvote it.",
     answer=_worth,
 )
 def check_worth(attempt: Attempt, english: Tensor, code: Tensor, exam: VocabularyExam) -> None:

@@ -63,8 +63,8 @@ def test_what_is_put_back_must_have_gone_be_few_and_heal(capsys, monkeypatch):
 
     assert judged(lesson_13.check_put_back.answer)
     wrongs = {
-        "has stayed": lambda text: text == " the",
-        "aren't the cause": lambda text: text == " def",
+        "was gone": lambda text: text == " the",
+        "still there": lambda text: text == " def",
         "True or False": lambda text: 1,
     }
     for words, wrong in wrongs.items():
