@@ -144,8 +144,7 @@ def check_put_back(attempt: Attempt, texts: Sequence[str], english: Tensor, exam
     blank = not "".join(text for text, named in zip(texts, back, strict=True) if named).strip()
     require(
         len(returned) <= _BACK,
-        f"With their parts {len(returned):,} tokens come back, and {_BACK} is the most. Which of them does nearly every "
-        "line need?",
+        f"With their parts {len(returned):,} tokens come back, and {_BACK} is the most. Which does every line need?",
     )
     before, after = exam.cost(english)["code"], exam.cost(worth)["code"]
     print(f"  {len(returned)} tokens back: code costs {after:+.0%} per byte; without them {before:+.0%}")
@@ -162,7 +161,7 @@ def _true_or_false(answer: object, text: str) -> bool:
 
 
 class VocabularyExam:
-    """What a vocabulary of ``keep`` tokens costs on some texts. Exercise 4 asks as often as it likes, 5 has few tries."""
+    """What a vocabulary of ``keep`` tokens costs on some texts: exercise 4 may always ask, 5 has few tries."""
 
     def __init__(
         self,
