@@ -31,6 +31,7 @@ from course_utils.models.loading import variant
 from course_utils.pruning import adaptive, channels, experts, heads, width
 from course_utils.pruning.checkpoints import save_pruned
 from course_utils.pruning.vocabulary import choose_tokens
+from course_utils.text.passages import Passage
 from course_utils.text.rows import TokenBlocks
 
 WHOLE, MIXTURE = tiny_model(), tiny_model("mixtral")
@@ -206,6 +207,7 @@ OWN = {
     "ability_rows": {"name": always("sums"), **BYTES},
     "answers_of": {"rows": ability},
     "as_stored": {"model": wide_model, "quantization": always("Q8_0"), **BYTES},
+    "batches_of": {"found": lambda: [Passage(0, "w1 w2")]},
     "best": {"scores": always(torch.arange(8.0))},
     "by_halves": {"suspects": always([3, 5, 8]), "harm": lambda: lambda back: float(5 not in back)},
     "by_level": {"left_out": always((2, 0))},
@@ -230,6 +232,7 @@ OWN = {
     "mark": {"name": always("L1")},
     "nats_lost": {"before": said, "after": said},
     "outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
+    "paragraphs": {"name": always("code")},
     "permutation_p": {
         "statistic": lambda: lambda labels: float(labels[:2].sum()), "units": always([0, 0, 1, 1]),
         "labels": always([1, 1, 0, 0]),

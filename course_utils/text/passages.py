@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from course_utils.support import checks
 from course_utils.support.checks import check_types
 from course_utils.text.files import Document
 from course_utils.text.own_rows import PADDING, Cutter, batch_of, row_of_chat
@@ -102,6 +103,7 @@ def passages(
     return sorted(found, key=lambda passage: -len(passage.text))
 
 
+@check_types
 def batches_of(
     found: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 4
 ) -> list[dict[str, Tensor]]:
@@ -115,7 +117,11 @@ def batches_of(
     Returns:
         ``{"input_ids", "attention_mask", "labels", "document", "bytes"}``: the first three int64 [rows, longest]; the
         passage's document and the bytes that are predicted, int64 [rows].
+
+    Raises:
+        ValueError: no whole number of passages in a batch.
     """
+    batch_size = checks.whole_number("batch_size", batch_size, least=1)
     batches = []
     for start in range(0, len(found), batch_size):
         here = found[start : start + batch_size]
