@@ -12,8 +12,9 @@
 # ## The question
 #
 # A fifth of a small model's parameters are a table with a row for each token that it can read and write. We keep the half of the rows
-# that English prose uses most, and train nothing. This is **vocabulary pruning**. Nobody counted code, and yet its perplexity hardly moves. Then we swap thirteen of the
-# rows, and perplexity on code jumps from 21 to 36. Yet after the swap the model needs *fewer* bits for each byte of code!
+# that English prose uses most, and train nothing: **vocabulary pruning**. Nobody counted code, and yet its perplexity hardly moves. Then
+# we swap thirteen of the rows, and perplexity on code jumps from 21 to 36. But after the swap the model needs *fewer* bits for each byte
+# of code!
 #
 # How can that be? And who pays for the half that went?
 #
