@@ -262,8 +262,9 @@ check_gift(gift)
 # %%
 from torch.nn.functional import cross_entropy
 
-kept = torch.tensor(frequent)  # the old number of each new one
+kept = torch.tensor(frequent).to(base.device)  # the old number of each new one
 new_ids = rows_of(small_tokenizer, judged["wiki"][:1])[0]["input_ids"]
+new_ids = new_ids.to(base.device)
 old_ids = kept[new_ids]  # the numbers that the whole tokenizer has for them
 with torch.no_grad():
     logits, fewer = base(old_ids).logits[0, :-1], small(new_ids).logits[0, :-1]
@@ -354,11 +355,10 @@ told.round(2)
 
 
 # %%
-def losses_of(model, cutter, part, numbers=None):
+def losses_of(model, cutter, part):
     """Nats of each piece of a part: {(begin, end) in characters: nats}."""
     found = cutter(part, add_special_tokens=False, return_offsets_mapping=True)
-    ids = torch.tensor([[cutter.eos_token_id, *found.input_ids]])
-    ids = ids if numbers is None else numbers[ids]
+    ids = torch.tensor([[cutter.eos_token_id, *found.input_ids]]).to(model.device)
     with torch.no_grad():
         logits = model(ids).logits[0, :-1]
     nats = cross_entropy(logits, ids[0, 1:], reduction="none").tolist()
@@ -600,7 +600,7 @@ code_line = "def find(self, name):\n    if name not in self:\n        return Fal
 
 def wishes_behind(ids):
     """The whole model's probability of each next token."""
-    ids = torch.tensor([[tokenizer.eos_token_id, *ids]])
+    ids = torch.tensor([[tokenizer.eos_token_id, *ids]]).to(base.device)
     with torch.no_grad():
         return base(ids).logits[0, -1].softmax(-1)
 

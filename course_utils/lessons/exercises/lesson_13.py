@@ -14,7 +14,7 @@ from course_utils.lessons.exercises import Attempt, exercise, expect, number, re
 from course_utils.lessons.exercises.moved import to_lesson
 from course_utils.measuring import perplexity
 from course_utils.models.loading import variant
-from course_utils.pruning import choose_tokens, prune_vocabulary
+from course_utils.pruning.vocabulary import choose_tokens, prune_vocabulary
 from course_utils.text.passages import Passage, batches_of
 
 __getattr__ = to_lesson("12")  # what a notebook from before imports from here
