@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.lessons.exercises import Attempt, exercise, expect, number, require, take_a_try
 from course_utils.lessons.exercises.moved import to_lesson
-from course_utils.measuring import perplexity
+from course_utils.measuring.language_modelling import perplexity
 from course_utils.models.loading import variant
 from course_utils.pruning.vocabulary import choose_tokens, prune_vocabulary
 from course_utils.text.passages import Passage, batches_of
