@@ -605,13 +605,14 @@ def wishes_behind(ids):
         return base(ids).logits[0, -1].softmax(-1)
 
 
-own = tokenizer(code_line).input_ids
+own = tokenizer(code_line, add_special_tokens=False).input_ids
 print(f"in its own spelling: {wishes_behind(own[:-1])[own[-1]]:.1%} for False")
-strange = kept[small_tokenizer(code_line).input_ids].tolist()
+strange = small_tokenizer(code_line, add_special_tokens=False).input_ids
+strange = kept[strange].tolist()
 wishes = wishes_behind(strange[:-1])
-print("behind", repr(texts_of_tokens[strange[-2]]), "it would write")
+print("behind", repr(tokenizer.decode(strange[-2])), "it would write")
 for token in [*wishes.topk(2).indices.tolist(), strange[-1]]:
-    print(f"{wishes[token]:10.4%} {texts_of_tokens[token]!r}")
+    print(f"{wishes[token]:10.4%} {tokenizer.decode(token)!r}")
 
 # %% [markdown]
 # A piece also tells what it is *not* the beginning of. The model learned from text in which *False* was always one token. So " F" alone has
