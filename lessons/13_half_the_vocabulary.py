@@ -12,9 +12,8 @@
 # ## The question
 #
 # A fifth of a small model's parameters are a table with a row for each token that it can read and write. We keep the half of the rows
-# that English prose uses most, and train nothing: **vocabulary pruning**. Nobody counted code, and yet its perplexity hardly moves. Then
-# we swap thirteen of the rows, and perplexity on code jumps from 21 to 36. But after the swap the model needs *fewer* bits for each byte
-# of code!
+# that English prose uses most, and train nothing: **vocabulary pruning**. No code was counted, and yet perplexity on code hardly moves.
+# Then we swap thirteen of the rows, and it jumps from 21 to 36. But after the swap the model needs *fewer* bits for each byte of code!
 #
 # How can that be? And who pays for the half that went?
 #
@@ -87,7 +86,8 @@ while todo:
 
 # %% [markdown]
 # If a part goes, what is merged from it can't be written any more. So the tokens that stay must be **closed under merges**: with each
-# token its two parts stay, and their parts, down to single bytes. As the bytes stay, any text can still be written.
+# token its two parts stay, and their parts, down to single bytes. As the bytes stay, all that the whole tokenizer can write can still be
+# written.
 
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 8 minutes
@@ -165,8 +165,8 @@ half = pairs.size // 2
 print(f"{english.sum():,} tokens counted, {(english > 0).sum():,} different ones")
 
 # %% [markdown]
-# With your function we add the parts of all tokens that this prose used even once. They fill the half: a token that prose never used
-# gets no place. Then we measure **perplexity**, exp of the mean loss per token. (It is high because the parts are short and begin
+# With your function we add the parts of all tokens that this prose used even once. They are more than there is room for, so only a token
+# that prose used, or a part of one, gets a place. Then we measure **perplexity**, exp of the mean loss per token. (It is high because the parts are short and begin
 # anywhere.)
 
 # %%
@@ -355,10 +355,11 @@ told.round(2)
 
 
 # %%
-def losses_of(model, cutter, part):
+def losses_of(part, model, cutter, numbers=None):
     """Nats of each piece of a part: {(begin, end) in characters: nats}."""
     found = cutter(part, add_special_tokens=False, return_offsets_mapping=True)
     ids = torch.tensor([[cutter.eos_token_id, *found.input_ids]]).to(model.device)
+    ids = ids if numbers is None else numbers[ids]
     with torch.no_grad():
         logits = model(ids).logits[0, :-1]
     nats = cross_entropy(logits, ids[0, 1:], reduction="none").tolist()
@@ -390,7 +391,7 @@ def draw(spellings):
     letters = line.replace("\n", "↵").replace(" ", "·")
     for panel, (name, with_what) in zip(panels, spellings.items(), strict=True):
         pieces = {}
-        for (begin, end), nats in losses_of(*with_what, part).items():
+        for (begin, end), nats in losses_of(part, *with_what).items():
             if start_of_line <= begin < start_of_line + len(line):
                 pieces[begin - start_of_line, end - start_of_line] = nats
         for number, ((begin, end), nats) in enumerate(pieces.items()):
@@ -414,14 +415,14 @@ show(
 )
 
 # %% [markdown]
-# *One line of code; ↵ is a line break, · a space. The pale strip shows the pieces, and each bar is as high as its piece's loss, given what
-# stands before the line. Above with the whole vocabulary, below with the half that is frequent in prose. Of the lines judged here it
+# *One line of code; ↵ is a line break, · a space. The pale strip shows the pieces (their two colours only take turns), and each bar is as
+# high as its piece's loss, given what stands before the line. Above with the whole vocabulary, below with the half that is frequent in prose. Of the lines judged here it
 # gains the most pieces.*
 
 # %% [markdown]
-# ### Exercise 4 · ●●○ · 12 minutes
+# ### Exercise 4 · ●●○ · 20 minutes
 #
-# The figure shows what code lost. Prove it: put back as little as you can. Write `put_back(text)`, which gets the text of one token, such
+# The figure shows what code lost. Prove it by putting it back. Write `put_back(text)`, which gets the text of one token, such
 # as `" the"`, and returns `True` if this token must stay. With their parts at most 16 tokens may come back, and as many of the rarest in
 # prose leave. The check cuts the model again and measures. At least a third of the harm to code must go.
 #
@@ -517,13 +518,15 @@ show(
 # %% [markdown]
 # *The same line. Below, the repaired model. What the line costs is the sum of the heights, and the logarithm of perplexity is their mean.*
 #
+# (The words save hardly a token, because each of them is rare. White space is everywhere.)
+#
 # The repair takes many cheap pieces away. So the sum falls, and the mean of those that are left rises. Whoever trusts perplexity here
 # would throw the repair away.
 #
 # ## Where the harm sits
 #
-# The kept logits are the same, and the gift only helps. So all the harm must come from the spelling. Which letters have become dear? We
-# sort the letters of code by the piece that they belong to in the whole tokenizer: white space, the first word behind it, a word that the
+# The kept logits are the same, and the gift only helps. So all the harm must come from the spelling. To test this, we give the **whole**
+# model, with nothing cut, the code in the pieces of the half. And which letters have become dear? We sort the letters of code by the piece that they belong to in the whole tokenizer: white space, the first word behind it, a word that the
 # half has to split, or any other piece.
 #
 # **Predict before you run.** Which of the four grows most with the half? And which are cheap again when the thirteen tokens are back?
@@ -532,7 +535,7 @@ show(
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # White space grows most, from 0.09 to 0.65 bits per byte, and it is cheap again when the thirteen are back. Split words go from 0.28 to
-# 0.69, and stay dear.
+# 0.69, and stay dear. The whole model does even worse on the pieces of the half than the half itself.
 #
 # </details>
 
@@ -541,8 +544,8 @@ show(
 def kinds_of(text):
     """A kind for each place of a text where a piece of the whole tokenizer is."""
     found, before = {}, ""
-    half_has = losses_of(small, small_tokenizer, text)
-    for begin, end in losses_of(base, tokenizer, text):
+    half_has = losses_of(text, small, small_tokenizer)
+    for begin, end in losses_of(text, base, tokenizer):
         piece = text[begin:end]
         if not piece.strip():
             kind = "white space"
@@ -555,38 +558,37 @@ def kinds_of(text):
     return found
 
 
+# %%
+spellings["all tokens, spelled as in the half"] = base, small_tokenizer, kept
 spellings["spaces back"] = with_spaces
-by_kind = pd.DataFrame(0.0, index=list(spellings), columns=[])
+order = ["white space", "the word behind it", "a split word", "another piece"]
+by_kind = pd.DataFrame(0.0, index=list(spellings), columns=order)
 for text in judged["code"]:
     kinds = kinds_of(text)
     for name, with_what in spellings.items():
-        for (begin, _), nats in losses_of(*with_what, text).items():
-            bits = to_bits([nats], judged["code"])
-            if kinds[begin] not in by_kind:
-                by_kind[kinds[begin]] = 0.0
-            by_kind.loc[name, kinds[begin]] += bits
-order = ["white space", "the word behind it", "a split word", "another piece"]
-by_kind[order].plot.barh(stacked=True, figsize=(10, 3.2), width=0.7).invert_yaxis()
+        for (begin, _), nats in losses_of(text, *with_what).items():
+            by_kind.loc[name, kinds[begin]] += to_bits([nats], judged["code"])
+by_kind.plot.barh(stacked=True, figsize=(10, 3.2), width=0.7).invert_yaxis()
 plt.xlabel("bits per byte of code")
 plt.legend(title="", loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=4)
 show(
-    "Bits per byte of code as three stacked bars, with all tokens, with half, and "
-    "with white space back. White space and the word behind it have grown most in "
-    "the half, and are small again when thirteen tokens are back."
+    "Bits per byte of code as stacked bars. White space and split words have grown "
+    "most in the half, and as much where the whole model is given its spelling. "
+    "With thirteen tokens back, white space is small again."
 )
-more = (by_kind.loc["half"] - by_kind.loc["all tokens"])[order].to_numpy()
+more = (by_kind.loc["half"] - by_kind.loc["all tokens"]).to_numpy()
 margin = more[[0, 2]].min() - more[[1, 3]].max()
 claim("White space and split words grow more than the rest.", [margin])
-by_kind[order].round(2)
+by_kind.round(2)
 
 # %% [markdown]
 # *What a byte of code costs, by the piece that its letters belong to in the whole tokenizer.*
 #
 # Each single space is cheap, but there are hundreds of them, and behind each one the model has to guess anew whether another follows. When
-# a word comes at last, it is a surprise, as you can see at *del* in the figure above. The thirteen tokens undo most of both. What
-# is left are the split words.
+# a word comes at last, it is a surprise. (In the line of the figure the surprise at *del* is the larger part. Over all the code it is the
+# smaller one.) The thirteen tokens undo nearly all of the first and half of the second. What is left are the split words.
 #
-# (`documents` takes the white space around line breaks out of prose. That isn't the cause: without it, prose holds not one of the thirteen
+# (Our loader takes the white space around line breaks out of prose. We have counted prose with it as well: the thirteen don't occur there
 # either.)
 #
 # ## Why is a split word so dear?
@@ -616,7 +618,8 @@ for token in [*wishes.topk(2).indices.tolist(), strange[-1]]:
 
 # %% [markdown]
 # A piece also tells what it is *not* the beginning of. The model learned from text in which *False* was always one token. So " F" alone has
-# always meant that this isn't *False*, and the model goes on to *FALSE*. It hasn't forgotten the word. It would never write it so.
+# always meant that this isn't *False*, and the model goes on with *AL*, as in *FALSE*. It hasn't forgotten the word. It would never write
+# it so.
 
 # %% [markdown]
 # ## Which half?
@@ -705,7 +708,7 @@ show(
 #
 # There is a cliff just above the half! With 55 % there is room for tokens that prose never used, and among these `choose_tokens` takes
 # the first by number. You have seen the numbers of the thirteen: they are low, because indentation was frequent in the text that the
-# tokenizer learned from.
+# tokenizer learned from. (The cliff stands where our count runs out. A longer count would move it.)
 #
 # So a count says much of what was counted and nothing of the rest. The order of the numbers is a count as well, of the text that the
 # tokenizer's makers had, and it seems that code was among it.
@@ -781,7 +784,7 @@ check_worth(worth, english, code, exam)
 # The whole model, with nothing cut, gets code in the small tokenizer's pieces, and loses much more on it. Why?
 #
 # - [ ] It doesn't understand the code any more.
-#   > In its own spelling it gives *False* its due; in these pieces, nearly nothing.
+#   > In its own spelling it finds *False* possible, and in these pieces nearly impossible.
 # - [ ] The cut head does the harm.
 #   > Here no head was cut.
 # - [x] It is asked to write pieces that it would never write.
