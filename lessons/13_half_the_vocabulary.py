@@ -474,13 +474,12 @@ code = token_counts(tokenizer, paragraphs("code", split="calibration"))
 
 
 def repaired(back):
-    """The model with these tokens back, its tokenizer and its tokens."""
-    tokens = choose_tokens(tokenizer, english + back * english.sum(), keep=half)
-    return *cut(tokens), tokens
+    """The tokens of the half with these back."""
+    return choose_tokens(tokenizer, english + back * english.sum(), keep=half)
 
 
 spaces = torch.tensor([bool(needed(text)) for text in texts_of_tokens])
-*with_spaces, tokens = repaired(spaces)
+tokens = repaired(spaces)
 rows, left = set(tokens) - set(frequent), set(frequent) - set(tokens)
 most = max(english[one] for one in left)
 print(f"{len(rows)} tokens are back, with the numbers {sorted(rows)}")
@@ -490,9 +489,9 @@ words[frequent] = 0
 words[[not text.strip() for text in texts_of_tokens]] = 0
 words = torch.zeros_like(code).index_fill(0, words.topk(len(rows)).indices, 1)
 arms = {name: scores["code"] for name, scores in riddle.items()}
-for name, back in {"spaces back": spaces, "words back": words}.items():
-    model, cutter, _ = repaired(back)
-    arms[name] = perplexity(model, rows_of(cutter, judged["code"]))
+with_spaces, with_words = cut(tokens), cut(repaired(words))
+for name, arm in {"spaces back": with_spaces, "words back": with_words}.items():
+    arms[name] = perplexity(arm[0], rows_of(arm[1], judged["code"]))
 on_code = pd.DataFrame(
     {name: [score.perplexity, score.bits_per_byte, score.tokens]
      for name, score in arms.items()},
@@ -541,18 +540,17 @@ show(
 
 
 # %%
-def kinds_of(text):
-    """A kind for each place of a text where a piece of the whole tokenizer is."""
+def kinds_of(text, own, strange):
+    """A kind for each letter of a text, by the whole tokenizer's pieces."""
     found, before = {}, ""
-    half_has = losses_of(text, small, small_tokenizer)
-    for begin, end in losses_of(text, base, tokenizer):
+    for begin, end in own:
         piece = text[begin:end]
         if not piece.strip():
             kind = "white space"
         elif before and not before.strip():
             kind = "the word behind it"
         else:
-            kind = "another piece" if (begin, end) in half_has else "a split word"
+            kind = "another piece" if (begin, end) in strange else "a split word"
         found |= dict.fromkeys(range(begin, end), kind)
         before = piece
     return found
@@ -564,9 +562,10 @@ spellings["spaces back"] = with_spaces
 order = ["white space", "the word behind it", "a split word", "another piece"]
 by_kind = pd.DataFrame(0.0, index=list(spellings), columns=order)
 for text in judged["code"]:
-    kinds = kinds_of(text)
-    for name, with_what in spellings.items():
-        for (begin, _), nats in losses_of(text, *with_what).items():
+    costs = {name: losses_of(text, *each) for name, each in spellings.items()}
+    kinds = kinds_of(text, costs["all tokens"], costs["half"])
+    for name, pieces in costs.items():
+        for (begin, _), nats in pieces.items():
             by_kind.loc[name, kinds[begin]] += to_bits([nats], judged["code"])
 by_kind.plot.barh(stacked=True, figsize=(10, 3.2), width=0.7).invert_yaxis()
 plt.xlabel("bits per byte of code")

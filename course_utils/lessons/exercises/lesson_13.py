@@ -15,6 +15,7 @@ from course_utils.lessons.exercises.moved import to_lesson
 from course_utils.measuring.language_modelling import perplexity
 from course_utils.models.loading import variant
 from course_utils.pruning.vocabulary import choose_tokens, prune_vocabulary
+from course_utils.text.byte_pairs import BytePairs
 from course_utils.text.passages import Passage, batches_of
 
 __getattr__ = to_lesson("12")  # what a notebook from before imports from here
@@ -183,11 +184,7 @@ class VocabularyExam:
     @cached_property
     def first(self) -> dict[str, float]:
         """What the first tokens by number cost."""
-        return self.cost(torch.zeros(self._tokenizer_size))
-
-    @property
-    def _tokenizer_size(self) -> int:
-        return max(self._tokenizer.get_vocab().values()) + 1
+        return self.cost(torch.zeros(BytePairs.of(self._tokenizer).size))
 
     def cost(self, worth: Tensor) -> dict[str, float]:
         """How much more a byte costs with the tokens that these numbers choose, as a share of the whole model's."""
