@@ -377,6 +377,7 @@ lines = {}
 for part in judged["code"]:
     found = [f"\n{line}" for line in part.split("\n")[1:-1]]
     lines |= {line: part for line in found if line.strip() and len(line) < 72}
+lines = lines or {part: part for part in judged["code"]}
 line = max(lines, key=more_pieces)
 part = lines[line]
 start_of_line = part.index(line)
@@ -481,7 +482,7 @@ def repaired(back):
 spaces = torch.tensor([bool(needed(text)) for text in texts_of_tokens])
 tokens = repaired(spaces)
 rows, left = set(tokens) - set(frequent), set(frequent) - set(tokens)
-most = max(english[one] for one in left)
+most = max((english[one] for one in left), default=0)
 print(f"{len(rows)} tokens are back, with the numbers {sorted(rows)}")
 print(f"prose had used each token that left for them at most {most} times")
 words = code.clone()
