@@ -26,7 +26,7 @@ from course_utils.lessons.exercises import (
 )
 from course_utils.measuring.language_modelling import perplexity
 from course_utils.support.uncertainty import kl_divergence, ratio_interval
-from course_utils.text.rows import further_rows, token_blocks
+from course_utils.text.rows import further_rows
 
 
 def _refit(
@@ -203,19 +203,21 @@ def check_control(attempt: Attempt, table: Tensor, ids: Tensor) -> None:
         require(not stay, f"{stay} of {len(names)} tokens have kept their own row. No token should.")
 
 
-_ROWS, _LENGTH = 4, 256  # rows of articles that are counted, and tokens per row
-_READ = {"speeches": 8, "wiki": 24}  # rows that judge
-_FEWER, _MORE = 0.2, 0.15  # nats per token: to win on articles, and to lose on speeches at most
+_LENGTH, _READ, _USES = 256, 24, 2  # tokens per row, rows per text that judge, times that a token may be used
+_LESS = {
+    "speeches": 0.075,
+    "wiki": 0.125,
+}  # nats per token below the opponent: halfway from text cut anew to the answer
 
 
-class WordsExam:
-    """Counts of articles, and rows of text that nothing in lesson 07 has asked; it judges a few times only.
+class RowsExam:
+    """Rows of two texts that nothing in lesson 07 has asked; it judges a few times only.
 
     Args:
         built: makes a student that was solved over the rows that it is given.
         tokenizer: the student's.
-        speeches: int64 [rows, length], what may be read beside the counts.
-        opponent: int64 [rows, length], the speeches that its opponent is solved over, as many tokens as may be read.
+        speeches: int64 [rows, length], the only text that may be used.
+        opponent: the student that was solved over this text as it is.
         tries: how often it judges.
     """
 
@@ -224,63 +226,60 @@ class WordsExam:
         built: Callable[[Tensor], PreTrainedModel],
         tokenizer: PreTrainedTokenizerBase,
         speeches: Tensor,
-        opponent: Tensor,
+        opponent: PreTrainedModel,
         *,
-        tries: int = 3,
+        tries: int = 2,
     ) -> None:
         self._built, self._tokenizer, self.speeches, self._opponent = built, tokenizer, speeches, opponent
         self.left = tries
 
-    def counts(self) -> Counter[int]:
-        """How often each token stands in some articles, {token: times}."""
-        rows = token_blocks(self._tokenizer, "distillation", domain="wiki", tokens=32_768, length=_LENGTH)
-        return Counter(sorted(rows.sample(_ROWS, seed=0).input_ids.flatten().tolist()))  # no word order is left
-
-    def more(self, rows: Tensor) -> list[np.ndarray]:
-        """Nats per token that a student loses more than its opponent: of each row of both texts."""
-        students, more = [self._built(read) for read in (rows, self._opponent)], []
+    def less(self, rows: Tensor) -> dict[str, np.ndarray]:
+        """Nats per token that a student loses less than its opponent, for each row of each text."""
+        student, less = self._built(rows), {}
         for text, unused in further_rows(self._tokenizer).items():
-            scores = [perplexity(model, unused[: _READ[text]], batch_size=8) for model in students]
-            own, other = (score.row_nll / score.row_tokens for score in scores)
-            more.append(own - other)
-        return more
+            scores = [perplexity(model, unused[:_READ], batch_size=8) for model in (self._opponent, student)]
+            opponents, own = (score.row_nll / score.row_tokens for score in scores)
+            less[text] = opponents - own
+        return less
+
+
+def _text_and_heap(speeches: Tensor) -> Tensor:
+    """The answer to exercise 4."""
+    order = torch.randperm(speeches.numel(), generator=torch.Generator().manual_seed(0))
+    return torch.cat([speeches, speeches.flatten()[order].view_as(speeches)])
 
 
 @exercise(
     4,
-    task="Return the rows that the solve shall read, int64 [rows, 256], from the counts and the speeches.",
-    proved="You healed for articles without seeing one: their words were enough, and speeches kept their own.",
+    task="Return the rows that the solve shall read, int64 [rows, 256], made of the tokens of the speeches.",
+    proved="You healed both texts better without one word more: beside its sentences, the old words in a new order.",
+    answer=_text_and_heap,
 )
-def check_rows_for(attempt: Attempt, exam: WordsExam) -> None:
-    """Check a function (counts, speeches) -> rows: does a student solved over them know both texts?"""
-    counts = exam.counts()
-    rows = attempt(counts.copy(), exam.speeches.clone())
+def check_rows_for(attempt: Attempt, exam: RowsExam) -> None:
+    """Check a function (speeches) -> rows: does a student solved over them lose less than its opponent?"""
+    rows = attempt(exam.speeches.clone())
     expect(rows, Tensor, f"Return a tensor of token ids, [rows, {_LENGTH}]")
     require(
         rows.ndim == 2 and rows.shape[1] == _LENGTH and not rows.is_floating_point(),
         f"Return integers [rows, {_LENGTH}]; yours are {rows.dtype} {[*rows.shape]}.",
     )
-    allowed = counts + Counter(exam.speeches.flatten().tolist())
+    there = Counter(exam.speeches.flatten().tolist())
     for token, times in Counter(rows.flatten().tolist()).items():
-        require(
-            times <= allowed[token],
-            f"Token {token} comes {times} times in your rows; the counts and the speeches have {allowed[token]} of it.",
-        )
+        told = f"Token {token} comes {times} times in your rows, and {there[token]} times in the speeches."
+        require(times <= _USES * there[token], f"{told} Each of them may be used twice.")
     take_a_try(exam)
-    speeches, articles = exam.more(rows)
-    fewer, _, low, high = ratio_interval(-articles, np.ones(len(articles)))
-    more = speeches.mean()
-    print(
-        f"  exam: on articles {fewer:.2f} nats per token less than its opponent ({low:.2f} to "
-        f"{high:.2f}, paired by {len(articles)} rows), and {more:+.2f} on speeches; tries left: {exam.left}"
+    short = {}
+    for text, less in exam.less(rows).items():
+        mean, _, low, high = ratio_interval(less, np.ones(len(less)))
+        print(f"  exam: {mean:+.3f} nats per token better on {text} ({low:+.3f} to {high:+.3f}, paired by rows)")
+        if mean < _LESS[text]:
+            short[text] = _LESS[text]
+    print(f"  tries left: {exam.left}")
+    asked = " and ".join(f"{bound:g} on {text}" for text, bound in short.items())
+    told = (
+        "Block 0 needs the words. What do the other blocks see in your rows that they haven't seen, and what no more?"
     )
-    require(low > 0, "That isn't shown to be better on articles. Does the solve read their words at all?")
-    require(more <= _MORE, f"Better on articles, but speeches lose over {_MORE:g} more. What heals their words?")
-    require(
-        fewer >= _FEWER,
-        f"Better on articles, but by less than {_FEWER:g}. Other blocks look around: does your heap look like a text "
-        "to them, and does each word come as often as it counts?",
-    )
+    require(not short, f"That isn't enough: asked are {asked}. {told}")
 
 
 def _kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

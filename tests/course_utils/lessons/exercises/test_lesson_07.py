@@ -1,6 +1,6 @@
 """Lesson 07's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -251,51 +251,42 @@ def test_the_right_test_does_not_depend_on_luck(seed):
 
 
 class MadeUpExam:
-    """Articles gain by their words, half as much where those stand in order; speeches lose where theirs are missing."""
+    """Articles gain by words in another order, and speeches lose where the sentences are missing."""
 
-    speeches = torch.arange(8 * 256).view(8, 256) % 50
+    speeches = torch.arange(8 * 256).view(8, 256)
 
-    def __init__(self, left=3):
+    def __init__(self, left=2):
         self.left = left
 
-    def counts(self):
-        return Counter({50 + word: 4 for word in range(256)})
-
-    def more(self, rows):
-        words = rows[rows >= 50]
-        gain = 0.3 * len(words) / 1024
-        if len(words) and (words.diff() >= 0).float().mean() > 0.9:
-            gain /= 2
-        lost = 0.3 if (rows < 50).sum() < 2048 else 0.0
-        return [np.full(10, lost), np.linspace(-0.01, 0.01, 10) - gain]
+    def less(self, rows):
+        order = rows.flatten().tolist()
+        sentences = sum(b - a == 1 for a, b in pairwise(order)) > 2000
+        loose = sum(b - a != 1 for a, b in pairwise(order)) > 2000
+        noise = np.linspace(-0.01, 0.01, 10)
+        return {"speeches": noise + (0.12 * loose if sentences else -0.1), "wiki": noise + 0.24 * loose}
 
 
-def in_order(counts, _speeches):
-    return torch.tensor(sorted(counts.elements())).view(-1, 256)
+def heap(speeches):
+    order = torch.randperm(speeches.numel(), generator=torch.Generator().manual_seed(1))
+    return speeches.flatten()[order].view_as(speeches)
 
 
-def heap(counts, speeches):
-    words = in_order(counts, speeches).flatten()
-    return words[torch.randperm(len(words), generator=torch.Generator().manual_seed(1))].view(-1, 256)
-
-
-def heap_and_speeches(counts, speeches):
-    return torch.cat([speeches, heap(counts, speeches)])
+def text_and_heap(speeches):
+    return torch.cat([speeches, heap(speeches)])
 
 
 @pytest.mark.parametrize(
     ("rows_for", "said"),
     [
-        (lambda *given: ..., "not solved yet"),
-        (lambda *given: heap(*given).tolist(), "Return a tensor"),
-        (lambda *given: heap(*given).float(), "Return integers [rows, 256]"),
-        (lambda *given: heap(*given).view(-1, 128), "yours are torch.int64 [8, 128]"),
-        (lambda *given: heap_and_speeches(*given).repeat(2, 1), "times in your rows; the counts and the speeches have"),
-        (lambda *given: heap(*given) + 1, "the counts and the speeches have 0 of it"),
-        (lambda counts, speeches: speeches, "isn't shown"),
-        (heap, "speeches lose over"),
-        (lambda *given: torch.cat([in_order(*given), given[1]]), "by less than"),
-        (heap_and_speeches, "correct"),
+        (lambda speeches: ..., "not solved yet"),
+        (lambda speeches: heap(speeches).tolist(), "Return a tensor"),
+        (lambda speeches: heap(speeches).float(), "Return integers [rows, 256]"),
+        (lambda speeches: heap(speeches).view(-1, 128), "yours are torch.int64 [16, 128]"),
+        (lambda speeches: speeches.repeat(3, 1), "Each of them may be used twice"),
+        (lambda speeches: speeches + 1, "and 0 times in the speeches"),
+        (lambda speeches: speeches.repeat(2, 1), "asked are 0.075 on speeches and 0.125 on wiki"),
+        (heap, "asked are 0.075 on speeches."),
+        (text_and_heap, "correct"),
     ],
 )
 def test_rows_for(rows_for, said, capsys):
@@ -305,19 +296,19 @@ def test_rows_for(rows_for, said, capsys):
 
 def test_the_exam_judges_a_few_times_only(capsys):
     exam = MadeUpExam(left=1)
-    assert [lesson_07.check_rows_for(rows_for, exam) for rows_for in (heap, heap_and_speeches)] == [False] * 2
+    assert [lesson_07.check_rows_for(rows_for, exam) for rows_for in (heap, text_and_heap)] == [False] * 2
     assert "The exam is over" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_the_exam_counts_other_articles_and_compares_with_its_opponent(monkeypatch):
+def test_the_exam_compares_with_its_opponent_on_both_texts(monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
     model, tokenizer = load_model("llama", device="cpu")
     asked, speeches = [], MadeUpExam.speeches
-    exam = lesson_07.WordsExam(lambda rows: asked.append(rows) or model, tokenizer, speeches, speeches)
-    assert exam.counts() == exam.counts()
-    assert exam.counts().total() == 4 * 256
-    assert not np.concatenate(exam.more(speeches)).any()  # it is its own opponent
-    assert len(asked) == 2
+    exam = lesson_07.RowsExam(lambda rows: asked.append(rows) or model, tokenizer, speeches, model)
+    less = exam.less(speeches)
+    assert {*less} == {"speeches", "wiki"}
+    assert not np.concatenate([*less.values()]).any()  # it is its own opponent
+    assert [rows is speeches for rows in asked] == [True]
 
 
 def of_all(leaf, part):
