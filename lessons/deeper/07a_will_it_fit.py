@@ -253,6 +253,66 @@ def teaches(loss):
 check_teaches(teaches)
 
 # %% [markdown]
+# ## Would the night have told you?
+#
+# Let us train with a dead KL, and watch its number. Our student is as small as can be: for each of 16 texts it has a row of logits, eleven
+# words wide. The teacher knows how likely each word is to come next, and four words have come after each text, drawn from what it
+# says. The loss is the sum of KL and cross-entropy, once as it should be, and once with a KL that has no gradient.
+#
+# **Predict before you run.** You plot the KL, step by step. Can you tell the dead one after ten steps? And after three hundred?
+# Because …
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Hardly after ten: both have fallen far, because the words come from the teacher. Later the dead one turns: from 0.55 it
+# climbs to 1.04. The student learns these words by heart, and nothing holds it to the teacher. The living one ends at 0.15.
+#
+# </details>
+
+# %%
+generator = torch.Generator().manual_seed(session.seed)
+begin, knows = torch.randn(2, 16, 11, generator=generator)
+says = (2 * knows).softmax(-1)
+came = torch.multinomial(says, 4, True, generator=generator)
+
+
+def train(dead):
+    """The KL before each of 300 steps."""
+    logits, watched = begin.clone().requires_grad_(), []
+    for _ in range(300):
+        log_q = logits.log_softmax(-1)
+        kl = (says * (says.log() - log_q)).sum(-1).mean()
+        loss = (kl.detach() if dead else kl) - log_q.gather(1, came).mean()
+        (slope,) = torch.autograd.grad(loss, logits)
+        logits = (logits - 4 * slope).detach().requires_grad_()
+        watched.append(kl.item())
+    return watched
+
+
+# %%
+_, panel = plt.subplots(figsize=(9, 4), layout="constrained")
+dead, living = train(dead=True), train(dead=False)
+panel.plot(dead, **mark("wrong") | {"label": "a dead KL", "marker": ""})
+panel.plot(living, **mark("whole") | {"label": "a living KL", "marker": ""})
+panel.set(xlabel="step", ylabel="KL (nats per word)", ylim=(0, None))
+panel.legend()
+show(
+    "The KL of two trainings. Both fall at first. The living one stays low; the "
+    "dead one turns after thirty steps and climbs."
+)
+for name, watched in {"dead": dead, "living": living}.items():
+    told = f"{name}: {watched[0]:.2f} at first, {watched[10]:.2f} after ten steps"
+    print(f"{told}, {min(watched):.2f} at best, {watched[-1]:.2f} in the end")
+margins = [dead[0] * 0.7 - dead[10], dead[-1] - 1.4 * min(dead)]
+here("A dead KL falls at first, and climbs later.", margins)
+
+# %% [markdown]
+# *The KL of two students, as a log would show it. In one of them its gradient is missing.*
+#
+# With more text the dead one turns later: the words then say nearly what the teacher says. So the more text you have, the longer such
+# a mistake hides. Your test finds it before the first step.
+
+# %% [markdown]
 # ## The largest tensors
 #
 # A hidden state has a few thousand numbers per token. Logits have one for each word of the vocabulary, 128,256 in a Llama 3, and the
