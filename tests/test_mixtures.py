@@ -1,6 +1,6 @@
 """What each function of the library does with a mixture of experts: it works, or refuses it by name.
 
-After a change, `python tests/test_mixtures.py` writes the table in docs/library.md anew.
+After a change, `python tests/test_mixtures.py` writes the table in docs/mixtures.md anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from course_utils.healing.distillation import Recipe, distill
 from course_utils.pruning.checkpoints import save_pruned
 from course_utils.pruning.experts import expert_importance, prune_experts
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "library.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "mixtures.md"
 BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end -->\n"
 
 WORKS = (
@@ -42,7 +42,7 @@ REFUSED = (
 
 
 def table():
-    """What docs/library.md shows between its markers: a row for each package."""
+    """What docs/mixtures.md shows between its markers: a row for each package."""
 
     def package(name):
         return TRIED[name].__module__.split(".")[1]

@@ -13,7 +13,8 @@ from course_utils.text import assets
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 HEAD = " ".join(PAGE[: PAGE.index("![The same model")].split())
-LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+COMPRESS, OTHERS = ((DOCS / page).read_text(encoding="utf-8") for page in ("compress.md", "beside_others.md"))
 LESSONS = [authoring.read_lesson(path) for path in authoring.find_lessons(ROOT / "lessons")]
 
 
@@ -49,7 +50,7 @@ def test_what_it_costs_is_what_the_lessons_say_and_open():
 
 
 def test_commands_are_there():
-    named = set(re.findall(r"python3? course\.py (\w+)", PAGE + LIBRARY))
+    named = set(re.findall(r"python3? course\.py (\w+)", PAGE + COMPRESS))
     assert {"run", "test", "lab", "progress", "quiz", "verify", "check", "slides", "site", "compress"} <= named
     assert named <= set(course.COMMANDS)
 
@@ -66,7 +67,7 @@ def test_what_is_said_of_other_libraries_was_measured():
             else:
                 pairs.append((ours, values))
     assert len(pairs) >= 5 and all(one[0] < other[0] and one[1] < other[1] for one, other in pairs)
-    told = {row[0]: row[1:] for row in rows(LIBRARY, "Beside other libraries")}
+    told = {row[0]: row[1:] for row in rows(OTHERS, "Libraries")}
     assert told["peak memory and seconds of a width cut"] == [
         "like with like: least", "more than ours", "more than ours, and than optipfair's with L2"
     ]  # fmt: skip

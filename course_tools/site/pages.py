@@ -284,7 +284,7 @@ class Sources:
             "Lessons": lessons,
             "Practise": ["quizzes", "solutions", "docs/glossary"],
             "Teach": ["docs/teaching"],
-            "Look up": ["docs/library", "Its modules <api/course_utils/index>"],
+            "Look up": ["docs/library", "docs/compress", "docs/mixtures", "Its modules <api/course_utils/index>"],
             "Work on it": ["docs/house", "docs/authoring", "CONTRIBUTING", "CHANGELOG"],
         }
         placed = {entry for entries in chapters.values() for entry in entries}

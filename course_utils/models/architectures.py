@@ -365,7 +365,7 @@ def _refuse_mixture(architecture: Architecture) -> None:
         raise UnsupportedArchitecture(
             f"{type(architecture.model).__name__} is a mixture of experts: its neurons, heads, channels and attentions "
             "can't be looked at or cut one by one. Cut whole experts, with pruning.prune_experts; what else works on a "
-            "mixture is in docs/library.md."
+            "mixture is in docs/mixtures.md."
         )
 
 

@@ -152,7 +152,7 @@ def test_all_weights_of_eight_billion_fit_eight_cards_and_not_one(eight_billion)
     together = sum(eight.values()) / GIBIBYTE
     searching = together + (one["teacher"] - eight["teacher"]) / GIBIBYTE
     kept = (one["teacher"] + one["student"]) / GIBIBYTE
-    told = Path(__file__).parents[4].joinpath("docs/library.md").read_text(encoding="utf-8")
+    told = Path(__file__).parents[4].joinpath("docs/compress.md").read_text(encoding="utf-8")
     assert searching <= 75 and f"as they were in main memory, {kept:.0f} GiB" in told
     assert f"takes {together:.0f} GiB on each of eight cards, and {searching:.0f} while finalists learn" in told
     outside = 2 * 2 * 128_256 * 4096 + 2 * 4096  # embedding, head and a norm, in 16 bits
