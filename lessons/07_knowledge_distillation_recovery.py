@@ -865,7 +865,7 @@ here("The solve gives nats on last words back, by the interval.", [low])
 # %%
 from course_utils.lessons.exercises.lesson_07 import RowsExam
 
-read = read_unseen = means = states = None  # room for the exam
+read = read_unseen = means = states = model = None  # room for the exam
 
 
 def built(rows):
