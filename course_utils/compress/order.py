@@ -56,6 +56,11 @@ class Order:
         """The peak learning rate."""
         return RATES[self.recover] if self.lr is None else self.lr
 
+    @property
+    def learns(self) -> bool:
+        """Whether what is saved has learned from the text, itself or as what it was cut from."""
+        return bool(self.correction or self.steps)
+
     def recipe(self, steps: int, **changes: Any) -> Recipe:
         """How the corrected teacher, a finalist or the winner learns in so many steps.
 

@@ -220,6 +220,8 @@ def _save(
         telling.write_card(fresh, made, shown, plan)
         sizes = {"made of": made.base or "a local model", "sizes": made.winner.as_json() | tokens}
         write_json(fresh / folder.MADE, sizes | order.settings())
+    if order.learns:
+        say(telling.UNREAD)
     say(f"{made.winner.name}: {size.parameters:,} parameters, and what else could be shipped:")
     say(shown.to_string())
     if made.kinds is not None:

@@ -24,6 +24,10 @@ from course_utils.text.own_text import OwnText
 from course_utils.text.rows import TokenBlocks
 
 ABOUT_KINDS = "What a byte of each kind of text takes, in tokens and in bits:"
+UNREAD = (
+    "The whole model and its copies in fewer bits haven't read the text that this one learned from. Trained on it as long, "
+    "they might do better on it than they do here."
+)
 _UNKNOWN = "Nothing else was measured after the cut than what stands above: no task, no bias."
 _DEARER = 1.05  # times as many tokens for a byte, from which the card says so
 
@@ -180,6 +184,11 @@ def write_card(folder: Path, made: Made, measured: pd.DataFrame, plan: Plan) -> 
     learned = {"corrected teacher": order.correction * step, "recovery": order.steps * step}
     most = "at most " if text.own else ""  # of one's own text rows are padded, and of chats answers are learned
     whole, (*_, shipped) = made.versions["whole"].score, made.versions.values()
+    limits = (
+        _limits(text.judged_by, *perplexity_ratio(shipped.score, whole))
+        if made.kinds is None
+        else _limits_per_byte(text.judged_by, made.kinds, *bits_ratio(shipped.score, whole))
+    )
     write_model_card(
         folder,
         name=f"{Path(base).name}-{name}" if base else f"A local model, {name}",
@@ -194,9 +203,7 @@ def write_card(folder: Path, made: Made, measured: pd.DataFrame, plan: Plan) -> 
         | ({"learned": LEARNING[order.recover]} if any(learned.values()) else {})
         | {f"tokens of {text.learned_from}, {what}": f"{most}{tokens:,}" for what, tokens in learned.items() if tokens},
         measured=measured,
-        limits=_limits(text.judged_by, *perplexity_ratio(shipped.score, whole))
-        if made.kinds is None
-        else _limits_per_byte(text.judged_by, made.kinds, *bits_ratio(shipped.score, whole)),
+        limits=[UNREAD, *limits] if order.learns else limits,
         sources=[
             "Muralidharan et al. 2024 (Minitron), arXiv 2407.14679",
             *(["Yang et al. 2022 (TextPruner), arXiv 2203.15996"] if vocabulary else []),

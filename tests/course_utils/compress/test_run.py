@@ -16,7 +16,7 @@ from own_command import SMALL, VERSIONS, few_rows, saved, untimed, write_own
 from programs import in_two_processes, shard_by_hand
 from transformers import AutoTokenizer
 
-from course_utils.compress import Candidate, command_line, plan, ranking, run
+from course_utils.compress import Candidate, command_line, plan, ranking, run, telling
 from course_utils.healing.distillation import training
 from course_utils.measuring import abilities
 from course_utils.models.loading import load_model
@@ -48,10 +48,14 @@ def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
     assert f"{model.num_parameters():,} parameters" in told.err
     table = told.err.partition("what else could be shipped:\n")[2].splitlines()
     assert "perplexity on held-out speeches (95 %)" in table[0]
+    assert telling.UNREAD in told.err
     assert all(line.startswith(name) for name, line in zip(VERSIONS, table[1:], strict=False))
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "license: unknown" in card and "What it lost of copying can't be told" in card, "of a random model"
-    assert all(words in card for words in ("no bias", "tokens of speeches, recovery", "tokens a second, PyTorch"))
+    assert all(
+        words in card
+        for words in ("no bias", "tokens of speeches, recovery", "tokens a second, PyTorch", telling.UNREAD)
+    )
     assert all(f"| {row} | " in card for row in ("text", *VERSIONS))
 
     found = report["held_out"]
@@ -292,7 +296,7 @@ def test_half_the_bytes_and_some_of_the_weights(command, tmp_path, capsys):
     fitting = ["--budget", "95%", "--dtype", "bfloat16", "--recover", "mlps", "--recompute"]
     assert command(*fitting, "--steps", "0") == 0
     cut = {name: weight.clone() for name, weight in saved(tmp_path / "out").named_parameters()}
-    capsys.readouterr()
+    assert telling.UNREAD not in capsys.readouterr().out  # nothing has read the text
     assert command(*fitting, "--json") == 0
     told = capsys.readouterr()
     assert "Learning: the MLPs' weights, with the model in bfloat16, activations computed twice" in told.err
