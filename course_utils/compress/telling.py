@@ -25,8 +25,8 @@ from course_utils.text.rows import TokenBlocks
 
 ABOUT_KINDS = "What a byte of each kind of text takes, in tokens and in bits:"
 UNREAD = (
-    "The whole model and its copies in fewer bits haven't read the text that this one learned from. Trained on it as long, "
-    "they might do better on it than they do here."
+    "The whole model and its copies in fewer bits haven't read the text that this one learned from. "
+    "Trained on it as long, they might do better on it than they do here."
 )
 _UNKNOWN = "Nothing else was measured after the cut than what stands above: no task, no bias."
 _DEARER = 1.05  # times as many tokens for a byte, from which the card says so
