@@ -410,7 +410,7 @@ def learn(ids, size):
         log_q = pupil.lm_head(part).log_softmax(-1)
         return (log_p.exp() * (log_p - log_q)).sum()
 
-    return backward_in_chunks(states, loss_of, size)
+    return check_chunks.accepted(states, loss_of, size)  # yours, if it is correct
 
 
 # %%

@@ -456,10 +456,33 @@ class _Trial:
         self.readings += 1
 
 
+def _of_all(leaf: Tensor, _part: Tensor) -> int:
+    return len(leaf)
+
+
+def _in_chunks(states, loss_of, size, *, detach=True, over=_of_all, inside=True, hand_on=True, stop=None, step=None):
+    """The answer to exercise 3 of 07a, with switches for mistakes."""
+    leaf = states.detach().requires_grad_() if detach else states
+    total, losses = 0.0, []
+    for start in range(0, stop or len(leaf), step or size):
+        part = leaf[start : start + size]
+        loss = loss_of(part, start) / over(leaf, part)
+        total += loss.item()
+        losses.append(loss)
+        if inside:
+            loss.backward()
+    if not inside:
+        sum(losses).backward()
+    if detach and hand_on:
+        states.backward(leaf.grad)
+    return total
+
+
 @exercise(
     3,
     task="Take loss and gradient a chunk at a time, leave the gradients with the weights, and return the mean loss.",
     proved="The gradients are those of all logits at once, and never more than a chunk of them was there.",
+    answer=_in_chunks,
 )
 def check_chunks(attempt: Attempt) -> None:
     """Check a function (states, loss_of, size) -> mean loss, which leaves gradients behind."""

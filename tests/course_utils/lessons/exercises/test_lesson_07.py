@@ -311,25 +311,7 @@ def test_the_exam_compares_with_its_opponent_on_both_texts(monkeypatch):
     assert [rows is speeches for rows in asked] == [True]
 
 
-def of_all(leaf, part):
-    return len(leaf)
-
-
-def in_chunks(states, loss_of, size, *, detach=True, over=of_all, inside=True, hand_on=True, stop=None, step=None):
-    leaf = states.detach().requires_grad_() if detach else states
-    total, losses = 0.0, []
-    for start in range(0, stop or len(leaf), step or size):
-        part = leaf[start : start + size]
-        loss = loss_of(part, start) / over(leaf, part)
-        total += loss.item()
-        losses.append(loss)
-        if inside:
-            loss.backward()
-    if not inside:
-        sum(losses).backward()
-    if detach and hand_on:
-        states.backward(leaf.grad)
-    return total
+in_chunks = lesson_07.check_chunks.answer
 
 
 def chunked(**options):
@@ -364,5 +346,4 @@ test_chunks = cases_of(
         (chunked(step=3), "asked for twice"),
         (lambda *given: 2 * in_chunks(*given), "the mean loss is"),
     ],
-    answers=[in_chunks],
 )
